@@ -1,1 +1,24 @@
-//! Being built.
+//! What the two processes share: the snapshot (ctlplane → dataplane) and the counters (dataplane → anyone).
+//!
+//! Everything here is pointer-free and `#[repr(C)]`, in host byte order unless a field says otherwise, and read only
+//! after magic, version, length and checksum were verified on a private copy: the other side is treated as hostile.
+//! This crate opens no files and maps no memory; `hugepages` does.
+//!
+//! ```text
+//! root-<generation>      RootHeader, then one TableRef per table      immutable
+//! table-<id>             TableHeader, then the table's records        immutable, content-addressed
+//! counters               see [`counters`]                             one writer per column
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod columns;
+pub mod counters;
+pub mod fuzz;
+pub mod image;
+pub mod record;
+pub mod text;
+
+pub use image::{
+    ListenersTable, NodeTable, PoolTable, Root, SnapshotError, TableImage, TableKind, TableRef,
+    root_generation, root_name, table_name,
+};

@@ -1,0 +1,384 @@
+//! The records of the snapshot: what each table holds, field by field.
+//!
+//! Sizes are asserted at compile time; a changed layout is a changed [`VERSION`].
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::text::{Name, Text};
+
+/// Version of every record and header here. Raised with each change of a layout or a meaning.
+pub const VERSION: u32 = 1;
+/// Most workers that a node can have.
+pub const MAX_WORKERS: usize = 64;
+/// Most ports that a node can have.
+pub const MAX_PORTS: usize = 16;
+/// No position: an empty slot of a slot table.
+pub const NO_POSITION: u16 = u16::MAX;
+/// No index: an absent reference.
+pub const NO_INDEX: u32 = u32::MAX;
+/// Most backends of one pool (slots are `u16` positions, [`NO_POSITION`] is taken).
+pub const MAX_POOL_BACKENDS: usize = 65_534;
+/// Most listeners of a node (a flow entry pins its listener in a `u16`).
+pub const MAX_LISTENERS: usize = 65_535;
+/// Most pools of a node.
+pub const MAX_POOLS: usize = 65_535;
+
+/// `workers` idle by polling without a pause.
+pub const IDLE_SPIN: u8 = 0;
+/// `workers` pause, then sleep, after some empty polls.
+pub const IDLE_ADAPTIVE: u8 = 1;
+
+/// An IPv4 or IPv6 address: 16 bytes in network byte order, IPv4 in the first four.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Address {
+    /// 4 or 6; anything else is no address.
+    pub family: u8,
+    /// Prefix length in bits where the address stands for a prefix or an interface address, else 32 or 128.
+    pub prefix_length: u8,
+    /// A port number, host byte order; 0 where none is meant.
+    pub port: u16,
+    /// Network byte order; IPv4 in the first four bytes, the rest zero.
+    pub bytes: [u8; 16],
+}
+
+impl Address {
+    /// A host address without a port.
+    pub fn host(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => {
+                let [a, b, c, d] = v4.octets();
+                let bytes = [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                Self { family: 4, prefix_length: 32, port: 0, bytes }
+            }
+            IpAddr::V6(v6) => Self { family: 6, prefix_length: 128, port: 0, bytes: v6.octets() },
+        }
+    }
+
+    /// A prefix or an interface address.
+    pub fn prefix(address: IpAddr, prefix_length: u8) -> Self {
+        Self { prefix_length, ..Self::host(address) }
+    }
+
+    /// The same address with a port number.
+    pub fn with_port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+
+    /// The address, unless the family is unknown.
+    pub fn ip(&self) -> Option<IpAddr> {
+        let [a, b, c, d, ..] = self.bytes;
+        match self.family {
+            4 => Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d))),
+            6 => Some(IpAddr::V6(Ipv6Addr::from(self.bytes))),
+            _ => None,
+        }
+    }
+}
+
+/// Head of the node table: what is fixed while a dataplane process lives (`workers`, sizes) and what is not (timeouts).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct NodeRecord {
+    /// CPUs, one worker each, in worker order; the first `worker_count` count. `u16::MAX` is "any CPU, not pinned".
+    pub worker_cpus: [u16; MAX_WORKERS],
+    /// 1 to [`MAX_WORKERS`].
+    pub worker_count: u32,
+    /// Flow entries per worker for IPv4.
+    pub flows_ipv4: u32,
+    /// Flow entries per worker for IPv6.
+    pub flows_ipv6: u32,
+    /// Rows of the backend counters: one above the highest backend index that may ever be used.
+    pub backend_capacity: u32,
+    /// Packet buffers per port and worker; 0 = the dataplane's default.
+    pub buffers: u32,
+    /// Bytes of one buffer's data room without headroom; 0 = the dataplane's default.
+    pub buffer_bytes: u32,
+    /// [`IDLE_SPIN`] or [`IDLE_ADAPTIVE`].
+    pub idle: u8,
+    /// 1 where `hash_key` is in use; 0 = the fixed hash.
+    pub keyed_hash: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// Most generated ICMP errors per second and worker.
+    pub icmp_rate: u32,
+    /// Key of the flow hash that picks backends.
+    pub hash_key: [u8; 16],
+    /// Timeouts in milliseconds, by [`Timeout`].
+    pub timeouts_ms: [u32; 6],
+    /// First source port that `fullnat` uses.
+    pub snat_port_first: u16,
+    /// Last source port that `fullnat` uses, inclusive.
+    pub snat_port_last: u16,
+    /// Number of [`PortRecord`]s that follow.
+    pub ports: u32,
+    /// Number of [`InterfaceAddressRecord`]s after the ports.
+    pub addresses: u32,
+    /// Number of [`PortRouteRecord`]s after the addresses.
+    pub routes: u32,
+}
+
+/// Index into [`NodeRecord::timeouts_ms`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Timeout {
+    /// TCP: SYN seen, no answer to it confirmed.
+    TcpEmbryonic = 0,
+    /// TCP: data flows.
+    TcpEstablished = 1,
+    /// TCP: FIN or RST seen.
+    TcpClosing = 2,
+    /// UDP.
+    Udp = 3,
+    /// Fragments: how long a first fragment's ports are remembered.
+    Fragment = 4,
+    /// A neighbour that was not confirmed for so long is asked again.
+    Neighbour = 5,
+}
+
+/// A NIC or virtual device.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct PortRecord {
+    /// Name in the configuration.
+    pub name: Name,
+    /// `pci:…`, `af_xdp:…`, `af_packet:…`, `tap:…`, `pcap:…`, `ring:…`, `null:`.
+    pub device: Text<256>,
+    /// Largest IP packet, bytes, without Ethernet header.
+    pub mtu: u16,
+    /// 802.1Q VLAN id for everything on this port; 0 = untagged.
+    pub vlan: u16,
+    /// Receive queues wanted; 0 = one per worker where the device can.
+    pub queues: u16,
+    /// Descriptors per queue; 0 = the dataplane's default.
+    pub descriptors: u16,
+}
+
+/// What an address of a port is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum AddressUse {
+    /// The port's own address: answers ARP/NDP and echo, source of tunnels and of Weir's own packets; its prefix is on-link.
+    Own = 0,
+    /// A source address of `fullnat`: answers ARP/NDP; not on-link.
+    Snat = 1,
+}
+
+/// An address that a port answers for.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct InterfaceAddressRecord {
+    /// Address and, for [`AddressUse::Own`], the on-link prefix length.
+    pub address: Address,
+    /// Index of the port.
+    pub port: u16,
+    /// [`AddressUse`].
+    pub usage: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// A route: gateways are routes of prefix length 0.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct PortRouteRecord {
+    /// Destination prefix.
+    pub prefix: Address,
+    /// Next hop, on-link on the port.
+    pub gateway: Address,
+    /// Index of the port.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// An address that Weir answers for.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct VipRecord {
+    /// Name in the configuration.
+    pub name: Name,
+    /// The address.
+    pub address: Address,
+}
+
+/// How packets of a listener reach their backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Mode {
+    /// Direct server return: only the MAC addresses are rewritten.
+    Dsr = 0,
+    /// IP in IP (RFC 2003, RFC 2473).
+    Ipip = 1,
+    /// Generic UDP Encapsulation (draft-ietf-intarea-gue).
+    Gue = 2,
+    /// The destination is rewritten; replies come back through Weir.
+    Nat = 3,
+    /// Source and destination are rewritten.
+    Fullnat = 4,
+}
+
+/// What happens to the flows of a backend that is down or in maintenance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum OnDown {
+    /// Another backend takes the flow over.
+    Reselect = 0,
+    /// TCP: the client gets a RST. UDP: the packet is dropped.
+    Reset = 1,
+    /// Packets keep going to the backend.
+    Keep = 2,
+}
+
+/// A vip, protocol and port (range) with a mode.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct ListenerRecord {
+    /// Name in the configuration.
+    pub name: Name,
+    /// Stable index, row of the listener counters, at most [`MAX_LISTENERS`] - 1.
+    pub index: u32,
+    /// Position in the table's vips.
+    pub vip: u32,
+    /// Index of the pool ([`PoolRecord::index`]).
+    pub pool: u32,
+    /// First port, host byte order.
+    pub port_first: u16,
+    /// Last port, inclusive.
+    pub port_last: u16,
+    /// IP protocol: 6 or 17.
+    pub protocol: u8,
+    /// [`Mode`].
+    pub mode: u8,
+    /// GUE variant 0 or 1.
+    pub gue_variant: u8,
+    /// [`OnDown`].
+    pub on_down: u8,
+    /// UDP destination port of GUE.
+    pub gue_port: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// How a new flow picks its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Algorithm {
+    /// The flow's hash into a Maglev table.
+    Maglev = 0,
+    /// Next slot of a smooth weighted schedule, per worker.
+    RoundRobin = 1,
+    /// The client address's hash into a Maglev table.
+    SourceHash = 2,
+}
+
+/// Head of a pool table.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct PoolRecord {
+    /// Name in the configuration.
+    pub name: Name,
+    /// Stable index.
+    pub index: u32,
+    /// [`Algorithm`].
+    pub algorithm: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    /// Number of [`BackendRecord`]s that follow.
+    pub backends: u32,
+    /// Number of `u16` slots after them: positions among this pool's backends, or [`NO_POSITION`].
+    pub slots: u32,
+}
+
+/// A backend's administrative state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum AdminState {
+    /// Takes new flows.
+    Ready = 0,
+    /// No new flows; established ones go on.
+    Drain = 1,
+    /// No new flows; established ones by the listener's [`OnDown`].
+    Maint = 2,
+    /// Not in the configuration any more; forwardable until its flows end.
+    Removed = 3,
+}
+
+/// One server of a pool.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct BackendRecord {
+    /// Name in the configuration, unique in its pool.
+    pub name: Name,
+    /// Stable index on this node: what a flow entry pins; row of the backend counters.
+    pub index: u32,
+    /// 0 to 65535; 0 = no new flows.
+    pub weight: u32,
+    /// Address and port; port 0 = the port that the client used.
+    pub address: Address,
+    /// [`AdminState`].
+    pub admin: u8,
+    /// 1 = down by health; 0 = up.
+    pub down: u8,
+    /// Zero.
+    pub reserved: u16,
+}
+
+macro_rules! from_u8 {
+    ($name:ident: $($variant:ident),+) => {
+        impl $name {
+            /// The value, or `None` for a number that stands for none.
+            pub fn from_u8(value: u8) -> Option<Self> {
+                $(if value == Self::$variant as u8 { return Some(Self::$variant); })+
+                None
+            }
+        }
+    };
+}
+from_u8!(Mode: Dsr, Ipip, Gue, Nat, Fullnat);
+from_u8!(OnDown: Reselect, Reset, Keep);
+from_u8!(Algorithm: Maglev, RoundRobin, SourceHash);
+from_u8!(AdminState: Ready, Drain, Maint, Removed);
+from_u8!(AddressUse: Own, Snat);
+
+impl Mode {
+    /// The word of the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dsr => "dsr",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
+            Self::Nat => "nat",
+            Self::Fullnat => "fullnat",
+        }
+    }
+}
+
+impl AdminState {
+    /// The word of the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Drain => "drain",
+            Self::Maint => "maint",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+const _: () = {
+    assert!(size_of::<Address>() == 20 && align_of::<Address>() == 2);
+    assert!(size_of::<NodeRecord>() == 128 + 28 + 4 + 16 + 24 + 4 + 12);
+    assert!(size_of::<PortRecord>() == 64 + 256 + 8);
+    assert!(size_of::<InterfaceAddressRecord>() == 24);
+    assert!(size_of::<PortRouteRecord>() == 44);
+    assert!(size_of::<VipRecord>() == 84);
+    assert!(size_of::<ListenerRecord>() == 64 + 12 + 4 + 8);
+    assert!(size_of::<PoolRecord>() == 64 + 16);
+    assert!(size_of::<BackendRecord>() == 64 + 8 + 20 + 4);
+    assert!(std::mem::offset_of!(NodeRecord, worker_count) == 128);
+    assert!(std::mem::offset_of!(ListenerRecord, index) == 64);
+    assert!(std::mem::offset_of!(BackendRecord, address) == 72);
+};
