@@ -1,1 +1,18 @@
-//! Being built.
+//! Memory that outlives a process or is shared between two of them, and the small machinery around it.
+//!
+//! ```text
+//!  reserve     how many hugepages does this machine have, and may Weir have them?   (sysfs, mounts, NUMA)
+//!  segment     named memory in a directory: immutable files, owned tables, words that two processes share
+//!  generation  which snapshot is published, adopted, refused: the control page of one instance
+//!  spsc        one producer, one consumer, inside one process
+//!  prefetch    ask the cache for a line without touching it
+//! ```
+//!
+//! This is one of the few places where `unsafe` is allowed; what it exports is safe to call. Everything that another
+//! process can write is read as atomics or copied before anyone looks at it.
+
+pub mod generation;
+pub mod prefetch;
+pub mod reserve;
+pub mod segment;
+pub mod spsc;
