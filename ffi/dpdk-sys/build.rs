@@ -13,7 +13,6 @@ const FUNCTIONS: &[&str] = &[
     "rte_eal_cleanup",
     "rte_eal_hotplug_add",
     "rte_eal_hotplug_remove",
-    "rte_lcore_id",
     "rte_thread_register",
     "rte_thread_unregister",
     "rte_strerror",

@@ -69,3 +69,8 @@ int weir_log_to_stderr(void)
 {
 	return rte_openlog_stream(stderr);
 }
+
+uint32_t weir_lcore_id(void)
+{
+	return rte_lcore_id();
+}

@@ -18,6 +18,7 @@
 #include <rte_mbuf_dyn.h>
 #include <rte_mempool.h>
 #include <rte_ring.h>
+#include <rte_version.h>
 
 uint16_t weir_rx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count);
 uint16_t weir_tx_burst(uint16_t port, uint16_t queue, struct rte_mbuf **packets, uint16_t count);
@@ -35,6 +36,8 @@ unsigned int weir_ring_pop_burst(struct rte_ring *ring, struct rte_mbuf **packet
 unsigned int weir_ring_count(const struct rte_ring *ring);
 
 uint64_t weir_tsc(void);
+/* UINT32_MAX (LCORE_ID_ANY) for a thread that DPDK does not know */
+uint32_t weir_lcore_id(void);
 int weir_errno(void);
 int weir_log_to_stderr(void);
 
