@@ -1,0 +1,238 @@
+//! How is a whole IP packet carried to a backend inside another one?
+//!
+//! `ipip` is IP in IP (RFC 2003, RFC 2473). `gue` is Generic UDP Encapsulation (draft-ietf-intarea-gue): variant 1 puts
+//! the IP packet directly into UDP, variant 0 puts a four-byte header between. DSCP is copied (RFC 2983 §3.2, the
+//! uniform model) and so is ECN (RFC 6040 §4.1, normal mode).
+
+use crate::buffer::PacketBuf;
+use crate::bytes::put;
+use crate::checksum;
+use crate::eth;
+use crate::ipv4;
+use crate::ipv6;
+use crate::parse::Parsed;
+use crate::types::{Family, Mac, Protocol};
+use crate::udp;
+
+/// IANA's UDP port for GUE.
+pub const GUE_PORT: u16 = 6080;
+/// Length of the header of GUE variant 0 without optional fields.
+pub const GUE_HEADER_LEN: usize = 4;
+
+/// What stands between the outer IP header and the inner one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tunnel {
+    /// Nothing.
+    Ipip,
+    /// UDP and a four-byte header that names the inner protocol.
+    GueVariant0(GueUdp),
+    /// UDP alone; the inner version's bits are variant 1's.
+    GueVariant1(GueUdp),
+}
+
+/// The outer UDP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GueUdp {
+    /// Source port: see [`entropy_port`].
+    pub src_port: u16,
+    /// Destination port, usually [`GUE_PORT`].
+    pub dst_port: u16,
+    /// Whether the checksum is computed; without it, it is zero. RFC 8200 §8.1 wants it over IPv6, but for RFC 6936.
+    pub checksum: bool,
+}
+
+impl Tunnel {
+    /// Length of everything before the inner packet, from the outer IP header on.
+    #[inline(always)]
+    pub const fn overhead(self, outer: Family) -> usize {
+        overhead_of_ip(outer)
+            + match self {
+                Tunnel::Ipip => 0,
+                Tunnel::GueVariant0(_) => udp::HEADER_LEN + GUE_HEADER_LEN,
+                Tunnel::GueVariant1(_) => udp::HEADER_LEN,
+            }
+    }
+}
+
+const fn overhead_of_ip(outer: Family) -> usize {
+    match outer {
+        Family::V4 => ipv4::HEADER_LEN,
+        Family::V6 => ipv6::HEADER_LEN,
+    }
+}
+
+/// Ends of the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Over IPv4.
+    V4 {
+        /// Our address.
+        src: u32,
+        /// The backend's address.
+        dst: u32,
+    },
+    /// Over IPv6.
+    V6 {
+        /// Our address.
+        src: [u8; 16],
+        /// The backend's address.
+        dst: [u8; 16],
+    },
+}
+
+impl Ends {
+    /// The outer family.
+    #[inline(always)]
+    pub const fn family(&self) -> Family {
+        match self {
+            Ends::V4 { .. } => Family::V4,
+            Ends::V6 { .. } => Family::V6,
+        }
+    }
+}
+
+/// The outer headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// What stands between the IP headers.
+    pub tunnel: Tunnel,
+    /// The outer addresses.
+    pub ends: Ends,
+    /// TTL or hop limit of the outer header.
+    pub ttl: u8,
+    /// Identification of an outer IPv4 packet that may be fragmented.
+    pub identification: u16,
+    /// Flow label of an outer IPv6 header, 20 bits: the flow's entropy (RFC 6438 §3).
+    pub flow_label: u32,
+}
+
+/// The link header that a packet leaves with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The next hop.
+    pub destination: Mac,
+    /// Our port.
+    pub source: Mac,
+    /// The tag, if there is one.
+    pub vlan: Option<u16>,
+}
+
+/// A source port from a flow's hash, in the dynamic range (RFC 6335 §6) as draft-ietf-intarea-gue §5.11 asks, so that
+/// routers and NICs spread the flows of one tunnel.
+#[inline(always)]
+pub const fn entropy_port(hash: u64) -> u16 {
+    0xc000 | (hash >> 50) as u16
+}
+
+/// Replaces the link header of a parsed IP packet by `link` and the outer headers. Ethernet padding goes away.
+///
+/// False where the headroom or the 16-bit outer length does not suffice; then nothing but the padding has changed.
+/// The outer IPv4 packet may be fragmented only where the inner one may be (RFC 2003 §3.1); TTL of the inner packet is
+/// the caller's to decrement before.
+#[inline]
+pub fn encapsulate<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer, link: &Link) -> bool {
+    let Some(inner) = parsed.family() else { return false };
+    let overhead = outer.tunnel.overhead(outer.ends.family());
+    let Some(total_len) = parsed.l3_len.checked_add(overhead as u16) else { return false };
+    if !packet.truncate(parsed.end()) {
+        return false;
+    }
+    // At least 20 bytes of IP header and 14 of Ethernet: more than the 18 of any header that was parsed.
+    let before = eth::header_len(link.vlan) + overhead;
+    if packet.prepend(before - parsed.l3_offset()).is_none() {
+        return false;
+    }
+    let ether_type = match outer.ends {
+        Ends::V4 { .. } => eth::IPV4,
+        Ends::V6 { .. } => eth::IPV6,
+    };
+    let frame = packet.data_mut();
+    let Some(l3) = eth::write(frame, link.destination, link.source, link.vlan, ether_type) else {
+        return false;
+    };
+    let Some(datagram) = frame.get_mut(l3..) else { return false };
+    write(datagram, total_len, outer, inner, parsed.tos, parsed.dont_fragment).is_some()
+}
+
+/// Writes the outer headers to the start of `datagram`, whose inner packet is already in place.
+#[inline(always)]
+fn write(
+    datagram: &mut [u8],
+    total_len: u16,
+    outer: &Outer,
+    inner: Family,
+    tos: u8,
+    dont_fragment: bool,
+) -> Option<()> {
+    let (protocol, carried) = match inner {
+        Family::V4 => (Protocol::IPIP, Protocol::IPIP),
+        Family::V6 => (Protocol::IPV6, Protocol::IPV6),
+    };
+    let protocol = if matches!(outer.tunnel, Tunnel::Ipip) { protocol } else { Protocol::UDP };
+    let ip_len = overhead_of_ip(outer.ends.family());
+    match outer.ends {
+        Ends::V4 { src, dst } => {
+            let header = ipv4::Header {
+                tos,
+                total_len,
+                identification: outer.identification,
+                // RFC 2003 §3.1 and RFC 2473 §7.2: what the inner packet forbids, the outer does too.
+                dont_fragment,
+                ttl: outer.ttl,
+                protocol,
+                src,
+                dst,
+            };
+            put(datagram, 0, header.bytes())?;
+        }
+        Ends::V6 { src, dst } => {
+            let header = ipv6::Header {
+                traffic_class: tos,
+                flow_label: outer.flow_label,
+                payload_len: total_len - ipv6::HEADER_LEN as u16,
+                next_header: protocol,
+                hop_limit: outer.ttl,
+                src,
+                dst,
+            };
+            put(datagram, 0, header.bytes())?;
+        }
+    }
+    let ports = match outer.tunnel {
+        Tunnel::Ipip => return Some(()),
+        Tunnel::GueVariant1(ports) => ports,
+        Tunnel::GueVariant0(ports) => {
+            // Version 0, no control message, no optional fields; the inner protocol; no flags.
+            put(datagram, ip_len + udp::HEADER_LEN, [0, carried.0, 0, 0])?;
+            ports
+        }
+    };
+    let len = total_len - ip_len as u16;
+    put(datagram, ip_len, udp::header(ports.src_port, ports.dst_port, len, 0))?;
+    if ports.checksum {
+        let pseudo = match &outer.ends {
+            Ends::V4 { src, dst } => checksum::pseudo_v4(*src, *dst, Protocol::UDP, len),
+            Ends::V6 { src, dst } => checksum::pseudo_v6(src, dst, Protocol::UDP, u32::from(len)),
+        };
+        let sum = u64::from(checksum::sum(datagram.get(ip_len..usize::from(total_len))?));
+        let checksum = checksum::udp_transmit(!checksum::fold(sum + u64::from(pseudo)));
+        put(datagram, ip_len + udp::field::CHECKSUM, checksum.to_be_bytes())?;
+    }
+    Some(())
+}
+
+/// The ECN field of a packet that leaves a tunnel, or `None` where it must be dropped, RFC 6040 §4.2 figure 4. Both
+/// arguments are the two low bits of the type of service or traffic class.
+pub const fn ecn_after_tunnel(outer: u8, inner: u8) -> Option<u8> {
+    const NOT_ECT: u8 = 0;
+    const ECT_1: u8 = 1;
+    const ECT_0: u8 = 2;
+    const CE: u8 = 3;
+    match (inner & 3, outer & 3) {
+        (NOT_ECT, CE) => None,
+        (NOT_ECT, _) => Some(NOT_ECT),
+        (_, CE) => Some(CE),
+        (ECT_0, ECT_1) => Some(ECT_1),
+        (inner, _) => Some(inner),
+    }
+}

@@ -1,0 +1,267 @@
+//! Which number stands for a flow: in a hash table, in a NIC's indirection table, and on every node alike?
+//!
+//! Three families, each for one use:
+//! - [`flow_hash_v4`], [`flow_hash_v6`]: fast and keyed by a secret per process, for the flow table and software
+//!   steering. Never written anywhere: its values may change with any version.
+//! - [`stable_hash_v4`], [`stable_hash_v6`], [`source_hash_v4`], [`source_hash_v6`]: XXH3-64 as its specification
+//!   defines it, over the addresses, ports and protocol in network byte order, for the choice of a backend. Equal on
+//!   every node, machine and version that uses the same key.
+//! - [`Toeplitz`]: what NICs compute for RSS, so that software finds the same queue.
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+/// A key with which Toeplitz gives both directions of a flow the same value: 16 bits repeated (Woo and Park, "Scalable
+/// TCP Session Monitoring with Symmetric Receive-side Scaling", 2012).
+pub const SYMMETRIC_KEY: [u8; 40] = {
+    let mut key = [0x6d; 40];
+    let mut at = 1;
+    while at < key.len() {
+        key[at] = 0x5a;
+        at += 2;
+    }
+    key
+};
+
+/// The key of Microsoft's RSS specification, which most NICs start with.
+pub const MICROSOFT_KEY: [u8; 40] = [
+    0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0,
+    0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42,
+    0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
+];
+
+/// The longest input of Toeplitz with a 40-byte key: two IPv6 addresses and two ports.
+pub const TOEPLITZ_INPUT_MAX: usize = 36;
+
+/// The Toeplitz hash bit by bit, as the specification says it. `input` is in network byte order: source address,
+/// destination address, source port, destination port; bytes beyond [`TOEPLITZ_INPUT_MAX`] are not counted.
+pub const fn toeplitz(key: &[u8; 40], input: &[u8]) -> u32 {
+    let mut hash = 0;
+    let mut rest = input;
+    let mut index = 0;
+    while let Some((byte, tail)) = rest.split_first() {
+        if index == TOEPLITZ_INPUT_MAX {
+            break;
+        }
+        hash ^= toeplitz_byte(key, index, *byte);
+        rest = tail;
+        index += 1;
+    }
+    hash
+}
+
+/// What input byte number `index` adds to the hash.
+const fn toeplitz_byte(key: &[u8; 40], index: usize, byte: u8) -> u32 {
+    let mut window = 0u64;
+    let mut at = 0;
+    // The 40 key bits from bit 8 * index on; a byte needs 32 + 7 of them.
+    while at < 5 {
+        window <<= 8;
+        if index + at < 40 {
+            #[expect(clippy::indexing_slicing, reason = "index + at is below 40, the key's length")]
+            {
+                window |= key[index + at] as u64;
+            }
+        }
+        at += 1;
+    }
+    let mut hash = 0;
+    let mut bit = 0;
+    while bit < 8 {
+        if byte & (0x80 >> bit) != 0 {
+            hash ^= (window >> (8 - bit)) as u32;
+        }
+        bit += 1;
+    }
+    hash
+}
+
+/// A Toeplitz key with its tables: one look-up per input byte. 36 KiB, of which IPv4 touches 12.
+#[derive(Clone)]
+pub struct Toeplitz {
+    tables: Box<[[u32; 256]; TOEPLITZ_INPUT_MAX]>,
+}
+
+impl Toeplitz {
+    /// Computes the tables; about 10 µs, once per key.
+    pub fn new(key: &[u8; 40]) -> Toeplitz {
+        let mut tables = Box::new([[0; 256]; TOEPLITZ_INPUT_MAX]);
+        for (index, table) in tables.iter_mut().enumerate() {
+            for (byte, entry) in (0..=255).zip(table.iter_mut()) {
+                *entry = toeplitz_byte(key, index, byte);
+            }
+        }
+        Toeplitz { tables }
+    }
+
+    /// The hash of `input`, in network byte order as for [`toeplitz`].
+    #[inline(always)]
+    pub fn hash(&self, input: &[u8]) -> u32 {
+        let mut hash = 0;
+        for (byte, table) in input.iter().zip(self.tables.iter()) {
+            hash ^= table.get(usize::from(*byte)).copied().unwrap_or(0);
+        }
+        hash
+    }
+
+    /// The hash of an IPv4 flow as NICs compute it for TCP and UDP.
+    #[inline]
+    pub fn hash_v4(&self, src: u32, dst: u32, src_port: u16, dst_port: u16) -> u32 {
+        let mut input = [0; 12];
+        input[..4].copy_from_slice(&src.to_be_bytes());
+        input[4..8].copy_from_slice(&dst.to_be_bytes());
+        input[8..10].copy_from_slice(&src_port.to_be_bytes());
+        input[10..].copy_from_slice(&dst_port.to_be_bytes());
+        self.hash(&input)
+    }
+
+    /// The hash of an IPv6 flow as NICs compute it for TCP and UDP.
+    #[inline]
+    pub fn hash_v6(&self, src: &[u8; 16], dst: &[u8; 16], src_port: u16, dst_port: u16) -> u32 {
+        let mut input = [0; 36];
+        input[..16].copy_from_slice(src);
+        input[16..32].copy_from_slice(dst);
+        input[32..34].copy_from_slice(&src_port.to_be_bytes());
+        input[34..].copy_from_slice(&dst_port.to_be_bytes());
+        self.hash(&input)
+    }
+}
+
+/// The entry of an indirection table of `size` entries that a NIC takes for `hash`: its low bits, as all sizes are powers
+/// of two. Zero for a table of no entries.
+#[inline(always)]
+pub const fn reta_index(hash: u32, size: u16) -> u16 {
+    if size == 0 { 0 } else { (hash % size as u32) as u16 }
+}
+
+/// Digits of π after the point, as in other folded-multiply hashes: odd constants without structure.
+const MIX: [u64; 4] =
+    [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344, 0xa409_3822_299f_31d0, 0x082e_fa98_ec4e_6c89];
+
+/// Both halves of a 128-bit product: every input bit reaches every output bit.
+#[inline(always)]
+const fn folded_multiply(left: u64, right: u64) -> u64 {
+    let product = left as u128 * right as u128;
+    product as u64 ^ (product >> 64) as u64
+}
+
+/// Hash of two words under a secret seed, for hash tables.
+#[inline(always)]
+pub const fn flow_hash_2(seed: [u64; 2], words: [u64; 2]) -> u64 {
+    let mixed = folded_multiply(words[0] ^ seed[0], words[1] ^ seed[1]);
+    folded_multiply(mixed ^ MIX[0], seed[0] ^ MIX[1])
+}
+
+/// Hash of five words under a secret seed, for hash tables.
+#[inline(always)]
+pub const fn flow_hash_5(seed: [u64; 2], words: [u64; 5]) -> u64 {
+    // The two products don't wait for each other.
+    let first = folded_multiply(words[0] ^ seed[0], words[1] ^ seed[1]);
+    let second = folded_multiply(words[2] ^ seed[0] ^ MIX[2], words[3] ^ seed[1] ^ MIX[3]);
+    let mixed = folded_multiply(first ^ words[4] ^ MIX[0], second.rotate_left(32) ^ seed[1]);
+    folded_multiply(mixed ^ MIX[2], seed[0] ^ MIX[1])
+}
+
+/// Ports and protocol as one word.
+#[inline(always)]
+const fn tail(src_port: u16, dst_port: u16, protocol: u8) -> u64 {
+    (src_port as u64) << 32 | (dst_port as u64) << 16 | protocol as u64
+}
+
+/// Hash of an IPv4 flow under a secret seed; addresses and ports in host order.
+#[inline(always)]
+pub const fn flow_hash_v4(
+    seed: [u64; 2],
+    src: u32,
+    dst: u32,
+    src_port: u16,
+    dst_port: u16,
+    protocol: u8,
+) -> u64 {
+    flow_hash_2(seed, [(src as u64) << 32 | dst as u64, tail(src_port, dst_port, protocol)])
+}
+
+/// Hash of an IPv6 flow under a secret seed; addresses in network order, ports in host order.
+#[inline(always)]
+pub fn flow_hash_v6(
+    seed: [u64; 2],
+    src: &[u8; 16],
+    dst: &[u8; 16],
+    src_port: u16,
+    dst_port: u16,
+    protocol: u8,
+) -> u64 {
+    let (src, dst) = (u128::from_ne_bytes(*src), u128::from_ne_bytes(*dst));
+    flow_hash_5(
+        seed,
+        [src as u64, (src >> 64) as u64, dst as u64, (dst >> 64) as u64, tail(src_port, dst_port, protocol)],
+    )
+}
+
+/// The key of the stable hashes; nodes that shall choose the same backends share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct StableKey(u64);
+
+impl StableKey {
+    /// No key: plain XXH3.
+    pub const NONE: StableKey = StableKey(0);
+
+    /// A key of eight bytes, used as XXH3's seed.
+    pub const fn from_seed(seed: u64) -> StableKey {
+        StableKey(seed)
+    }
+
+    /// A key of sixteen bytes; its own XXH3 becomes the seed.
+    pub fn from_bytes(key: &[u8; 16]) -> StableKey {
+        StableKey(xxh3_64(key))
+    }
+
+    /// The seed, for publication.
+    pub const fn seed(self) -> u64 {
+        self.0
+    }
+}
+
+/// XXH3-64 over 13 bytes: source and destination address, source and destination port, all big-endian, and protocol.
+/// Arguments in host order.
+#[inline]
+pub fn stable_hash_v4(key: StableKey, src: u32, dst: u32, src_port: u16, dst_port: u16, protocol: u8) -> u64 {
+    let mut input = [0; 13];
+    input[..4].copy_from_slice(&src.to_be_bytes());
+    input[4..8].copy_from_slice(&dst.to_be_bytes());
+    input[8..10].copy_from_slice(&src_port.to_be_bytes());
+    input[10..12].copy_from_slice(&dst_port.to_be_bytes());
+    input[12] = protocol;
+    xxh3_64_with_seed(&input, key.0)
+}
+
+/// XXH3-64 over 37 bytes: source and destination address, source and destination port, all big-endian, and protocol.
+/// Ports in host order.
+#[inline]
+pub fn stable_hash_v6(
+    key: StableKey,
+    src: &[u8; 16],
+    dst: &[u8; 16],
+    src_port: u16,
+    dst_port: u16,
+    protocol: u8,
+) -> u64 {
+    let mut input = [0; 37];
+    input[..16].copy_from_slice(src);
+    input[16..32].copy_from_slice(dst);
+    input[32..34].copy_from_slice(&src_port.to_be_bytes());
+    input[34..36].copy_from_slice(&dst_port.to_be_bytes());
+    input[36] = protocol;
+    xxh3_64_with_seed(&input, key.0)
+}
+
+/// XXH3-64 over the 4 big-endian bytes of a source address, for pools that keep a client on its backend.
+#[inline]
+pub fn source_hash_v4(key: StableKey, src: u32) -> u64 {
+    xxh3_64_with_seed(&src.to_be_bytes(), key.0)
+}
+
+/// XXH3-64 over the 16 bytes of a source address, for pools that keep a client on its backend.
+#[inline]
+pub fn source_hash_v6(key: StableKey, src: &[u8; 16]) -> u64 {
+    xxh3_64_with_seed(src, key.0)
+}
