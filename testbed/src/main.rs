@@ -1,2 +1,98 @@
-//! Being built.
-fn main() {}
+//! `cargo testbed …`: Weir on a machine of its own making. Network namespaces hold the client, the balancer and the
+//! backends; real programs talk through it; everything is cleaned up afterwards.
+//!
+//! ```text
+//! setup     packages, hugepages, binaries: what is missing, nothing else
+//! topology  namespaces, links and addresses (the only place that calls `ip`)
+//! supervisor, run, weir   processes, what belongs to a run, Weir's two processes and its command line
+//! traffic   clients, servers, frames
+//! demo, scenario, bench, fuzz   what the user asked for
+//! ```
+#![forbid(unsafe_code)]
+#![allow(clippy::indexing_slicing, reason = "a test program on its own data: a panic here is a failed test, not an outage")]
+
+mod command;
+mod console;
+mod demo;
+mod interrupt;
+mod run;
+mod setup;
+mod status;
+mod supervisor;
+mod topology;
+mod traffic;
+mod weir;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::demo::IoChoice;
+
+/// Weir's testbed: every test, demo and benchmark in network namespaces of its own.
+#[derive(Debug, Parser)]
+#[command(name = "cargo testbed", bin_name = "cargo testbed")]
+struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Install what is missing, reserve hugepages, build.
+    Setup,
+    /// Real HTTP through nat and dsr listeners over IPv4 and IPv6; a table of who answered.
+    Demo {
+        /// Through what Weir's ports reach the network.
+        #[arg(long, value_enum, default_value = "auto")]
+        io: IoChoice,
+        /// Leave everything running.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Start the demo's lab and leave it running.
+    Up {
+        /// Through what Weir's ports reach the network.
+        #[arg(long, value_enum, default_value = "auto")]
+        io: IoChoice,
+    },
+    /// End what `up` or `demo --keep` left running.
+    Down,
+    /// Remove what crashed runs left behind.
+    Clean,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match act(arguments.action) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(action: Action) -> Result<()> {
+    setup::require()?;
+    interrupt::install()?;
+    match action {
+        Action::Setup => setup::prepare().map(|ready| println!("  ready: {}", ready.binaries.weir.display())),
+        Action::Demo { io, keep } => demo::demo(setup::prepare()?, io, keep),
+        Action::Up { io } => demo::up(setup::prepare()?, io),
+        Action::Down => demo::down(),
+        Action::Clean => clean(),
+    }
+}
+
+fn clean() -> Result<()> {
+    let removed = run::sweep()?;
+    if removed.is_empty() {
+        println!("  nothing was left behind");
+    }
+    for name in removed {
+        println!("  removed {name}");
+    }
+    setup::settle_pages()
+}

@@ -1,0 +1,210 @@
+//! `weir status --json` as the testbed reads it: the fields that tests rely on, everything else ignored.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// Counters by name.
+pub(crate) type Counters = BTreeMap<String, u64>;
+
+/// The whole.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Status {
+    /// Published generation.
+    pub(crate) generation: u64,
+    /// Generation that each worker acknowledged.
+    pub(crate) acked: Vec<u64>,
+    /// The packet process.
+    pub(crate) dataplane: ProcessStatus,
+    /// The control process.
+    pub(crate) ctlplane: ProcessStatus,
+    /// Ports.
+    #[serde(default)]
+    pub(crate) ports: Vec<Counted>,
+    /// Listeners.
+    #[serde(default)]
+    pub(crate) listeners: Vec<Counted>,
+    /// Pools.
+    #[serde(default)]
+    pub(crate) pools: Vec<Pool>,
+    /// Workers.
+    #[serde(default)]
+    pub(crate) workers: Vec<Worker>,
+    /// Dropped packets by reason.
+    #[serde(default)]
+    pub(crate) drops: Counters,
+}
+
+/// One process.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ProcessStatus {
+    /// State in a word.
+    pub(crate) state: String,
+    /// Why the dataplane refused what was published.
+    #[serde(default)]
+    pub(crate) refusal: Option<String>,
+}
+
+/// Something with a name and counters.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Counted {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its counters.
+    #[serde(default)]
+    pub(crate) counters: Counters,
+}
+
+/// A pool.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Pool {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its backends.
+    pub(crate) backends: Vec<Backend>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Backend {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its stable index.
+    #[serde(default)]
+    pub(crate) index: u64,
+    /// Its weight.
+    pub(crate) weight: u64,
+    /// `ready`, `drain`, `maint`, `removed`.
+    #[serde(default)]
+    pub(crate) state: String,
+    /// Its counters.
+    #[serde(default)]
+    pub(crate) counters: Counters,
+}
+
+/// A worker.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Worker {
+    /// Its number.
+    pub(crate) index: u64,
+    /// Its counters.
+    #[serde(default)]
+    pub(crate) counters: Counters,
+    /// Left side minus right side of the conservation law: zero when nothing is in flight.
+    #[serde(default)]
+    pub(crate) balance: i64,
+}
+
+impl Status {
+    /// Whether every worker runs what was published.
+    pub(crate) fn serving(&self) -> bool {
+        self.dataplane.state.eq_ignore_ascii_case("running")
+            && self.generation > 0
+            && !self.acked.is_empty()
+            && self.acked.iter().all(|&acked| acked == self.generation)
+    }
+
+    /// One line for error messages.
+    pub(crate) fn summary(&self) -> String {
+        format!(
+            "dataplane {}, ctlplane {}, generation {} acked {:?}",
+            self.dataplane.state, self.ctlplane.state, self.generation, self.acked
+        )
+    }
+
+    /// What is not at rest, in words; `None` when everything is.
+    pub(crate) fn imbalance(&self) -> Option<String> {
+        for worker in &self.workers {
+            let held = worker.counters.get("held").copied().unwrap_or(0);
+            if worker.balance != 0 {
+                return Some(format!(
+                    "worker {}: balance {} ({})",
+                    worker.index,
+                    worker.balance,
+                    nonzero(&worker.counters)
+                ));
+            }
+            let owned = worker.counters.get("buffers_owned").copied().unwrap_or(0) as i64;
+            if owned != 0 || held != 0 {
+                return Some(format!("worker {}: {owned} buffers owned, {held} held", worker.index));
+            }
+        }
+        None
+    }
+
+    /// A counter summed over the workers.
+    pub(crate) fn worker_sum(&self, name: &str) -> u64 {
+        self.workers
+            .iter()
+            .filter_map(|worker| worker.counters.get(name))
+            .fold(0, |sum, &value| sum.wrapping_add(value))
+    }
+
+    /// A counter of one port; 0 where there is none.
+    pub(crate) fn port(&self, name: &str, counter: &str) -> u64 {
+        counter_of(&self.ports, name, counter)
+    }
+
+    /// A counter of one listener; 0 where there is none.
+    pub(crate) fn listener(&self, name: &str, counter: &str) -> u64 {
+        counter_of(&self.listeners, name, counter)
+    }
+
+    /// One backend.
+    pub(crate) fn backend(&self, pool: &str, name: &str) -> Option<&Backend> {
+        self.pools.iter().find(|other| other.name == pool)?.backends.iter().find(|other| other.name == name)
+    }
+
+    /// Dropped packets of one reason.
+    pub(crate) fn dropped(&self, reason: &str) -> u64 {
+        self.drops.get(reason).copied().unwrap_or(0)
+    }
+
+    /// Drop reasons that counted something, as words.
+    pub(crate) fn drops_in_words(&self) -> String {
+        nonzero(&self.drops)
+    }
+}
+
+fn counter_of(rows: &[Counted], name: &str, counter: &str) -> u64 {
+    rows.iter()
+        .find(|row| row.name == name)
+        .and_then(|row| row.counters.get(counter))
+        .copied()
+        .unwrap_or(0)
+}
+
+fn nonzero(counters: &Counters) -> String {
+    let words: Vec<String> =
+        counters.iter().filter(|(_, value)| **value != 0).map(|(name, value)| format!("{name} {value}")).collect();
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"{"schema":1,"instance":"x","generation":3,"acked":[3,3],
+        "dataplane":{"state":"running","pid":1,"workers":2},"ctlplane":{"state":"running","pid":2},
+        "ports":[{"name":"wan","device":"af_xdp:wan","counters":{"rx_packets":7}}],
+        "listeners":[],"pools":[{"name":"app","algorithm":"maglev","backends":[{"name":"app-1","index":4,
+        "address":"198.18.1.11:8080","weight":100,"state":"ready","down":false,"slot_share":1.0,"counters":{}}]}],
+        "workers":[{"index":0,"counters":{"rx_packets":7,"held":0},"balance":0},
+        {"index":1,"counters":{"rx_packets":2},"balance":-1}],"drops":{"ttl":0,"no_listener":2},"drift":false}"#;
+
+    #[test]
+    fn the_agreed_shape_is_read() {
+        let mut status: Status = serde_json::from_str(TEXT).unwrap();
+        assert!(status.serving());
+        assert_eq!((status.worker_sum("rx_packets"), status.port("wan", "rx_packets")), (9, 7));
+        assert_eq!(status.backend("app", "app-1").unwrap().index, 4);
+        assert_eq!(status.drops_in_words(), "no_listener 2");
+        assert!(status.imbalance().unwrap().contains("balance -1"));
+        status.workers[1].balance = 0;
+        assert_eq!(status.imbalance(), None);
+        status.workers[0].counters.insert("buffers_owned".into(), 2);
+        assert!(status.imbalance().unwrap().contains("2 buffers"));
+        status.acked[1] = 2;
+        assert!(!status.serving());
+    }
+}
