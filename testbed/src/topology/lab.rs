@@ -214,8 +214,9 @@ impl Lab {
                  route add 198.18.0.0/15 via {lan4}\nroute add 2001:db8::/32 via {lan6}\n\
                  route add 198.18.0.0/15 via 198.18.1.253 table 100\n\
                  route add 2001:db8::/32 via 2001:db8:19::253 table 100\n\
-                 rule add from 198.18.100.0/24 table 100\n-6 rule add from 2001:db8:100::/64 table 100\n"
+                 rule add from 198.18.100.0/24 table 100\n"
             ))?;
+            namespace.ip6("rule add from 2001:db8:100::/64 table 100\n")?;
         }
         Ok(())
     }
@@ -300,9 +301,9 @@ mod tests {
             lab.accept_vip(vip(family, 1)).unwrap();
         }
         for namespace in &lab.backends {
+            ping(namespace, &[], "198.18.1.253").unwrap();
+            ping(namespace, &[], "2001:db8:19::253").unwrap();
             // a VIP speaks to the client through the router, never through Weir
-            ping(namespace, &["-I", "198.18.100.1"], "198.18.1.253").unwrap();
-            ping(namespace, &["-I", "2001:db8:100::1"], "2001:db8:19::253").unwrap();
             let route = namespace.ip("route get 198.18.0.1 from 198.18.100.1\n").unwrap();
             assert!(route.contains("via 198.18.1.253"), "{route}");
             let route = namespace.ip("route get 2001:db8:18::1 from 2001:db8:100::1\n").unwrap();

@@ -38,7 +38,7 @@ impl Namespace {
             ("net.ipv4.conf.default.rp_filter", "0"),
             ("net.ipv4.icmp_ratelimit", "0"),
             ("net.ipv6.icmp.ratelimit", "0"),
-            ("net.ipv4.tcp_metrics_save", "0"),
+            ("net.ipv4.tcp_no_metrics_save", "1"),
         ])?;
         namespace.ip("link set lo up\n")?;
         Ok(namespace)
@@ -62,6 +62,12 @@ impl Namespace {
     /// Runs lines of `ip` in it, in one go.
     pub(crate) fn ip(&self, lines: &str) -> Result<String> {
         command::run_with_input(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), Some(lines))
+            .with_context(|| format!("in namespace {}", self.name))
+    }
+
+    /// The same with `ip -6`, for the few commands that don't infer the family from their addresses.
+    pub(crate) fn ip6(&self, lines: &str) -> Result<String> {
+        command::run_with_input(Command::new("ip").args(["-6", "-n", &self.name, "-batch", "-"]), Some(lines))
             .with_context(|| format!("in namespace {}", self.name))
     }
 
