@@ -114,6 +114,17 @@ pub enum EalError {
     },
 }
 
+/// Why the environment did not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndError {
+    /// A port, queue, ring, pool, registered thread or handle is left.
+    #[error("DPDK's environment is still used by {0} ports, rings, pools, threads or handles")]
+    InUse(usize),
+    /// Packets are held somewhere, or were lost.
+    #[error("{0} packets have not come back to their pools")]
+    PacketsOut(u64),
+}
+
 static STARTED: AtomicBool = AtomicBool::new(false);
 
 /// The environment, held by the thread that started it. Dropping it last, after every port, ring, pool and
@@ -121,6 +132,7 @@ static STARTED: AtomicBool = AtomicBool::new(false);
 #[derive(Debug)]
 pub struct Eal {
     handle: EalHandle,
+    ended: bool,
     /// Ending EAL belongs to the thread that started it.
     _not_send: PhantomData<*const ()>,
 }
@@ -186,7 +198,7 @@ impl Eal {
             return Err(error);
         }
         let environment = Environment { no_huge: config.no_huge, retired: Mutex::default() };
-        let eal = Self { handle: EalHandle(Arc::new(environment)), _not_send: PhantomData };
+        let eal = Self { handle: EalHandle(Arc::new(environment)), ended: false, _not_send: PhantomData };
         mbuf::register_scratch_field()?;
         Ok(eal)
     }
@@ -195,20 +207,40 @@ impl Eal {
     pub fn handle(&self) -> EalHandle {
         self.handle.clone()
     }
+
+    /// Ends DPDK and says whether all of its parts were given back.
+    ///
+    /// # Errors
+    /// When something is left; DPDK then lives on until the process ends.
+    pub fn end(mut self) -> Result<(), EndError> {
+        self.finish()
+    }
+
+    fn finish(&mut self) -> Result<(), EndError> {
+        if self.ended {
+            return Ok(());
+        }
+        // DPDK's memory must stay mapped for whatever is left.
+        let users = Arc::strong_count(&self.handle.0).saturating_sub(1);
+        let environment = Arc::get_mut(&mut self.handle.0).ok_or(EndError::InUse(users))?;
+        let pools = environment.retired.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let packets = pools.iter().map(|pool| u64::from(pool.in_use())).sum();
+        if packets > 0 {
+            return Err(EndError::PacketsOut(packets));
+        }
+        pools.drain(..).for_each(RetiredPool::free);
+        self.ended = true;
+        // SAFETY: this is the thread that called rte_eal_init (Eal is !Send); get_mut proved that nothing
+        // which uses the environment is left, and all packets are back in their pools.
+        unsafe { sys::rte_eal_cleanup() };
+        Ok(())
+    }
 }
 
 impl Drop for Eal {
     fn drop(&mut self) {
-        // A port, ring, pool or registered thread is left, or a packet is: DPDK's memory must stay mapped.
-        let Some(environment) = Arc::get_mut(&mut self.handle.0) else { return };
-        let pools = environment.retired.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if !pools.iter().all(RetiredPool::is_complete) {
-            return;
-        }
-        pools.drain(..).for_each(RetiredPool::free);
-        // SAFETY: this is the thread that called rte_eal_init (Eal is !Send); get_mut proved that nothing
-        // which uses the environment is left, and all packets are back in their pools.
-        unsafe { sys::rte_eal_cleanup() };
+        // Whoever wants to know calls `end` first.
+        let _ = self.finish();
     }
 }
 
@@ -223,8 +255,10 @@ impl EalConfig {
             let list = cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
             push(&["--lcores", &format!("0@({list})")]);
         }
+        // Memory without hugepages has no files anyway, and EAL refuses --in-memory beside it.
+        let no_files = if self.no_huge { "--no-shconf" } else { "--in-memory" };
         for (wanted, flag) in
-            [(self.in_memory, "--in-memory"), (self.no_huge, "--no-huge"), (self.no_pci, "--no-pci")]
+            [(self.in_memory, no_files), (self.no_huge, "--no-huge"), (self.no_pci, "--no-pci")]
         {
             if wanted {
                 push(&[flag]);

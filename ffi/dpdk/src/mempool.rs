@@ -103,14 +103,14 @@ pub(crate) struct RetiredPool(NonNull<sys::rte_mempool>);
 unsafe impl Send for RetiredPool {}
 
 impl RetiredPool {
-    pub(crate) fn is_complete(&self) -> bool {
+    pub(crate) fn in_use(&self) -> u32 {
         // SAFETY: the pool was created by rte_pktmbuf_pool_create and is not freed yet.
-        unsafe { sys::rte_mempool_in_use_count(self.0.as_ptr()) == 0 }
+        unsafe { sys::rte_mempool_in_use_count(self.0.as_ptr()) }
     }
 
     /// Only the end of the environment may call this: no other user of DPDK is left then.
     pub(crate) fn free(self) {
-        // SAFETY: rte_mempool_free wants a pool that nobody uses: all packets are back (is_complete), and the
+        // SAFETY: rte_mempool_free wants a pool that nobody uses: all packets are back, and the
         // caller is the end of the environment.
         unsafe { sys::rte_mempool_free(self.0.as_ptr()) };
     }

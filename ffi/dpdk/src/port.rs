@@ -139,6 +139,7 @@ struct Device {
     bus: &'static str,
     name: String,
     rx_queues: u16,
+    started: bool,
     /// The pools that the receive queues fill themselves from.
     pools: Vec<PacketPool>,
     _environment: EalHandle,
@@ -184,6 +185,7 @@ impl Port {
             bus,
             name,
             rx_queues: 0,
+            started: false,
             pools: Vec::new(),
             _environment: environment.clone(),
         });
@@ -213,9 +215,13 @@ impl Port {
         if self.state != State::Configured {
             return Err(self.order("start"));
         }
-        let id = self.inner.id;
+        let spec = self.inner.spec.clone();
+        let device = Arc::get_mut(&mut self.inner).ok_or(PortError::QueuesInUse(spec))?;
+        let id = device.id;
         // SAFETY: the port is configured, with all queues set up, and only this thread controls it (&mut, !Sync).
-        self.driver("start", unsafe { sys::rte_eth_dev_start(id) })?;
+        let code = unsafe { sys::rte_eth_dev_start(id) };
+        device.started = code == 0;
+        self.driver("start", code)?;
         self.state = State::Started;
         // SAFETY: as above. Virtual devices that can't are promiscuous anyway.
         unsafe {
@@ -254,7 +260,6 @@ impl Port {
         let Some(device) = Arc::get_mut(&mut self.inner) else {
             return Err(PortError::QueuesInUse(self.inner.spec.clone()));
         };
-        device.drain();
         let code = device.stop();
         self.driver("stop", code)?;
         self.state = State::Configured;
@@ -288,8 +293,14 @@ impl fmt::Debug for Port {
 
 impl Device {
     fn stop(&mut self) -> i32 {
+        if !self.started {
+            return 0;
+        }
+        self.drain();
         // SAFETY: exclusive access to the device: no queue is left that could be in a burst.
-        unsafe { sys::rte_eth_dev_stop(self.id) }
+        let code = unsafe { sys::rte_eth_dev_stop(self.id) };
+        self.started = code != 0;
+        code
     }
 
     /// Frees what a loopback ring holds: net_ring frees its rings and forgets the packets in them.
@@ -299,8 +310,7 @@ impl Device {
         }
         for queue in 0..self.rx_queues {
             let mut raw: *mut sys::rte_mbuf = std::ptr::null_mut();
-            // SAFETY: no queue is left, so this is the only receiver; there is room for one pointer. A port that is
-            // not started answers 0.
+            // SAFETY: no queue is left, so this is the only receiver; there is room for one pointer.
             while unsafe { sys::weir_rx_burst(self.id, queue, &raw mut raw, 1) } == 1 {
                 // SAFETY: a received packet is the receiver's alone.
                 unsafe { sys::weir_mbuf_free(raw) };
@@ -311,7 +321,6 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.drain();
         self.stop();
         let (bus, name) = (c_string(self.bus), c_string(&self.name));
         // SAFETY: the port and its queues are gone; rte_eth_dev_close wants a stopped port, and unplugging one that
