@@ -1,1 +1,35 @@
-//! Being built.
+//! Which backend gets this packet, and how must it look to arrive there? L4 balancing of one worker, sans-IO.
+//!
+//! ```text
+//! engine ── the way of a packet: look-up, state, rewrite, verdict
+//!   ├─ services   listeners, pools, backends of one generation
+//!   ├─ table      flow records and their life; entry: one record; index: hash → record
+//!   ├─ snat       source addresses and ports of fullnat
+//!   ├─ tunnel     outer headers of ipip and gue
+//!   ├─ icmp       errors follow the flow that they are about
+//!   ├─ fragment   later fragments follow their first
+//!   └─ rate       how many answers a second
+//! steer ── which worker owns a packet
+//! ```
+//!
+//! Nothing here does I/O, reads a clock, allocates per packet or panics on what a peer sends.
+#![forbid(unsafe_code)]
+
+pub mod engine;
+pub mod entry;
+pub mod fragment;
+pub mod fuzz;
+mod icmp;
+pub mod index;
+pub mod rate;
+pub mod services;
+pub mod snat;
+pub mod steer;
+pub mod table;
+mod tunnel;
+pub mod verdict;
+
+pub use engine::{Accounts, Ended, Engine, HeapMemory, Lookup, Memory, Tables};
+pub use services::{Backend, Listener, Mode, OnDown, Parts, Pool, Services, address_of, bits_of};
+pub use steer::{Owner, Spread};
+pub use verdict::{Delivery, DropReason, Verdict};

@@ -1,0 +1,952 @@
+//! A packet and the tables in, a rewritten packet and a verdict out: L4 balancing of one worker.
+//!
+//! Called by the worker in three steps per burst, so that the misses of all its packets overlap: [`Engine::prepare`] (hash, ask
+//! for the index line), [`Engine::guess`] (read the index line, ask for the record), [`Engine::process`] (decide and
+//! rewrite). It knows no clock (`now` is in ticks), no NIC and no link addresses: the worker fills those in.
+//!
+//! ```text
+//! tuple ─ found forward ─▶ state, on_down ─▶ TTL, MTU, rewrite or encapsulate ─▶ ToBackend
+//!       ├ found reverse ─▶ state          ─▶ TTL, rewrite                     ─▶ ToClient
+//!       ├ listener      ─▶ pick a backend, add a flow, as found forward
+//!       └ none          ─▶ Local or a counted drop
+//! ```
+
+use std::ops::DerefMut;
+use std::sync::Arc;
+
+use weir_net::hash::StableKey;
+use weir_net::{Kind, PacketBuf, Parsed, Protocol, icmp_reply, rewrite, tcp, tcp_reset};
+
+use crate::entry::{Address, Entry, EntryV4, EntryV6, Flow, NO_SNAT, State, Tuple};
+use crate::fragment::{Datagram, Fragments};
+use crate::index::{Bucket, Candidate, Direction, Index};
+use crate::rate::RateLimit;
+use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Services, address_of};
+use crate::snat::{ReplyOwner, Snat};
+use crate::table::{FlowTable, Full, Recovery};
+use crate::tunnel;
+use crate::verdict::{Delivery, DropReason, Verdict};
+
+/// Where the tables of a worker live: hugepage segments in the appliance, vectors in tests.
+pub trait Memory {
+    /// Records of IPv4 flows.
+    type V4: DerefMut<Target = [EntryV4]>;
+    /// Records of IPv6 flows.
+    type V6: DerefMut<Target = [EntryV6]>;
+    /// An index.
+    type Index: DerefMut<Target = [Bucket]>;
+}
+
+/// Tables in vectors.
+#[derive(Debug)]
+pub struct HeapMemory;
+
+impl Memory for HeapMemory {
+    type V4 = Vec<EntryV4>;
+    type V6 = Vec<EntryV6>;
+    type Index = Vec<Bucket>;
+}
+
+/// What the engine reports as it happens; the worker keeps counters with it.
+pub trait Accounts {
+    /// A flow was added.
+    fn flow_created(&mut self, listener: u16, backend: u32);
+    /// A flow ended.
+    fn flow_ended(&mut self, listener: u16, backend: u32, why: Ended);
+    /// The client was sent a RST because its backend is down.
+    fn reset_sent(&mut self, listener: u16, backend: u32);
+    /// A packet found no backend that could take it.
+    fn no_backend(&mut self, listener: u16);
+}
+
+/// Why a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Silent for longer than its state allows.
+    Expired,
+    /// Made room for a new one.
+    Evicted,
+    /// Its client began anew, its backend went down, or its listener changed.
+    Replaced,
+}
+
+/// What is known of a packet's flow before its record is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lookup {
+    hash: u32,
+    guess: u32,
+}
+
+impl Lookup {
+    /// A look-up by hash alone, where nothing was prefetched.
+    pub(crate) fn of(hash: u32) -> Self {
+        Self { hash, guess: 0 }
+    }
+}
+
+/// Storage for [`Engine::new`].
+#[derive(Debug)]
+pub struct Tables<M: Memory> {
+    /// Records of IPv4 flows, perhaps of a previous process.
+    pub v4: M::V4,
+    /// Records of IPv6 flows, perhaps of a previous process.
+    pub v6: M::V6,
+    /// Index of the IPv4 flows: [`crate::index::buckets_for`] tells its length.
+    pub v4_index: M::Index,
+    /// Index of the IPv6 flows.
+    pub v6_index: M::Index,
+    /// Source addresses that the records name by number.
+    pub snat: Vec<u128>,
+}
+
+/// L4 balancing of one worker.
+#[derive(Debug)]
+pub struct Engine<M: Memory> {
+    shared: Shared,
+    v4: FlowTable<u32, M::V4, M::Index>,
+    v6: FlowTable<u128, M::V6, M::Index>,
+    fragments: Fragments,
+}
+
+/// What both families use.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) services: Arc<Services>,
+    pub(crate) snat: Snat,
+    cursors: Vec<u32>,
+    pub(crate) replies: RateLimit,
+    key: StableKey,
+    identification: u16,
+}
+
+impl<M: Memory> Engine<M> {
+    /// Takes the tables over with the flows in them that still mean something. `seed` keys the tables' hash.
+    pub fn new(
+        services: Arc<Services>,
+        tables: Tables<M>,
+        owner: ReplyOwner,
+        seed: [u64; 2],
+        now: u32,
+        accounts: &mut impl Accounts,
+    ) -> (Self, Recovery) {
+        let mut snat = Snat::new(tables.snat, owner);
+        snat.adopt(&services);
+        let (v4, first) =
+            recover::<u32, _, _>(&services, &snat, tables.v4, tables.v4_index, seed, now, accounts);
+        let (v6, second) =
+            recover::<u128, _, _>(&services, &snat, tables.v6, tables.v6_index, seed, now, accounts);
+        let recovery = Recovery {
+            recovered: first.recovered + second.recovered,
+            discarded: first.discarded + second.discarded,
+        };
+        let fragments = Fragments::new(seed[0] ^ seed[1].rotate_left(17));
+        let replies = RateLimit::new(services.icmp_rate);
+        let key = key_of(&services);
+        let shared =
+            Shared { services, snat, cursors: Vec::new(), replies, key, identification: seed[0] as u16 };
+        (Self { shared, v4, v6, fragments }, recovery)
+    }
+
+    /// Runs a new generation from here on; returns the old one, to be dropped elsewhere.
+    ///
+    /// Flows whose listener or backend now means something else (an index was reused) are ended first.
+    pub fn adopt(&mut self, services: Arc<Services>, accounts: &mut impl Accounts) -> Arc<Services> {
+        if self.shared.services.identities_differ(&services) {
+            purge(&self.shared.services, &services, &mut self.v4, accounts);
+            purge(&self.shared.services, &services, &mut self.v6, accounts);
+        }
+        self.shared.key = key_of(&services);
+        self.shared.replies.set_rate(services.icmp_rate);
+        self.shared.snat.adopt(&services);
+        std::mem::replace(&mut self.shared.services, services)
+    }
+
+    /// The generation in use.
+    pub fn services(&self) -> &Arc<Services> {
+        &self.shared.services
+    }
+
+    /// Source addresses by the numbers that the records use.
+    pub fn snat_addresses(&self) -> &[u128] {
+        self.shared.snat.interned()
+    }
+
+    /// Live flows, IPv4 and IPv6.
+    pub fn live(&self) -> (u32, u32) {
+        (self.v4.live(), self.v6.live())
+    }
+
+    /// Capacity, IPv4 and IPv6.
+    pub fn capacity(&self) -> (usize, usize) {
+        (self.v4.capacity(), self.v6.capacity())
+    }
+
+    /// First step: hashes the packet's tuple and asks for the index line.
+    #[inline]
+    pub fn prepare(&self, frame: &[u8], parsed: &Parsed) -> Lookup {
+        if !parsed.has_ports {
+            return Lookup::default();
+        }
+        match parsed.kind {
+            Kind::Ipv4 => prepare(&self.v4, frame, parsed),
+            Kind::Ipv6 => prepare(&self.v6, frame, parsed),
+            Kind::Arp | Kind::Other => Lookup::default(),
+        }
+    }
+
+    /// Second step: reads the index line and asks for the record.
+    #[inline]
+    pub fn guess(&self, parsed: &Parsed, lookup: &mut Lookup) {
+        if !parsed.has_ports {
+            return;
+        }
+        match parsed.kind {
+            Kind::Ipv4 => guess(&self.v4, lookup),
+            Kind::Ipv6 => guess(&self.v6, lookup),
+            Kind::Arp | Kind::Other => {}
+        }
+    }
+
+    /// Third step: decides, and rewrites the packet for its way. The link header is the caller's.
+    #[inline]
+    pub fn process<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        lookup: Lookup,
+        now: u32,
+        accounts: &mut impl Accounts,
+    ) -> Verdict {
+        match parsed.kind {
+            Kind::Ipv4 => Lane { shared: &mut self.shared, table: &mut self.v4, now, accounts }
+                .process(packet, parsed, lookup),
+            Kind::Ipv6 => Lane { shared: &mut self.shared, table: &mut self.v6, now, accounts }
+                .process(packet, parsed, lookup),
+            Kind::Arp | Kind::Other => Verdict::Drop(DropReason::UnsupportedProtocol),
+        }
+    }
+
+    /// For fragments, at their home worker: a first one leaves its ports, a later one gets them. `false`: a later fragment
+    /// whose first is unknown.
+    pub fn follow_fragment(&mut self, frame: &[u8], parsed: &mut Parsed, now: u32) -> bool {
+        let Some(datagram) = datagram_of(frame, parsed) else { return false };
+        if parsed.is_first_fragment() {
+            self.fragments.first(datagram, (parsed.src_port, parsed.dst_port), now);
+            return true;
+        }
+        match self.fragments.later(&datagram, now, self.shared.services.fragment_ticks) {
+            Some((src_port, dst_port)) => {
+                parsed.src_port = src_port;
+                parsed.dst_port = dst_port;
+                parsed.has_ports = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Looks at the next `count` records of each family and ends those that have been silent for too long.
+    pub fn sweep(&mut self, count: usize, now: u32, accounts: &mut impl Accounts) {
+        Lane { shared: &mut self.shared, table: &mut self.v4, now, accounts }.sweep(count);
+        Lane { shared: &mut self.shared, table: &mut self.v6, now, accounts }.sweep(count);
+    }
+
+    /// Turns a packet that is too long for its way into the ICMP error that says so, within the rate.
+    pub fn answer_too_big<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        mtu: u16,
+        now: u32,
+    ) -> Verdict {
+        let source = parsed.dst(packet.data());
+        self.shared.answer(
+            packet,
+            parsed,
+            source,
+            icmp_reply::Problem::TooBig { mtu },
+            DropReason::TooBig,
+            now,
+        )
+    }
+}
+
+/// What all fragments of this one's datagram share.
+pub fn datagram_of(frame: &[u8], parsed: &Parsed) -> Option<Datagram> {
+    let (src, dst) = match parsed.kind {
+        Kind::Ipv4 => {
+            let (src, dst) = u32::addresses(frame, parsed);
+            (src.bits(), dst.bits())
+        }
+        Kind::Ipv6 => u128::addresses(frame, parsed),
+        Kind::Arp | Kind::Other => return None,
+    };
+    Some(Datagram { src, dst, identification: parsed.identification, protocol: parsed.protocol.0 })
+}
+
+fn key_of(services: &Services) -> StableKey {
+    services.hash_key.map_or(StableKey::NONE, |key| StableKey::from_bytes(&key))
+}
+
+fn recover<A, E, B>(
+    services: &Services,
+    snat: &Snat,
+    entries: E,
+    buckets: B,
+    seed: [u64; 2],
+    now: u32,
+    accounts: &mut impl Accounts,
+) -> (FlowTable<A, E, B>, Recovery)
+where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+{
+    FlowTable::recover(entries, buckets, seed, |flow| {
+        // a clock that ran on without us, or a torn tick: both would make the flow immortal or dead at once
+        if flow.last_seen > now {
+            return None;
+        }
+        let hashes = hashes_of(services, snat, flow, seed)?;
+        accounts.flow_created(flow.listener, flow.backend);
+        Some(hashes)
+    })
+}
+
+/// Hash of a flow's forward tuple and, where replies are seen, of its reverse one.
+fn hashes_of<A: Address>(
+    services: &Services,
+    snat: &Snat,
+    flow: &Flow<A>,
+    seed: [u64; 2],
+) -> Option<(u32, Option<u32>)> {
+    let listener = services.listener(flow.listener)?;
+    let in_range = (listener.port_first..=listener.port_last).contains(&flow.vip_port);
+    if listener.protocol != flow.protocol || !in_range || (listener.vip >> 32 == 0xffff) != (A::FAMILY == 4) {
+        return None;
+    }
+    let backend = services.backend(flow.backend)?;
+    let forward = forward_tuple(listener, flow).hash(seed);
+    if !listener.mode.sees_replies() {
+        return Some((forward, None));
+    }
+    if (listener.mode == Mode::Fullnat) != (flow.snat != NO_SNAT) {
+        return None;
+    }
+    let (dst, dst_port) = match flow.snat {
+        NO_SNAT => (flow.client, flow.client_port),
+        index => (A::from_bits(snat.address(index)?), flow.snat_port),
+    };
+    Some((forward, Some(reverse_hash(backend, flow.vip_port, dst, dst_port, flow.protocol, seed))))
+}
+
+fn forward_tuple<A: Address>(listener: &Listener, flow: &Flow<A>) -> Tuple<A> {
+    Tuple {
+        src: flow.client,
+        dst: A::from_bits(listener.vip),
+        src_port: flow.client_port,
+        dst_port: flow.vip_port,
+        protocol: flow.protocol,
+    }
+}
+
+/// Never 0, which stands for "no reverse tuple" in a record.
+fn reverse_hash<A: Address>(
+    backend: &Backend,
+    vip_port: u16,
+    dst: A,
+    dst_port: u16,
+    protocol: u8,
+    seed: [u64; 2],
+) -> u32 {
+    let src = A::from_bits(backend.address);
+    reverse_of(Tuple { src, dst, src_port: backend.serves(vip_port), dst_port, protocol }.hash(seed))
+}
+
+fn reverse_of(hash: u32) -> u32 {
+    hash.max(1)
+}
+
+fn purge<A, E, B>(
+    old: &Services,
+    new: &Services,
+    table: &mut FlowTable<A, E, B>,
+    accounts: &mut impl Accounts,
+) where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+{
+    let stale = |flow: &Flow<A>| {
+        let listener = old.listener(flow.listener).map(Listener::identity);
+        let backend = old.backend(flow.backend).map(Backend::identity);
+        listener != new.listener(flow.listener).map(Listener::identity)
+            || backend != new.backend(flow.backend).map(Backend::identity)
+    };
+    let slots: Vec<u32> = table.flows().filter(|(_, flow)| stale(flow)).map(|(slot, _)| slot).collect();
+    for slot in slots {
+        end(old, table, slot, Ended::Replaced, accounts);
+    }
+}
+
+fn end<A, E, B>(
+    services: &Services,
+    table: &mut FlowTable<A, E, B>,
+    slot: u32,
+    why: Ended,
+    accounts: &mut impl Accounts,
+) where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+{
+    let Some(flow) = table.entry(slot).map(Entry::flow) else { return };
+    // the listener outlives its flows: a generation without it is adopted only after `purge`
+    let Some(listener) = services.listener(flow.listener) else { return };
+    let forward = forward_tuple(listener, &flow).hash(table.seed());
+    if table.remove(slot, forward).is_some() {
+        accounts.flow_ended(flow.listener, flow.backend, why);
+    }
+}
+
+#[inline]
+fn tuple_of<A: Address>(frame: &[u8], parsed: &Parsed) -> Tuple<A> {
+    let (src, dst) = A::addresses(frame, parsed);
+    Tuple { src, dst, src_port: parsed.src_port, dst_port: parsed.dst_port, protocol: parsed.protocol.0 }
+}
+
+#[inline]
+fn prepare<A, E, B>(table: &FlowTable<A, E, B>, frame: &[u8], parsed: &Parsed) -> Lookup
+where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+{
+    let hash = tuple_of::<A>(frame, parsed).hash(table.seed());
+    table.index().prefetch(hash);
+    Lookup { hash, guess: 0 }
+}
+
+#[inline]
+fn guess<A, E, B>(table: &FlowTable<A, E, B>, lookup: &mut Lookup)
+where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+{
+    lookup.guess = table.index().guess(lookup.hash);
+    match Index::<B>::candidate(lookup.guess) {
+        Some(candidate) => table.prefetch(candidate.slot),
+        None => table.prefetch_free(),
+    }
+}
+
+impl Shared {
+    /// Turns the packet into an ICMP error from `source` where the rate and the rules allow, else drops it.
+    fn answer<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        source: Option<std::net::IpAddr>,
+        problem: icmp_reply::Problem,
+        reason: DropReason,
+        now: u32,
+    ) -> Verdict {
+        let Some(source) = source else { return Verdict::Drop(reason) };
+        if !self.replies.take(now) || icmp_reply::error(packet, parsed, source, problem).is_err() {
+            return Verdict::Drop(reason);
+        }
+        Verdict::Reply
+    }
+
+    /// The backend that a new flow of the listener gets.
+    fn select<A: Address>(&mut self, listener: &Listener, tuple: &Tuple<A>) -> Option<u32> {
+        let pool = self.services.pool(listener.pool)?;
+        let slot = match pool.algorithm {
+            Algorithm::Maglev => weir_balance::slot(A::stable_hash(self.key, tuple), pool.slots.len()),
+            Algorithm::SourceHash => {
+                weir_balance::slot(A::source_hash(self.key, tuple.src), pool.slots.len())
+            }
+            Algorithm::RoundRobin => {
+                let at = listener.pool as usize;
+                if self.cursors.len() <= at {
+                    self.cursors.resize(at + 1, 0);
+                }
+                let cursor = self.cursors.get_mut(at)?;
+                let slot = *cursor as usize % pool.slots.len().max(1);
+                *cursor = (slot + 1) as u32;
+                slot
+            }
+        };
+        pool.member(slot)
+    }
+
+    /// The backend of a packet that gets no flow: by hash whatever the algorithm, so that it is the same each time.
+    pub(crate) fn select_by_hash<A: Address>(&self, listener: &Listener, tuple: &Tuple<A>) -> Option<u32> {
+        let pool = self.services.pool(listener.pool)?;
+        let hash = match pool.algorithm {
+            Algorithm::SourceHash => A::source_hash(self.key, tuple.src),
+            Algorithm::Maglev | Algorithm::RoundRobin => A::stable_hash(self.key, tuple),
+        };
+        pool.member(weir_balance::slot(hash, pool.slots.len()))
+    }
+}
+
+/// One packet's way through one family's table.
+pub(crate) struct Lane<'a, A: Address, E, B, C> {
+    pub(crate) shared: &'a mut Shared,
+    pub(crate) table: &'a mut FlowTable<A, E, B>,
+    pub(crate) now: u32,
+    pub(crate) accounts: &'a mut C,
+}
+
+/// The way of a packet to a backend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    pub(crate) listener: u16,
+    pub(crate) backend: u32,
+    pub(crate) snat: u16,
+    pub(crate) snat_port: u16,
+    pub(crate) hash: u32,
+    pub(crate) fallback: bool,
+}
+
+impl<A, E, B, C> Lane<'_, A, E, B, C>
+where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+    C: Accounts,
+{
+    #[inline]
+    fn process<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, lookup: Lookup) -> Verdict {
+        if !parsed.has_ports {
+            return self.process_portless(packet, parsed);
+        }
+        let tuple = tuple_of::<A>(packet.data(), parsed);
+        match self.find(&tuple, lookup) {
+            Some(Candidate { slot, direction: Direction::Forward }) => {
+                self.forward(packet, parsed, &tuple, lookup.hash, slot)
+            }
+            Some(Candidate { slot, direction: Direction::Reverse }) => self.reverse(packet, parsed, slot),
+            None => self.miss(packet, parsed, &tuple, lookup.hash),
+        }
+    }
+
+    #[inline]
+    fn matches(
+        services: &Services,
+        snat: &Snat,
+        entry: &A::Entry,
+        direction: Direction,
+        tuple: &Tuple<A>,
+    ) -> bool {
+        if entry.protocol() != tuple.protocol {
+            return false;
+        }
+        match direction {
+            Direction::Forward => {
+                entry.client() == tuple.src
+                    && entry.client_port() == tuple.src_port
+                    && entry.vip_port() == tuple.dst_port
+                    && services.listener(entry.listener()).is_some_and(|l| A::from_bits(l.vip) == tuple.dst)
+            }
+            Direction::Reverse => {
+                let ours = match entry.snat() {
+                    NO_SNAT => entry.client() == tuple.dst && entry.client_port() == tuple.dst_port,
+                    index => {
+                        entry.snat_port() == tuple.dst_port
+                            && snat.address(index).is_some_and(|address| A::from_bits(address) == tuple.dst)
+                    }
+                };
+                ours && services.backend(entry.backend()).is_some_and(|backend| {
+                    A::from_bits(backend.address) == tuple.src
+                        && backend.serves(entry.vip_port()) == tuple.src_port
+                })
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) fn find(&self, tuple: &Tuple<A>, lookup: Lookup) -> Option<Candidate> {
+        let (services, snat) = (&*self.shared.services, &self.shared.snat);
+        if let Some(candidate) = Index::<B>::candidate(lookup.guess)
+            && let Some(entry) = self.table.entry(candidate.slot)
+            && Self::matches(services, snat, entry, candidate.direction, tuple)
+        {
+            return Some(candidate);
+        }
+        self.table
+            .find(lookup.hash, |entry, direction| Self::matches(services, snat, entry, direction, tuple))
+    }
+
+    fn forward<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+        slot: u32,
+    ) -> Verdict {
+        let services = &self.shared.services;
+        let Some(entry) = self.table.entry_mut(slot) else { return Verdict::Drop(DropReason::NoFlow) };
+        let Some(listener) = services.listener(entry.listener()) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        let down = services.backend(entry.backend()).is_none_or(|backend| backend.down);
+        let state = State::from_u8(entry.state()).unwrap_or(State::Closing);
+        let begins = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        if begins && matches!(state, State::Closing | State::ClientClosed | State::ServerClosed) {
+            // RFC 9293 §3.6.1: a client may reuse its port; its old flow is over
+            end(&self.shared.services, self.table, slot, Ended::Replaced, self.accounts);
+            return self.miss(packet, parsed, tuple, hash);
+        }
+        if down && (listener.on_down != OnDown::Keep || services.backend(entry.backend()).is_none()) {
+            return self.backend_down(packet, parsed, tuple, hash, slot);
+        }
+        if entry.last_seen() != self.now {
+            entry.set_last_seen(self.now);
+        }
+        let next = next_state(state, parsed.tcp_flags, Direction::Forward, listener.mode);
+        if next != state {
+            entry.set_state(next);
+        }
+        let way = Way {
+            listener: entry.listener(),
+            backend: entry.backend(),
+            snat: entry.snat(),
+            snat_port: entry.snat_port(),
+            hash,
+            fallback: false,
+        };
+        self.deliver(packet, parsed, &way)
+    }
+
+    #[cold]
+    fn backend_down<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+        slot: u32,
+    ) -> Verdict {
+        let services = Arc::clone(&self.shared.services);
+        let Some(flow) = self.table.entry(slot).map(Entry::flow) else {
+            return Verdict::Drop(DropReason::NoFlow);
+        };
+        let Some(listener) = services.listener(flow.listener) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        match listener.on_down {
+            OnDown::Reselect | OnDown::Keep => {
+                end(&services, self.table, slot, Ended::Replaced, self.accounts);
+                self.begin(packet, parsed, tuple, hash, listener, Some(flow.state))
+            }
+            OnDown::Reset => {
+                end(&services, self.table, slot, Ended::Replaced, self.accounts);
+                if self.shared.replies.take(self.now) && tcp_reset::reply(packet, parsed) {
+                    self.accounts.reset_sent(flow.listener, flow.backend);
+                    return Verdict::Reply;
+                }
+                Verdict::Drop(DropReason::BackendDown)
+            }
+        }
+    }
+
+    fn reverse<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, slot: u32) -> Verdict {
+        let services = &self.shared.services;
+        let Some(entry) = self.table.entry_mut(slot) else { return Verdict::Drop(DropReason::BackendNoFlow) };
+        let Some(listener) = services.listener(entry.listener()) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        if parsed.ttl <= 1 {
+            let source = Some(address_of(listener.vip));
+            let (problem, reason) = (icmp_reply::Problem::TimeExceeded, DropReason::TtlExpired);
+            return self.shared.answer(packet, parsed, source, problem, reason, self.now);
+        }
+        if entry.last_seen() != self.now {
+            entry.set_last_seen(self.now);
+        }
+        let state = State::from_u8(entry.state()).unwrap_or(State::Closing);
+        let next = next_state(state, parsed.tcp_flags, Direction::Reverse, listener.mode);
+        if next != state {
+            entry.set_state(next);
+        }
+        let frame = packet.data_mut();
+        let source = A::from_bits(listener.vip);
+        let rewritten = match entry.snat() {
+            NO_SNAT => A::set_source(frame, parsed, source, entry.vip_port()),
+            _ => {
+                A::set_both(frame, parsed, (source, entry.vip_port()), (entry.client(), entry.client_port()))
+            }
+        };
+        if !rewritten || !rewrite::decrement_ttl(frame, parsed) {
+            return Verdict::Drop(DropReason::Rewrite);
+        }
+        clamp_mss(frame, parsed, services.smallest_mtu);
+        Verdict::ToClient(Delivery {
+            listener: listener.index,
+            backend: entry.backend(),
+            l3: parsed.l3,
+            bytes: parsed.l3_len,
+            fallback: false,
+        })
+    }
+
+    /// No record: a new flow, or a packet that is not for a listener.
+    fn miss<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+    ) -> Verdict {
+        let services = Arc::clone(&self.shared.services);
+        let destination = tuple.dst.bits();
+        if let Some(listener) = services.listener_for(destination, tuple.protocol, tuple.dst_port) {
+            return self.begin(packet, parsed, tuple, hash, listener, None);
+        }
+        if services.is_vip(destination) {
+            return Verdict::Drop(DropReason::NoListener);
+        }
+        let from_backend = services.is_backend(tuple.src.bits());
+        if services.is_own(destination) {
+            return if from_backend { Verdict::Drop(DropReason::BackendNoFlow) } else { Verdict::Local };
+        }
+        Verdict::Drop(if from_backend { DropReason::BackendNoFlow } else { DropReason::NotForUs })
+    }
+
+    /// Picks a backend, remembers the flow where there is room, and sends the packet on. `state` is kept where a flow
+    /// changes its backend.
+    fn begin<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+        listener: &Listener,
+        state: Option<State>,
+    ) -> Verdict {
+        let is_tcp = tuple.protocol == Protocol::TCP.0;
+        let is_syn = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        if listener.mode == Mode::Fullnat && is_tcp && !is_syn && state.is_none() {
+            return Verdict::Drop(DropReason::NoFlow);
+        }
+        let Some(index) = self.shared.select(listener, tuple) else { return self.no_backend(listener) };
+        let services = Arc::clone(&self.shared.services);
+        let Some(backend) = services.backend(index) else { return self.no_backend(listener) };
+        let mut way = Way {
+            listener: listener.index,
+            backend: index,
+            snat: NO_SNAT,
+            snat_port: 0,
+            hash,
+            fallback: false,
+        };
+        // a RST begins nothing: it follows the hash, as the packets before it did
+        if is_tcp && parsed.tcp_flags & tcp::RST != 0 {
+            return if listener.mode == Mode::Fullnat {
+                Verdict::Drop(DropReason::NoFlow)
+            } else {
+                self.deliver(packet, parsed, &way)
+            };
+        }
+        let reverse = match self.reserve_reply(listener, backend, tuple, &mut way) {
+            Ok(reverse) => reverse,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let state = state.unwrap_or(if is_tcp { State::Embryonic } else { State::Udp });
+        let flow = Flow {
+            client: tuple.src,
+            client_port: tuple.src_port,
+            vip_port: tuple.dst_port,
+            protocol: tuple.protocol,
+            listener: listener.index,
+            backend: index,
+            snat: way.snat,
+            snat_port: way.snat_port,
+            reverse,
+            state,
+            last_seen: self.now,
+        };
+        if self.insert(&flow, hash) {
+            self.accounts.flow_created(listener.index, index);
+        } else if listener.mode.sees_replies() {
+            return Verdict::Drop(DropReason::TableFull);
+        } else {
+            // without memory of the flow the pure hash must decide, or packets of one flow would scatter
+            let Some(index) = self.shared.select_by_hash(listener, tuple) else {
+                return self.no_backend(listener);
+            };
+            way.backend = index;
+            way.fallback = true;
+        }
+        self.deliver(packet, parsed, &way)
+    }
+
+    fn no_backend(&mut self, listener: &Listener) -> Verdict {
+        self.accounts.no_backend(listener.index);
+        Verdict::Drop(DropReason::NoBackend)
+    }
+
+    /// The hash of the tuple that replies will have, 0 where none come; `fullnat` gets its source here.
+    fn reserve_reply(
+        &mut self,
+        listener: &Listener,
+        backend: &Backend,
+        tuple: &Tuple<A>,
+        way: &mut Way,
+    ) -> Result<u32, DropReason> {
+        let seed = self.table.seed();
+        let port = backend.serves(tuple.dst_port);
+        match listener.mode {
+            Mode::Dsr | Mode::Ipip | Mode::Gue => Ok(0),
+            Mode::Nat => {
+                Ok(reverse_hash(backend, tuple.dst_port, tuple.src, tuple.src_port, tuple.protocol, seed))
+            }
+            Mode::Fullnat => {
+                let src = A::from_bits(backend.address);
+                let reply =
+                    |dst, dst_port| Tuple { src, dst, src_port: port, dst_port, protocol: tuple.protocol };
+                let services = Arc::clone(&self.shared.services);
+                let mut snat =
+                    std::mem::replace(&mut self.shared.snat, Snat::new(Vec::new(), ReplyOwner::Alone));
+                let table = &*self.table;
+                let chosen = snat.choose::<A>((backend.address, port), |dst, dst_port| {
+                    let tuple = reply(dst, dst_port);
+                    table
+                        .find(reverse_of(tuple.hash(seed)), |entry, direction| {
+                            direction == Direction::Reverse
+                                && entry.snat_port() == dst_port
+                                && entry.protocol() == tuple.protocol
+                                && services.backend(entry.backend()).is_some_and(|other| {
+                                    other.address == backend.address && other.serves(entry.vip_port()) == port
+                                })
+                        })
+                        .is_some()
+                });
+                self.shared.snat = snat;
+                let (index, snat_port) = chosen.ok_or(DropReason::SnatExhausted)?;
+                way.snat = index;
+                way.snat_port = snat_port;
+                let address = self.shared.snat.address(index).ok_or(DropReason::SnatExhausted)?;
+                Ok(reverse_of(reply(A::from_bits(address), snat_port).hash(seed)))
+            }
+        }
+    }
+
+    fn insert(&mut self, flow: &Flow<A>, hash: u32) -> bool {
+        match self.table.insert(flow, hash) {
+            Ok(_) => true,
+            Err(Full::Index) => false,
+            Err(Full::Slab) => {
+                let services = Arc::clone(&self.shared.services);
+                let Some(victim) = self.table.make_room(self.now, &services.lifetimes) else { return false };
+                end(&services, self.table, victim, Ended::Evicted, self.accounts);
+                self.table.insert(flow, hash).is_ok()
+            }
+        }
+    }
+
+    /// Rewrites the packet for its backend, or encapsulates it.
+    #[inline]
+    pub(crate) fn deliver<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, way: &Way) -> Verdict {
+        let shared = &mut *self.shared;
+        let services = &*shared.services;
+        let Some(listener) = services.listener(way.listener) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        let Some(backend) = services.backend(way.backend) else {
+            return Verdict::Drop(DropReason::NoBackend);
+        };
+        let overhead = tunnel::overhead(listener, backend);
+        if usize::from(parsed.l3_len) + overhead > usize::from(backend.mtu) || parsed.ttl <= 1 {
+            let source = Some(address_of(listener.vip));
+            let mtu = backend.mtu.saturating_sub(overhead as u16);
+            let (problem, reason) = if parsed.ttl <= 1 {
+                (icmp_reply::Problem::TimeExceeded, DropReason::TtlExpired)
+            } else {
+                (icmp_reply::Problem::TooBig { mtu }, DropReason::TooBig)
+            };
+            return shared.answer(packet, parsed, source, problem, reason, self.now);
+        }
+        let frame = packet.data_mut();
+        let mut l3 = parsed.l3;
+        let rewritten = rewrite::decrement_ttl(frame, parsed)
+            && match listener.mode {
+                Mode::Dsr => true,
+                Mode::Nat => {
+                    clamp_mss(frame, parsed, services.smallest_mtu);
+                    let port = backend.serves(parsed.dst_port);
+                    A::set_destination(frame, parsed, A::from_bits(backend.address), port)
+                }
+                Mode::Fullnat => {
+                    clamp_mss(frame, parsed, services.smallest_mtu);
+                    let port = backend.serves(parsed.dst_port);
+                    shared.snat.address(way.snat).is_some_and(|source| {
+                        let source = (A::from_bits(source), way.snat_port);
+                        A::set_both(frame, parsed, source, (A::from_bits(backend.address), port))
+                    })
+                }
+                Mode::Ipip | Mode::Gue => {
+                    shared.identification = shared.identification.wrapping_add(1);
+                    let outer = tunnel::outer(listener, backend, way.hash, shared.identification);
+                    if !outer.is_some_and(|outer| tunnel::encapsulate(packet, parsed, &outer)) {
+                        return Verdict::Drop(DropReason::Encapsulation);
+                    }
+                    l3 = tunnel::LINK_LEN;
+                    true
+                }
+            };
+        if !rewritten {
+            return Verdict::Drop(DropReason::Rewrite);
+        }
+        Verdict::ToBackend(Delivery {
+            listener: way.listener,
+            backend: way.backend,
+            l3,
+            bytes: parsed.l3_len,
+            fallback: way.fallback,
+        })
+    }
+
+    fn sweep(&mut self, mut count: usize) {
+        let services = Arc::clone(&self.shared.services);
+        let mut last = None;
+        while let Some(slot) = self.table.next_expired(&mut count, self.now, &services.lifetimes) {
+            // a record that can't be ended (its listener is unknown) must not be met for ever
+            if last.replace(slot) == Some(slot) {
+                break;
+            }
+            end(&services, self.table, slot, Ended::Expired, self.accounts);
+        }
+    }
+}
+
+/// One line per transition; RFC 9293 §3.3.2 seen from the middle. Modes that see only the client's half end with its FIN.
+#[inline]
+fn next_state(state: State, flags: u8, direction: Direction, mode: Mode) -> State {
+    use Direction::{Forward, Reverse};
+    let fin = flags & tcp::FIN != 0;
+    match (state, direction) {
+        (State::Udp | State::Free, _) => state,
+        _ if flags & tcp::RST != 0 => State::Closing,
+        (State::Embryonic | State::Established, Forward) if fin && !mode.sees_replies() => State::Closing,
+        (State::Embryonic | State::Established, Forward) if fin => State::ClientClosed,
+        (State::Embryonic | State::Established, Reverse) if fin => State::ServerClosed,
+        (State::ClientClosed, Reverse) | (State::ServerClosed, Forward) if fin => State::Closing,
+        (State::Embryonic, Forward) if flags & tcp::SYN == 0 => State::Established,
+        _ => state,
+    }
+}
+
+/// RFC 9293 §3.7.1: no segment longer than the smallest link on the way carries, whatever the ends believe.
+#[inline]
+fn clamp_mss(frame: &mut [u8], parsed: &Parsed, mtu: u16) {
+    if parsed.tcp_flags & tcp::SYN == 0 || parsed.protocol != Protocol::TCP {
+        return;
+    }
+    let headers = if parsed.kind == Kind::Ipv4 { 40 } else { 60 };
+    tcp::clamp_mss(parsed.segment_mut(frame), mtu.saturating_sub(headers));
+}

@@ -1,0 +1,431 @@
+//! What the workers balance: one generation of listeners, pools and backends in the form that a packet needs.
+//!
+//! Built by the dataplane's management thread from a verified snapshot (or by a test), immutable, shared by all workers.
+//! Addresses are 128-bit numbers in host order; IPv4 ones in their IPv4-mapped form (RFC 4291 §2.5.5.2), which never
+//! appears on the wire, so that the families can't be confused.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::table::Lifetimes;
+
+/// An address as a number: IPv6, or IPv4-mapped IPv6.
+pub fn bits_of(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+/// The address of a number.
+pub fn address_of(bits: u128) -> IpAddr {
+    std::net::Ipv6Addr::from_bits(bits).to_canonical()
+}
+
+/// How packets reach their backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Only the MAC addresses are rewritten.
+    Dsr,
+    /// IP in IP (RFC 2003, RFC 2473).
+    Ipip,
+    /// Generic UDP Encapsulation.
+    Gue,
+    /// The destination is rewritten.
+    Nat,
+    /// Source and destination are rewritten.
+    Fullnat,
+}
+
+impl Mode {
+    /// Whether replies come back through Weir.
+    #[inline]
+    pub fn sees_replies(self) -> bool {
+        matches!(self, Self::Nat | Self::Fullnat)
+    }
+}
+
+/// What happens to flows of a backend that is down or in maintenance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDown {
+    /// Another backend takes over.
+    Reselect,
+    /// The client gets a RST (TCP) or nothing.
+    Reset,
+    /// Packets keep going to it.
+    Keep,
+}
+
+/// How a new flow picks its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Hash of the flow.
+    Maglev,
+    /// The worker's next slot.
+    RoundRobin,
+    /// Hash of the client's address.
+    SourceHash,
+}
+
+/// A vip, protocol and ports with a mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Stable index.
+    pub index: u16,
+    /// The vip.
+    pub vip: u128,
+    /// IP protocol: 6 or 17.
+    pub protocol: u8,
+    /// First port.
+    pub port_first: u16,
+    /// Last port, inclusive.
+    pub port_last: u16,
+    /// How packets reach the backend.
+    pub mode: Mode,
+    /// Index of the pool.
+    pub pool: u32,
+    /// For flows of backends that are down.
+    pub on_down: OnDown,
+    /// GUE variant, 0 or 1.
+    pub gue_variant: u8,
+    /// GUE's UDP destination port.
+    pub gue_port: u16,
+    /// Not in the configuration any more: established flows go on, new ones find no listener.
+    pub retired: bool,
+}
+
+impl Listener {
+    /// What must stay the same while flows name the listener by its index.
+    pub fn identity(&self) -> (u128, u8, Mode) {
+        (self.vip, self.protocol, self.mode)
+    }
+}
+
+/// Backends with an algorithm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Stable index.
+    pub index: u32,
+    /// How slots are picked.
+    pub algorithm: Algorithm,
+    /// Positions in `members`; `u16::MAX` where no backend takes new flows. Never empty.
+    pub slots: Box<[u16]>,
+    /// Backend indices by position.
+    pub members: Box<[u32]>,
+}
+
+impl Pool {
+    /// The backend of a slot.
+    #[inline]
+    pub fn member(&self, slot: usize) -> Option<u32> {
+        let position = *self.slots.get(slot)?;
+        self.members.get(usize::from(position)).copied()
+    }
+}
+
+/// One server, and the way to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address.
+    pub address: u128,
+    /// Its port; 0 keeps the client's.
+    pub port: u16,
+    /// 4 or 6; 0 stands for no backend of this index.
+    pub family: u8,
+    /// In maintenance or down by health: its flows follow the listener's [`OnDown`].
+    pub down: bool,
+    /// Largest IP packet on the way to it.
+    pub mtu: u16,
+    /// Index of the port that leads to it.
+    pub egress: u16,
+    /// The dataplane's id of the next hop.
+    pub next_hop: u32,
+    /// Source address of tunnels to it; 0 where there is none.
+    pub tunnel_source: u128,
+}
+
+impl Backend {
+    /// No backend.
+    pub const NONE: Self = Self {
+        address: 0,
+        port: 0,
+        family: 0,
+        down: true,
+        mtu: 0,
+        egress: 0,
+        next_hop: u32::MAX,
+        tunnel_source: 0,
+    };
+
+    /// What must stay the same while flows name the backend by its index.
+    pub fn identity(&self) -> (u128, u16) {
+        (self.address, self.port)
+    }
+
+    /// The port on which it serves flows of `vip_port`.
+    #[inline]
+    pub fn serves(&self, vip_port: u16) -> u16 {
+        if self.port == 0 { vip_port } else { self.port }
+    }
+}
+
+/// What a new generation is made of.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// Number of the generation.
+    pub generation: u64,
+    /// All listeners.
+    pub listeners: Vec<Listener>,
+    /// All pools.
+    pub pools: Vec<Arc<Pool>>,
+    /// Backends with their index.
+    pub backends: Vec<(u32, Backend)>,
+    /// Vips, also those without listeners: they answer echo.
+    pub vips: Vec<u128>,
+    /// Weir's own addresses.
+    pub own: Vec<u128>,
+    /// Source addresses of `fullnat`.
+    pub snat: Vec<u128>,
+    /// Source ports of `fullnat`, inclusive.
+    pub snat_ports: (u16, u16),
+    /// Key of the hash that picks backends; `None` is the fixed hash.
+    pub hash_key: Option<[u8; 16]>,
+    /// Timeouts in ticks.
+    pub lifetimes: Option<Lifetimes>,
+    /// Ticks for which a fragment's ports are remembered.
+    pub fragment_ticks: u32,
+    /// Generated ICMP errors and RSTs per second and worker.
+    pub icmp_rate: u32,
+    /// Smallest MTU of all ports: what MSS is clamped to.
+    pub smallest_mtu: u16,
+}
+
+/// One generation.
+#[derive(Debug)]
+pub struct Services {
+    generation: u64,
+    has_nat: bool,
+    listeners: Vec<Option<Listener>>,
+    ranges: HashMap<(u128, u8), Box<[PortRange]>, FoldState>,
+    pools: Vec<Option<Arc<Pool>>>,
+    backends: Vec<Backend>,
+    backend_addresses: HashSet<u128, FoldState>,
+    vips: HashSet<u128, FoldState>,
+    own: HashSet<u128, FoldState>,
+    /// See [`Parts::snat`].
+    pub snat: Vec<u128>,
+    /// See [`Parts::snat_ports`].
+    pub snat_ports: (u16, u16),
+    /// See [`Parts::hash_key`].
+    pub hash_key: Option<[u8; 16]>,
+    /// See [`Parts::lifetimes`].
+    pub lifetimes: Lifetimes,
+    /// See [`Parts::fragment_ticks`].
+    pub fragment_ticks: u32,
+    /// See [`Parts::icmp_rate`].
+    pub icmp_rate: u32,
+    /// See [`Parts::smallest_mtu`].
+    pub smallest_mtu: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PortRange {
+    first: u16,
+    last: u16,
+    listener: u16,
+}
+
+impl Services {
+    /// Indexes the parts.
+    pub fn new(parts: Parts) -> Self {
+        let mut listeners: Vec<Option<Listener>> = Vec::new();
+        let mut ranges: HashMap<(u128, u8), Vec<PortRange>, FoldState> = HashMap::default();
+        for listener in parts.listeners {
+            let at = usize::from(listener.index);
+            if !listener.retired {
+                ranges.entry((listener.vip, listener.protocol)).or_default().push(PortRange {
+                    first: listener.port_first,
+                    last: listener.port_last,
+                    listener: listener.index,
+                });
+            }
+            put(&mut listeners, at, listener);
+        }
+        let sorted = |mut ranges: Vec<PortRange>| {
+            ranges.sort_by_key(|range| range.first);
+            ranges.into_boxed_slice()
+        };
+        let mut pools: Vec<Option<Arc<Pool>>> = Vec::new();
+        for pool in parts.pools {
+            put(&mut pools, pool.index as usize, pool);
+        }
+        let highest = parts.backends.iter().map(|(index, _)| *index as usize + 1).max().unwrap_or(0);
+        let mut backends = vec![Backend::NONE; highest];
+        for (index, backend) in parts.backends {
+            if let Some(place) = backends.get_mut(index as usize) {
+                *place = backend;
+            }
+        }
+        Self {
+            generation: parts.generation,
+            has_nat: listeners.iter().flatten().any(|listener| listener.mode == Mode::Nat),
+            listeners,
+            ranges: ranges.into_iter().map(|(key, ranges)| (key, sorted(ranges))).collect(),
+            pools,
+            backend_addresses: backends.iter().filter(|b| b.family != 0).map(|b| b.address).collect(),
+            backends,
+            vips: parts.vips.into_iter().collect(),
+            own: parts.own.into_iter().collect(),
+            snat: parts.snat,
+            snat_ports: parts.snat_ports,
+            hash_key: parts.hash_key,
+            lifetimes: parts.lifetimes.unwrap_or(Lifetimes {
+                embryonic: 10,
+                established: 900,
+                closing: 30,
+                udp: 60,
+            }),
+            fragment_ticks: parts.fragment_ticks,
+            icmp_rate: parts.icmp_rate,
+            smallest_mtu: parts.smallest_mtu,
+        }
+    }
+
+    /// Number of the generation.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The listener of an index.
+    #[inline]
+    pub fn listener(&self, index: u16) -> Option<&Listener> {
+        self.listeners.get(usize::from(index))?.as_ref()
+    }
+
+    /// All listeners.
+    pub fn listeners(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().flatten()
+    }
+
+    /// The listener that serves a destination.
+    #[inline]
+    pub fn listener_for(&self, vip: u128, protocol: u8, port: u16) -> Option<&Listener> {
+        let ranges = self.ranges.get(&(vip, protocol))?;
+        let after = ranges.partition_point(|range| range.first <= port);
+        let range = ranges.get(after.checked_sub(1)?)?;
+        if port <= range.last { self.listener(range.listener) } else { None }
+    }
+
+    /// Whether some listener is in mode `nat`.
+    pub fn has_nat(&self) -> bool {
+        self.has_nat
+    }
+
+    /// Whether an index of `self` means something else, or nothing, in `next`.
+    pub fn identities_differ(&self, next: &Services) -> bool {
+        let listeners = self
+            .listeners()
+            .any(|old| next.listener(old.index).map(Listener::identity) != Some(old.identity()));
+        listeners
+            || self
+                .backends()
+                .any(|(index, old)| next.backend(index).map(Backend::identity) != Some(old.identity()))
+    }
+
+    /// The pool of an index.
+    #[inline]
+    pub fn pool(&self, index: u32) -> Option<&Pool> {
+        self.pools.get(index as usize)?.as_deref()
+    }
+
+    /// The backend of an index.
+    #[inline]
+    pub fn backend(&self, index: u32) -> Option<&Backend> {
+        self.backends.get(index as usize).filter(|backend| backend.family != 0)
+    }
+
+    /// All backends with their index.
+    pub fn backends(&self) -> impl Iterator<Item = (u32, &Backend)> {
+        (0u32..).zip(&self.backends).filter(|(_, backend)| backend.family != 0)
+    }
+
+    /// Whether Weir answers for this address as a vip.
+    #[inline]
+    pub fn is_vip(&self, address: u128) -> bool {
+        self.vips.contains(&address)
+    }
+
+    /// Whether this is Weir's own address, source addresses of `fullnat` included.
+    #[inline]
+    pub fn is_own(&self, address: u128) -> bool {
+        self.own.contains(&address) || self.snat.contains(&address)
+    }
+
+    /// Whether some backend has this address.
+    #[inline]
+    pub fn is_backend(&self, address: u128) -> bool {
+        self.backend_addresses.contains(&address)
+    }
+}
+
+fn put<T>(places: &mut Vec<Option<T>>, at: usize, value: T) {
+    if places.len() <= at {
+        places.resize_with(at + 1, || None);
+    }
+    if let Some(place) = places.get_mut(at) {
+        *place = Some(value);
+    }
+}
+
+/// Hashes configured keys (never what a peer could choose freely) by folded multiplication.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FoldState;
+
+/// See [`FoldState`].
+#[derive(Clone, Copy, Debug)]
+pub struct FoldHasher(u64);
+
+impl std::hash::BuildHasher for FoldState {
+    type Hasher = FoldHasher;
+    fn build_hasher(&self) -> FoldHasher {
+        FoldHasher(0x243f_6a88_85a3_08d3)
+    }
+}
+
+impl FoldHasher {
+    #[inline]
+    fn mix(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word) * u128::from(0xf39c_c060_5ced_c835_u64);
+        self.0 = (product as u64) ^ (product >> 64) as u64;
+    }
+}
+
+impl std::hash::Hasher for FoldHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+            self.mix(u64::from_le_bytes(word));
+        }
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.mix(u64::from(value));
+    }
+    fn write_u16(&mut self, value: u16) {
+        self.mix(u64::from(value));
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.mix(u64::from(value));
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.mix(value);
+    }
+    fn write_u128(&mut self, value: u128) {
+        self.mix(value as u64);
+        self.mix((value >> 64) as u64);
+    }
+}

@@ -1,0 +1,54 @@
+//! The outer headers of `ipip` and `gue`.
+
+use std::net::IpAddr;
+
+use weir_net::encap::{self, Ends, GueUdp, Link, Outer, Tunnel, entropy_port};
+use weir_net::{Family, Mac, PacketBuf, Parsed};
+
+use crate::services::{Backend, Listener, Mode, address_of};
+
+/// Length of the link header that an encapsulated frame starts with.
+pub(crate) const LINK_LEN: u16 = 14;
+/// RFC 2003 §3.1: the outer TTL is that of a packet that starts here.
+const OUTER_TTL: u8 = 64;
+
+fn tunnel_of(listener: &Listener, hash: u32) -> Option<Tunnel> {
+    let udp =
+        GueUdp { src_port: entropy_port(u64::from(hash) << 32), dst_port: listener.gue_port, checksum: true };
+    match (listener.mode, listener.gue_variant) {
+        (Mode::Ipip, _) => Some(Tunnel::Ipip),
+        (Mode::Gue, 0) => Some(Tunnel::GueVariant0(udp)),
+        (Mode::Gue, _) => Some(Tunnel::GueVariant1(udp)),
+        (Mode::Dsr | Mode::Nat | Mode::Fullnat, _) => None,
+    }
+}
+
+/// Bytes that the listener's tunnel to this backend adds to each packet; 0 without one.
+#[inline]
+pub(crate) fn overhead(listener: &Listener, backend: &Backend) -> usize {
+    let family = if backend.family == 4 { Family::V4 } else { Family::V6 };
+    tunnel_of(listener, 0).map_or(0, |tunnel| tunnel.overhead(family))
+}
+
+/// The outer headers; `None` without a source address of the backend's family.
+#[inline]
+pub(crate) fn outer(listener: &Listener, backend: &Backend, hash: u32, identification: u16) -> Option<Outer> {
+    let ends = match (address_of(backend.tunnel_source), address_of(backend.address)) {
+        _ if backend.tunnel_source == 0 => return None,
+        (IpAddr::V4(src), IpAddr::V4(dst)) => Ends::V4 { src: src.into(), dst: dst.into() },
+        (IpAddr::V6(src), IpAddr::V6(dst)) => Ends::V6 { src: src.octets(), dst: dst.octets() },
+        _ => return None,
+    };
+    let mut tunnel = tunnel_of(listener, hash)?;
+    if let (Ends::V4 { .. }, Tunnel::GueVariant0(udp) | Tunnel::GueVariant1(udp)) = (&ends, &mut tunnel) {
+        // RFC 768: over IPv4 the checksum may be left out, and the inner packet has its own
+        udp.checksum = false;
+    }
+    Some(Outer { tunnel, ends, ttl: OUTER_TTL, identification, flow_label: hash & 0x000f_ffff })
+}
+
+/// Puts the outer headers before the packet; the link addresses are filled in by the worker.
+#[inline]
+pub(crate) fn encapsulate<P: PacketBuf>(packet: &mut P, parsed: &Parsed, outer: &Outer) -> bool {
+    encap::encapsulate(packet, parsed, outer, &Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None })
+}
