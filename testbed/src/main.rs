@@ -12,6 +12,7 @@
 #![allow(clippy::indexing_slicing, reason = "a test program on its own data: a panic here is a failed test, not an outage")]
 
 mod command;
+mod config;
 mod console;
 mod demo;
 mod interrupt;

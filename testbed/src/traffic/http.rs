@@ -127,7 +127,8 @@ impl Tally {
         self.answers.get(backend).copied().unwrap_or(0)
     }
 
-    fn record(&mut self, outcome: Result<String>, time: Duration) {
+    /// Counts one request.
+    pub(crate) fn record(&mut self, outcome: Result<String>, time: Duration) {
         match outcome {
             Ok(body) => {
                 *self.answers.entry(body).or_default() += 1;

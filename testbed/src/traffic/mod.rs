@@ -1,4 +1,7 @@
 //! Clients, servers and frames: what flows through Weir while it is watched.
 
+pub(crate) mod datagram;
+pub(crate) mod frames;
 pub(crate) mod http;
+pub(crate) mod pcap;
 pub(crate) mod servers;
