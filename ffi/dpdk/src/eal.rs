@@ -1,16 +1,14 @@
 //! How is DPDK's environment (EAL) started, once per process, and when may it end?
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use dpdk_sys as sys;
 
 use crate::mbuf;
-use crate::mempool::RetiredPool;
 use crate::text::Errno;
 
 /// How much DPDK says on standard error.
@@ -120,9 +118,9 @@ pub enum EndError {
     /// A port, queue, ring, pool, registered thread or handle is left.
     #[error("DPDK's environment is still used by {0} ports, rings, pools, threads or handles")]
     InUse(usize),
-    /// Packets are held somewhere, or were lost.
-    #[error("{0} packets have not come back to their pools")]
-    PacketsOut(u64),
+    /// Packets are held somewhere, or were lost ([`mbuf::ledger_total`]).
+    #[error("{0} packets have not been dropped or sent")]
+    PacketsOut(i64),
 }
 
 static STARTED: AtomicBool = AtomicBool::new(false);
@@ -141,17 +139,9 @@ pub struct Eal {
 #[derive(Clone, Debug)]
 pub struct EalHandle(Arc<Environment>);
 
-#[derive(Default)]
-pub(crate) struct Environment {
+#[derive(Debug)]
+struct Environment {
     no_huge: bool,
-    /// Pools that no owner is left for; freed when the environment ends and all their packets are back.
-    retired: Mutex<Vec<RetiredPool>>,
-}
-
-impl fmt::Debug for Environment {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Environment").field("no_huge", &self.no_huge).finish_non_exhaustive()
-    }
 }
 
 impl Deref for Eal {
@@ -173,10 +163,6 @@ impl EalHandle {
         // SAFETY: rte_version returns a NUL-terminated string in static storage.
         unsafe { CStr::from_ptr(sys::rte_version()) }.to_string_lossy().into_owned()
     }
-
-    pub(crate) fn retire(&self, pool: RetiredPool) {
-        self.0.retired.lock().unwrap_or_else(PoisonError::into_inner).push(pool);
-    }
 }
 
 impl Eal {
@@ -197,7 +183,7 @@ impl Eal {
             STARTED.store(false, Ordering::Release);
             return Err(error);
         }
-        let environment = Environment { no_huge: config.no_huge, retired: Mutex::default() };
+        let environment = Environment { no_huge: config.no_huge };
         let eal = Self { handle: EalHandle(Arc::new(environment)), ended: false, _not_send: PhantomData };
         mbuf::register_scratch_field()?;
         Ok(eal)
@@ -222,16 +208,15 @@ impl Eal {
         }
         // DPDK's memory must stay mapped for whatever is left.
         let users = Arc::strong_count(&self.handle.0).saturating_sub(1);
-        let environment = Arc::get_mut(&mut self.handle.0).ok_or(EndError::InUse(users))?;
-        let pools = environment.retired.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let packets = pools.iter().map(|pool| u64::from(pool.in_use())).sum();
-        if packets > 0 {
+        Arc::get_mut(&mut self.handle.0).ok_or(EndError::InUse(users))?;
+        let packets = mbuf::ledger_total();
+        if packets != 0 {
             return Err(EndError::PacketsOut(packets));
         }
-        pools.drain(..).for_each(RetiredPool::free);
         self.ended = true;
-        // SAFETY: this is the thread that called rte_eal_init (Eal is !Send); get_mut proved that nothing
-        // which uses the environment is left, and all packets are back in their pools.
+        // SAFETY: this is the thread that called rte_eal_init (Eal is !Send). get_mut proved that no port, ring, pool or
+        // registered thread is left; without those, ledgers only fall, so a total of zero means that no packet is left
+        // either, nor being freed.
         unsafe { sys::rte_eal_cleanup() };
         Ok(())
     }

@@ -8,7 +8,8 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use arrayvec::ArrayVec;
 use dpdk_sys as sys;
@@ -19,22 +20,47 @@ use crate::offload;
 pub use crate::offload::{Checksum, TxChecksum};
 use crate::text::{Errno, into_array};
 
+/// One thread's count, on a cache line of its own: written by that thread only.
+#[repr(align(64))]
+struct Ledger(AtomicI64);
+
 thread_local! {
-    static LEDGER: Cell<i64> = const { Cell::new(0) };
+    /// Without a destructor, so that packets can be dropped while a thread is torn down.
+    static LEDGER: Cell<Option<&'static Ledger>> = const { Cell::new(None) };
 }
+
+/// The counts of all threads that ever held a packet, ended ones included.
+static LEDGERS: Mutex<Vec<&'static Ledger>> = Mutex::new(Vec::new());
 
 /// Packets that the calling thread took (allocated, received, popped) minus those it let go of (dropped, sent,
-/// pushed). A thread that hands packets over by other means goes negative elsewhere: the sum over all threads is the
-/// number of packets that safe code holds, and zero at the end of a clean run.
+/// pushed). A thread that hands packets over by other means goes negative elsewhere: the sum over all threads, see
+/// [`ledger_total`], is what counts.
 pub fn ledger() -> i64 {
-    LEDGER.get()
+    LEDGER.get().map_or(0, |ledger| ledger.0.load(Ordering::Relaxed))
 }
 
-/// Books packets on the calling thread: once per burst, not per packet.
+/// The packets that safe code holds, on all threads: zero at the end of a clean run. Exact while no packet moves.
+pub fn ledger_total() -> i64 {
+    let ledgers = LEDGERS.lock().unwrap_or_else(PoisonError::into_inner);
+    ledgers.iter().map(|ledger| ledger.0.load(Ordering::Acquire)).sum()
+}
+
+/// Books packets on the calling thread: once per burst, not per packet. Packets are booked off after they are gone, so
+/// that a total of zero means that nobody touches one any more.
 #[inline]
 pub(crate) fn count(packets: i64) {
-    // A packet dropped while its thread is being torn down is not counted: nobody could read it.
-    let _ = LEDGER.try_with(|ledger| ledger.set(ledger.get().wrapping_add(packets)));
+    let ledger = LEDGER.get().unwrap_or_else(open_ledger);
+    let held = ledger.0.load(Ordering::Relaxed);
+    ledger.0.store(held.wrapping_add(packets), Ordering::Release);
+}
+
+/// The calling thread's first packet. The count is never freed: one cache line per thread.
+#[cold]
+fn open_ledger() -> &'static Ledger {
+    let ledger: &'static Ledger = Box::leak(Box::new(Ledger(AtomicI64::new(0))));
+    LEDGERS.lock().unwrap_or_else(PoisonError::into_inner).push(ledger);
+    LEDGER.set(Some(ledger));
+    ledger
 }
 
 /// Where in the packet header the scratch value lives; set once, before any packet exists.
@@ -67,9 +93,9 @@ unsafe impl Sync for Mbuf {}
 impl Drop for Mbuf {
     #[inline]
     fn drop(&mut self) {
-        count(-1);
         // SAFETY: this is the packet's only handle; rte_pktmbuf_free returns all of its segments.
         unsafe { sys::weir_mbuf_free(self.0.as_ptr()) };
+        count(-1);
     }
 }
 
@@ -86,12 +112,13 @@ impl fmt::Debug for Mbuf {
 
 /// Drops a whole batch, booked once.
 pub fn free_bulk<const N: usize>(batch: &mut ArrayVec<Mbuf, N>) {
-    count(-i64::try_from(batch.len()).unwrap_or(0));
+    let packets = i64::try_from(batch.len()).unwrap_or(0);
     for packet in batch.drain(..) {
         let packet = ManuallyDrop::new(packet);
         // SAFETY: as in Mbuf::drop, which ManuallyDrop keeps from running.
         unsafe { sys::weir_mbuf_free(packet.0.as_ptr()) };
     }
+    count(-packets);
 }
 
 impl Mbuf {

@@ -60,7 +60,8 @@ pub enum PoolError {
     },
 }
 
-/// A pool of packet buffers. Clones share it; it can be used from every thread, and is fastest from those that
+/// A pool of packet buffers, whose memory stays until the environment ends, because packets may outlive every handle of
+/// their pool: make pools once, not over and over. Clones share it; it can be used from every thread, and is fastest from those that
 /// [`crate::lcore::register_current_thread`] gave a cache.
 #[derive(Clone, Debug)]
 pub struct PacketPool(Arc<Pool>);
@@ -70,7 +71,7 @@ struct Pool {
     name: String,
     count: u32,
     data_room: u16,
-    environment: EalHandle,
+    _environment: EalHandle,
 }
 
 // SAFETY: rte_mempool's default operations are multi-producer and multi-consumer, and its caches belong to
@@ -86,33 +87,6 @@ impl fmt::Debug for Pool {
             .field("name", &self.name)
             .field("count", &self.count)
             .finish_non_exhaustive()
-    }
-}
-
-impl Drop for Pool {
-    fn drop(&mut self) {
-        // Packets of this pool may be alive, or on their way back to it on another thread.
-        self.environment.retire(RetiredPool(self.raw));
-    }
-}
-
-/// A pool without an owner, whose packets may still be out.
-pub(crate) struct RetiredPool(NonNull<sys::rte_mempool>);
-
-// SAFETY: as for Pool; only counted or freed.
-unsafe impl Send for RetiredPool {}
-
-impl RetiredPool {
-    pub(crate) fn in_use(&self) -> u32 {
-        // SAFETY: the pool was created by rte_pktmbuf_pool_create and is not freed yet.
-        unsafe { sys::rte_mempool_in_use_count(self.0.as_ptr()) }
-    }
-
-    /// Only the end of the environment may call this: no other user of DPDK is left then.
-    pub(crate) fn free(self) {
-        // SAFETY: rte_mempool_free wants a pool that nobody uses: all packets are back, and the
-        // caller is the end of the environment.
-        unsafe { sys::rte_mempool_free(self.0.as_ptr()) };
     }
 }
 
@@ -157,7 +131,7 @@ impl PacketPool {
             name: name.to_owned(),
             count,
             data_room: room.saturating_sub(HEADROOM),
-            environment: environment.clone(),
+            _environment: environment.clone(),
         })))
     }
 

@@ -25,6 +25,7 @@ use crate::text::{Errno, c_string};
 
 mod configure;
 mod statistics;
+mod xdp_socket;
 
 pub use configure::{Capabilities, ConfigureError, Offloads, PortConfig, Rss};
 pub use statistics::{Link, Stats};
@@ -121,6 +122,9 @@ impl State {
 }
 
 /// A port: the control side of one device, used by one thread at a time. Its packets go through its queues.
+///
+/// A closed port gives its packets back, with one exception: net_af_xdp keeps those of its fill and completion rings
+/// (up to 2,048 each per queue) for good. A pool that such a port is opened on again and again runs dry.
 pub struct Port {
     inner: Arc<Device>,
     state: State,
@@ -142,6 +146,7 @@ struct Device {
     started: bool,
     /// The pools that the receive queues fill themselves from.
     pools: Vec<PacketPool>,
+    xdp_sockets: xdp_socket::XdpSockets,
     _environment: EalHandle,
 }
 
@@ -187,6 +192,7 @@ impl Port {
             rx_queues: 0,
             started: false,
             pools: Vec::new(),
+            xdp_sockets: xdp_socket::XdpSockets::default(),
             _environment: environment.clone(),
         });
         Ok(Self { inner, state: State::Opened, capabilities: None, reta_size: 0, _not_sync: PhantomData })
@@ -329,6 +335,7 @@ impl Drop for Device {
             sys::rte_eth_dev_close(self.id);
             sys::rte_eal_hotplug_remove(bus.as_ptr(), name.as_ptr());
         }
+        self.xdp_sockets.close_leftovers();
         OPEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
     }
 }

@@ -1,7 +1,7 @@
 //! A clean end: with nothing left, dropping the environment ends DPDK, in a process of its own.
 
 use dpdk::port::PortConfig;
-use dpdk::{Burst, Eal, EalConfig, PacketPool, Port};
+use dpdk::{Burst, Eal, EalConfig, PacketPool, Port, mbuf};
 
 #[test]
 fn dropping_the_last_part_ends_dpdk() {
@@ -25,5 +25,6 @@ fn dropping_the_last_part_ends_dpdk() {
     drop((rx, port, tx));
     assert_eq!(pool.in_use(), 32, "the batch's");
     drop((pool, batch));
+    assert_eq!(mbuf::ledger_total(), 0);
     assert_eq!(eal.end(), Ok(()));
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use dpdk_sys as sys;
 
+use super::xdp_socket::Watch;
 use super::{DeviceSpec, Port, PortError, State};
 use crate::mempool::PacketPool;
 use crate::text::Errno;
@@ -191,7 +192,12 @@ impl Port {
         device.pools.extend_from_slice(pools);
         device.rx_queues = plan.rx_queues;
         self.state = State::Opened;
-        let granted = self.apply(&info, wish, plan, pools)?;
+        let watch = matches!(spec, DeviceSpec::AfXdp(_)).then(Watch::start);
+        let granted = self.apply(&info, wish, plan, pools);
+        if let (Some(watch), Some(device)) = (watch, Arc::get_mut(&mut self.inner)) {
+            watch.finish(&mut device.xdp_sockets);
+        }
+        let granted = granted?;
         self.state = State::Configured;
         self.reta_size = info.reta_size;
         self.capabilities = Some(granted.clone());
