@@ -236,3 +236,161 @@ pub const fn ecn_after_tunnel(outer: u8, inner: u8) -> Option<u8> {
         (inner, _) => Some(inner),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::VecBuf;
+    use crate::rewrite;
+    use crate::sample::{self, edit_v4, parsed, smoltcp_accepts};
+    use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpControl, UdpPacket};
+
+    const LINK: Link = Link { destination: Mac([2, 0, 0, 0, 0, 9]), source: sample::OUR_MAC, vlan: None };
+    const V4: Ends = Ends::V4 { src: 0xc612_00fe, dst: 0xc612_0109 };
+    const V6: Ends = Ends::V6 { src: [0x20; 16], dst: [0x21; 16] };
+    const GUE: GueUdp = GueUdp { src_port: 0xc123, dst_port: GUE_PORT, checksum: true };
+
+    fn outer(tunnel: Tunnel, ends: Ends) -> Outer {
+        Outer { tunnel, ends, ttl: 64, identification: 0x77, flow_label: 0x12345 }
+    }
+
+    /// Everything from the outer IP header on, its payload after the outer IP header, and its protocol.
+    fn carried(frame: &[u8]) -> (IpProtocol, Vec<u8>) {
+        match frame[14] >> 4 {
+            4 => {
+                let packet = Ipv4Packet::new_checked(&frame[14..]).unwrap();
+                assert!(packet.verify_checksum());
+                assert_eq!(usize::from(packet.total_len()), frame.len() - 14);
+                (packet.next_header(), packet.payload().to_vec())
+            }
+            _ => {
+                let packet = Ipv6Packet::new_checked(&frame[14..]).unwrap();
+                assert_eq!(packet.total_len(), frame.len() - 14);
+                assert_eq!(packet.flow_label(), 0x12345);
+                (packet.next_header(), packet.payload().to_vec())
+            }
+        }
+    }
+
+    #[test]
+    fn the_inner_packet_arrives_unchanged_in_every_tunnel() {
+        for family in [Family::V4, Family::V6] {
+            let frame = sample::tcp(family, TcpControl::Psh, Some(5), b"GET / HTTP/1.1");
+            let shape = parsed(&frame);
+            let inner_protocol = IpProtocol::from(if family == Family::V4 { 4 } else { 41 });
+            for ends in [V4, V6] {
+                for tunnel in [Tunnel::Ipip, Tunnel::GueVariant0(GUE), Tunnel::GueVariant1(GUE)] {
+                    let mut packet = VecBuf::new(&frame);
+                    packet.append(3).unwrap().fill(0xee);
+                    assert!(encapsulate(&mut packet, &shape, &outer(tunnel, ends), &LINK));
+                    let out = packet.data();
+                    assert_eq!(out.len(), frame.len() + tunnel.overhead(ends.family()));
+                    assert_eq!((eth::destination(out), eth::source(out)), (LINK.destination, LINK.source));
+                    assert!(smoltcp_accepts(out));
+                    let (protocol, payload) = carried(out);
+                    let inner = match tunnel {
+                        Tunnel::Ipip => {
+                            assert_eq!(protocol, inner_protocol);
+                            payload
+                        }
+                        Tunnel::GueVariant0(_) => {
+                            let datagram = UdpPacket::new_checked(&payload[..]).unwrap();
+                            assert_eq!((datagram.src_port(), datagram.dst_port()), (0xc123, 6080));
+                            assert_eq!(
+                                datagram.payload()[..4],
+                                [0, if family == Family::V4 { 4 } else { 41 }, 0, 0]
+                            );
+                            datagram.payload()[4..].to_vec()
+                        }
+                        Tunnel::GueVariant1(_) => {
+                            let datagram = UdpPacket::new_checked(&payload[..]).unwrap();
+                            assert_ne!(datagram.checksum(), 0);
+                            // variant 1 is told by the first two bits, which both IP versions begin with
+                            assert_eq!(datagram.payload()[0] >> 6, 1);
+                            datagram.payload().to_vec()
+                        }
+                    };
+                    assert_eq!(inner, frame[14..]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tag_comes_and_goes() {
+        let frame = sample::udp(Family::V4, b"x");
+        let mut packet = VecBuf::new(&frame);
+        assert!(eth::push_vlan(&mut packet, 3));
+        let shape = parsed(packet.data());
+        let link = Link { vlan: Some(9), ..LINK };
+        assert!(encapsulate(&mut packet, &shape, &outer(Tunnel::Ipip, V4), &link));
+        assert_eq!(packet.data()[12..18], [0x81, 0, 0, 9, 8, 0]);
+        assert_eq!(packet.data()[38..], frame[14..]);
+    }
+
+    #[test]
+    fn dscp_ecn_and_dont_fragment_are_copied() {
+        let frame = edit_v4(sample::udp(Family::V4, b"x"), |ip| {
+            ip[1] = 0xbb;
+            ip[6] = 0;
+        });
+        let mut packet = VecBuf::new(&frame);
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4), &LINK));
+        let ip = Ipv4Packet::new_checked(&packet.data()[14..]).unwrap();
+        assert_eq!((ip.dscp(), ip.ecn(), ip.dont_frag(), ip.ident()), (0xbb >> 2, 3, false, 0x77));
+        let mut packet = VecBuf::new(&frame);
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V6), &LINK));
+        assert_eq!(Ipv6Packet::new_checked(&packet.data()[14..]).unwrap().traffic_class(), 0xbb);
+        let frame = sample::udp(Family::V6, b"x");
+        let mut packet = VecBuf::new(&frame);
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4), &LINK));
+        assert!(Ipv4Packet::new_checked(&packet.data()[14..]).unwrap().dont_frag());
+    }
+
+    #[test]
+    fn without_a_checksum_the_field_is_zero() {
+        let frame = sample::udp(Family::V4, b"x");
+        let mut packet = VecBuf::new(&frame);
+        let tunnel = Tunnel::GueVariant1(GueUdp { checksum: false, ..GUE });
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(tunnel, V4), &LINK));
+        assert_eq!(packet.data()[40..42], [0, 0]);
+    }
+
+    #[test]
+    fn no_room_changes_nothing() {
+        let frame = sample::udp(Family::V4, b"x");
+        let mut packet = VecBuf::with_room(&frame, 19, 0);
+        assert!(!encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4), &LINK));
+        assert_eq!(packet.data(), frame);
+        let mut packet = VecBuf::with_room(&frame, 20, 0);
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4), &LINK));
+        // 65,535 bytes are the most
+        let long = sample::udp(Family::V4, &vec![0; 65_535 - 28]);
+        let mut packet = VecBuf::new(&long);
+        assert!(!encapsulate(&mut packet, &parsed(&long), &outer(Tunnel::Ipip, V4), &LINK));
+        assert_eq!(packet.data(), long);
+        assert!(rewrite::decrement_ttl(packet.data_mut(), &parsed(&long)));
+    }
+
+    #[test]
+    fn entropy_ports_are_dynamic_ones() {
+        assert_eq!((entropy_port(0), entropy_port(u64::MAX)), (49_152, 65_535));
+    }
+
+    /// RFC 6040 §4.2, figure 4, row by row: inner Not-ECT, ECT(0), ECT(1), CE; outer in the same order.
+    #[test]
+    fn ecn_leaves_a_tunnel_as_rfc_6040_says() {
+        let (not, zero, one, ce) = (0, 2, 1, 3);
+        let rows = [
+            (not, [Some(not), Some(not), Some(not), None]),
+            (zero, [Some(zero), Some(zero), Some(one), Some(ce)]),
+            (one, [Some(one), Some(one), Some(one), Some(ce)]),
+            (ce, [Some(ce), Some(ce), Some(ce), Some(ce)]),
+        ];
+        for (inner, results) in rows {
+            for (outer, expected) in [not, zero, one, ce].into_iter().zip(results) {
+                assert_eq!(ecn_after_tunnel(outer, inner), expected, "{outer} over {inner}");
+            }
+        }
+    }
+}

@@ -12,15 +12,11 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// A key with which Toeplitz gives both directions of a flow the same value: 16 bits repeated (Woo and Park, "Scalable
 /// TCP Session Monitoring with Symmetric Receive-side Scaling", 2012).
-pub const SYMMETRIC_KEY: [u8; 40] = {
-    let mut key = [0x6d; 40];
-    let mut at = 1;
-    while at < key.len() {
-        key[at] = 0x5a;
-        at += 2;
-    }
-    key
-};
+pub const SYMMETRIC_KEY: [u8; 40] = [
+    0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d,
+    0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a,
+    0x6d, 0x5a, 0x6d, 0x5a, 0x6d, 0x5a,
+];
 
 /// The key of Microsoft's RSS specification, which most NICs start with.
 pub const MICROSOFT_KEY: [u8; 40] = [
@@ -264,4 +260,140 @@ pub fn source_hash_v4(key: StableKey, src: u32) -> u64 {
 #[inline]
 pub fn source_hash_v6(key: StableKey, src: &[u8; 16]) -> u64 {
     xxh3_64_with_seed(src, key.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    /// Microsoft, "Verifying the RSS Hash Calculation": source, port, destination, port, hash with and without ports.
+    const VECTORS_V4: [(&str, u16, &str, u16, u32, u32); 5] = [
+        ("66.9.149.187", 2794, "161.142.100.80", 1766, 0x51cc_c178, 0x323e_8fc2),
+        ("199.92.111.2", 14230, "65.69.140.83", 4739, 0xc626_b0ea, 0xd718_262a),
+        ("24.19.198.95", 12898, "12.22.207.184", 38024, 0x5c2b_394a, 0xd2d0_a5de),
+        ("38.27.205.30", 48228, "209.142.163.6", 2217, 0xafc7_327f, 0x8298_9176),
+        ("153.39.163.191", 44251, "202.188.127.2", 1303, 0x10e8_28a2, 0x5d18_09c5),
+    ];
+    const VECTORS_V6: [(&str, u16, &str, u16, u32, u32); 3] = [
+        ("3ffe:2501:200:1fff::7", 2794, "3ffe:2501:200:3::1", 1766, 0x4020_7d3d, 0x2cc1_8cd5),
+        ("3ffe:501:8::260:97ff:fe40:efab", 14230, "ff02::1", 4739, 0xdde5_1bbf, 0x0f0c_461c),
+        (
+            "3ffe:1900:4545:3:200:f8ff:fe21:67cf",
+            44251,
+            "fe80::200:f8ff:fe21:67cf",
+            38024,
+            0x02d1_feef,
+            0x4b61_e985,
+        ),
+    ];
+
+    #[test]
+    fn toeplitz_gives_the_published_values() {
+        let table = Toeplitz::new(&MICROSOFT_KEY);
+        for (src, src_port, dst, dst_port, with_ports, without) in VECTORS_V4 {
+            let (src, dst): (Ipv4Addr, Ipv4Addr) = (src.parse().unwrap(), dst.parse().unwrap());
+            assert_eq!(table.hash_v4(src.into(), dst.into(), src_port, dst_port), with_ports);
+            let addresses = [src.octets(), dst.octets()].concat();
+            assert_eq!(table.hash(&addresses), without);
+            assert_eq!(toeplitz(&MICROSOFT_KEY, &addresses), without);
+        }
+        for (src, src_port, dst, dst_port, with_ports, without) in VECTORS_V6 {
+            let (src, dst): (Ipv6Addr, Ipv6Addr) = (src.parse().unwrap(), dst.parse().unwrap());
+            assert_eq!(table.hash_v6(&src.octets(), &dst.octets(), src_port, dst_port), with_ports);
+            let addresses = [src.octets(), dst.octets()].concat();
+            assert_eq!(table.hash(&addresses), without);
+            assert_eq!(toeplitz(&MICROSOFT_KEY, &addresses), without);
+        }
+    }
+
+    #[test]
+    fn reta_takes_low_bits() {
+        assert_eq!(reta_index(0x51cc_c178, 128), 0x78);
+        assert_eq!(reta_index(0x51cc_c178, 512), 0x178);
+        assert_eq!(reta_index(5, 0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn tables_are_the_definition(key in prop::array::uniform32(any::<u8>()), tail: [u8; 8], input in prop::collection::vec(any::<u8>(), 0..40)) {
+            let key: [u8; 40] = [&key[..], &tail].concat().try_into().unwrap();
+            prop_assert_eq!(Toeplitz::new(&key).hash(&input), toeplitz(&key, &input));
+        }
+
+        #[test]
+        fn the_symmetric_key_does_not_see_directions(src: u32, dst: u32, sport: u16, dport: u16, src6: [u8; 16], dst6: [u8; 16]) {
+            let table = Toeplitz::new(&SYMMETRIC_KEY);
+            prop_assert_eq!(table.hash_v4(src, dst, sport, dport), table.hash_v4(dst, src, dport, sport));
+            prop_assert_eq!(table.hash_v6(&src6, &dst6, sport, dport), table.hash_v6(&dst6, &src6, dport, sport));
+        }
+    }
+
+    /// Values that must never change: nodes of different versions would choose different backends.
+    #[test]
+    fn stable_hashes_are_xxh3_of_the_documented_bytes() {
+        let bytes = [198, 18, 0, 1, 198, 18, 100, 1, 0x9c, 0x40, 0, 80, 6];
+        let hash = |key| stable_hash_v4(key, 0xc612_0001, 0xc612_6401, 40_000, 80, 6);
+        assert_eq!(hash(StableKey::NONE), xxh3_64(&bytes));
+        assert_eq!(hash(StableKey::NONE), GOLDEN_V4);
+        assert_ne!(hash(StableKey::from_seed(1)), hash(StableKey::NONE));
+        assert_ne!(hash(StableKey::from_bytes(&[1; 16])), hash(StableKey::from_bytes(&[2; 16])));
+        let mut bytes = [[0x20; 16], [0x21; 16]].concat();
+        bytes.extend([0, 1, 0, 2, 17]);
+        assert_eq!(stable_hash_v6(StableKey::NONE, &[0x20; 16], &[0x21; 16], 1, 2, 17), xxh3_64(&bytes));
+        assert_eq!(source_hash_v4(StableKey::NONE, 0xc612_0001), xxh3_64(&[198, 18, 0, 1]));
+        assert_eq!(source_hash_v6(StableKey::NONE, &[7; 16]), xxh3_64(&[7; 16]));
+    }
+
+    const GOLDEN_V4: u64 = 16_194_776_477_305_020_355;
+
+    /// Every input bit flips about half of the output bits, also the low and high ones that tables use.
+    #[test]
+    fn flow_hashes_avalanche() {
+        let seed = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state ^ state >> 29
+        };
+        for bit in 0..5 * 64 {
+            let (mut flips_5, mut flips_2) = ([0u32; 64], [0u32; 64]);
+            for _ in 0..512 {
+                let words: [u64; 5] = std::array::from_fn(|_| random());
+                let mut changed = words;
+                changed[bit / 64] ^= 1 << (bit % 64);
+                let count = |flips: &mut [u32; 64], difference: u64| {
+                    for (place, count) in flips.iter_mut().enumerate() {
+                        *count += (difference >> place & 1) as u32;
+                    }
+                };
+                count(&mut flips_5, flow_hash_5(seed, words) ^ flow_hash_5(seed, changed));
+                if bit < 128 {
+                    let (words, changed) = ([words[0], words[1]], [changed[0], changed[1]]);
+                    count(&mut flips_2, flow_hash_2(seed, words) ^ flow_hash_2(seed, changed));
+                }
+            }
+            // 256 ± 5.5 standard deviations of a fair coin's 512 tosses, for some 28,000 cells
+            let fair = |flips: [u32; 64]| flips.iter().all(|count| (190..=322).contains(count));
+            assert!(fair(flips_5), "bit {bit}: {flips_5:?}");
+            assert!(bit >= 128 || fair(flips_2), "bit {bit}: {flips_2:?}");
+        }
+    }
+
+    /// Neighbouring flows fill a table as random ones would.
+    #[test]
+    fn flow_hashes_of_neighbours_spread() {
+        let seed = [3, 5];
+        let mut buckets = vec![0u32; 4096];
+        for client in 0..256u32 {
+            for port in 0..256u16 {
+                let hash = flow_hash_v4(seed, 0xc612_0000 + client, 0xc612_6401, 1024 + port, 80, 6);
+                buckets[hash as usize & 4095] += 1;
+            }
+        }
+        // 16 expected per bucket; a Poisson tail beyond 45 has a chance below 10⁻⁹ per bucket
+        assert!(buckets.iter().all(|count| *count < 45));
+        assert!(buckets.iter().filter(|count| **count == 0).count() < 8);
+    }
 }

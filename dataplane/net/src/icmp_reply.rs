@@ -243,3 +243,259 @@ fn quote<B: PacketBuf, const N: usize>(
         .filter(|()| eth::swap_addresses(frame))
         .ok_or(NoReply::NoRoom)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::VecBuf;
+    use crate::rewrite;
+    use crate::sample::{self, client, edit_v4, parsed, vip};
+    use crate::types::Family;
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{
+        Icmpv4DstUnreachable, Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv4Packet,
+        Ipv6Packet, TcpControl,
+    };
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    fn ours(family: Family) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(198, 18, 0, 254).into(),
+            Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xfe).into(),
+        }
+    }
+
+    fn ping(family: Family) -> Vec<u8> {
+        let caps = ChecksumCapabilities::default();
+        match (client(family), vip(family)) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => {
+                let repr = Icmpv4Repr::EchoRequest { ident: 7, seq_no: 9, data: b"abcdefg" };
+                let mut bytes = vec![0; repr.buffer_len()];
+                repr.emit(&mut Icmpv4Packet::new_unchecked(&mut bytes[..]), &caps);
+                sample::ip(family, IpProtocol::Icmp, &bytes)
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let repr = Icmpv6Repr::EchoRequest { ident: 7, seq_no: 9, data: b"abcdefg" };
+                let mut bytes = vec![0; repr.buffer_len()];
+                repr.emit(&src, &dst, &mut Icmpv6Packet::new_unchecked(&mut bytes[..]), &caps);
+                sample::ip(family, IpProtocol::Icmpv6, &bytes)
+            }
+            _ => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn a_ping_is_answered_as_smoltcp_would() {
+        for family in BOTH {
+            let mut frame = ping(family);
+            let shape = parsed(&frame);
+            assert!(echo(&mut frame, &shape));
+            let shape = parsed(&frame);
+            assert!(checksum::l4_is_valid(&frame, &shape));
+            assert_eq!((shape.src(&frame), shape.dst(&frame)), (Some(vip(family)), Some(client(family))));
+            assert_eq!((shape.ttl, eth::destination(&frame)), (64, sample::CLIENT_MAC));
+            let caps = ChecksumCapabilities::default();
+            if family == Family::V4 {
+                let message = Icmpv4Packet::new_checked(&frame[34..]).unwrap();
+                let expected = Icmpv4Repr::EchoReply { ident: 7, seq_no: 9, data: b"abcdefg" };
+                assert_eq!(Icmpv4Repr::parse(&message, &caps), Ok(expected));
+            } else {
+                let ip = Ipv6Packet::new_checked(&frame[14..]).unwrap();
+                let message = Icmpv6Packet::new_checked(ip.payload()).unwrap();
+                let expected = Icmpv6Repr::EchoReply { ident: 7, seq_no: 9, data: b"abcdefg" };
+                assert_eq!(Icmpv6Repr::parse(&ip.src_addr(), &ip.dst_addr(), &message, &caps), Ok(expected));
+            }
+            // a reply is not answered
+            assert!(!echo(&mut frame, &shape));
+        }
+    }
+
+    #[test]
+    fn pings_to_groups_and_in_pieces_are_not_answered() {
+        let frame = edit_v4(ping(Family::V4), |ip| ip[16..20].copy_from_slice(&[224, 0, 0, 1]));
+        assert!(!echo(&mut frame.clone(), &parsed(&frame)));
+        let mut whole = ping(Family::V4);
+        whole.push(b'h');
+        let frame = edit_v4(whole, |ip| {
+            ip[3] += 1;
+            ip[6] = 0x20;
+        });
+        assert!(parsed(&frame).is_first_fragment());
+        assert!(!echo(&mut frame.clone(), &parsed(&frame)));
+    }
+
+    #[test]
+    fn frag_needed_quotes_576_bytes_and_names_the_mtu() {
+        let frame = sample::tcp(Family::V4, TcpControl::None, Some(1), &[5; 1400]);
+        let mut packet = VecBuf::new(&frame);
+        assert_eq!(
+            error(&mut packet, &parsed(&frame), ours(Family::V4), Problem::TooBig { mtu: 1480 }),
+            Ok(())
+        );
+        let answer = packet.data();
+        assert_eq!(answer.len(), 14 + ERROR_MAX_V4);
+        let ip = Ipv4Packet::new_checked(&answer[14..]).unwrap();
+        assert!(ip.verify_checksum());
+        assert_eq!(IpAddr::from(ip.src_addr()), ours(Family::V4));
+        assert_eq!(IpAddr::from(ip.dst_addr()), client(Family::V4));
+        let message = Icmpv4Packet::new_checked(ip.payload()).unwrap();
+        assert!(message.verify_checksum());
+        assert_eq!(message.msg_code(), u8::from(Icmpv4DstUnreachable::FragRequired));
+        assert_eq!(ip.payload()[4..8], [0, 0, 5, 200]);
+        assert_eq!(answer[42..], frame[14..14 + 548]);
+        assert_eq!(eth::destination(answer), sample::CLIENT_MAC);
+    }
+
+    #[test]
+    fn packet_too_big_quotes_1280_bytes_and_names_the_mtu() {
+        let frame = sample::tcp(Family::V6, TcpControl::None, Some(1), &[5; 1400]);
+        let mut packet = VecBuf::new(&frame);
+        assert_eq!(
+            error(&mut packet, &parsed(&frame), ours(Family::V6), Problem::TooBig { mtu: 1460 }),
+            Ok(())
+        );
+        let answer = packet.data();
+        assert_eq!(answer.len(), 14 + 1280);
+        let ip = Ipv6Packet::new_checked(&answer[14..]).unwrap();
+        let message = Icmpv6Packet::new_checked(ip.payload()).unwrap();
+        assert!(message.verify_checksum(&ip.src_addr(), &ip.dst_addr()));
+        assert_eq!(message.pkt_too_big_mtu(), 1460);
+        assert_eq!(IpAddr::from(ip.dst_addr()), client(Family::V6));
+        assert_eq!(answer[62..], frame[14..14 + 1232]);
+    }
+
+    #[test]
+    fn every_problem_of_both_families_has_its_numbers() {
+        let expect = [
+            (Problem::TimeExceeded, (11, 0), (3, 0)),
+            (Problem::NoRoute, (3, 0), (1, 0)),
+            (Problem::HostUnreachable, (3, 1), (1, 3)),
+            (Problem::PortUnreachable, (3, 3), (1, 4)),
+            (Problem::Prohibited, (3, 13), (1, 1)),
+        ];
+        for (problem, four, six) in expect {
+            for (family, numbers) in [(Family::V4, four), (Family::V6, six)] {
+                let frame = sample::udp(family, b"short");
+                let mut packet = VecBuf::new(&frame);
+                packet.append(10).unwrap().fill(0xee);
+                assert_eq!(error(&mut packet, &parsed(&frame), ours(family), problem), Ok(()));
+                let shape = parsed(packet.data());
+                assert_eq!((shape.icmp_type, shape.icmp_code), numbers);
+                assert!(checksum::l4_is_valid(packet.data(), &shape));
+                // padding is not quoted
+                assert!(packet.data().ends_with(&frame[14..]));
+                assert_eq!(shape.end(), packet.data().len());
+            }
+        }
+    }
+
+    #[test]
+    fn the_tag_is_kept() {
+        let mut packet = VecBuf::new(&sample::udp(Family::V4, b"x"));
+        assert!(eth::push_vlan(&mut packet, 77));
+        let shape = parsed(packet.data());
+        assert_eq!(error(&mut packet, &shape, ours(Family::V4), Problem::TimeExceeded), Ok(()));
+        assert_eq!(parsed(packet.data()).vlan, Some(77));
+    }
+
+    #[test]
+    fn what_must_not_be_answered() {
+        let refused = |frame: &[u8], source| {
+            let mut packet = VecBuf::new(frame);
+            let outcome = error(&mut packet, &parsed(frame), source, Problem::TimeExceeded);
+            assert_eq!(packet.data(), frame);
+            outcome.unwrap_err()
+        };
+        for family in BOTH {
+            let udp = sample::udp(family, b"x");
+            let mut packet = VecBuf::new(&udp);
+            error(&mut packet, &parsed(&udp), ours(family), Problem::TimeExceeded).unwrap();
+            assert_eq!(refused(packet.data(), ours(family)), NoReply::IcmpError);
+            // a ping is no error and may be answered by one
+            let ping = ping(family);
+            assert_eq!(
+                error(&mut VecBuf::new(&ping), &parsed(&ping), ours(family), Problem::NoRoute),
+                Ok(())
+            );
+            let mut broadcast = udp.clone();
+            broadcast[..6].fill(0xff);
+            assert_eq!(refused(&broadcast, ours(family)), NoReply::Group);
+        }
+        let udp = sample::udp(Family::V4, &[0; 16]);
+        assert_eq!(refused(&udp, ours(Family::V6)), NoReply::NoSource);
+        let later = edit_v4(udp.clone(), |ip| ip[7] = 9);
+        assert_eq!(refused(&later, ours(Family::V4)), NoReply::LaterFragment);
+        let group = edit_v4(udp.clone(), |ip| ip[16..20].copy_from_slice(&[224, 0, 0, 9]));
+        assert_eq!(refused(&group, ours(Family::V4)), NoReply::Group);
+        let mut packet = VecBuf::with_room(&udp, 27, 0);
+        let outcome = error(&mut packet, &parsed(&udp), ours(Family::V4), Problem::NoRoute);
+        assert_eq!((outcome, packet.data()), (Err(NoReply::NoRoom), &udp[..]));
+    }
+
+    /// The way back of an error through NAT: the backend's flow is quoted, the client must see its own.
+    #[test]
+    fn nat_is_undone_inside_errors() {
+        for family in BOTH {
+            for segment in [sample::tcp(family, TcpControl::Syn, None, b""), sample::udp(family, b"data")] {
+                let mut packet = VecBuf::new(&segment);
+                error(&mut packet, &parsed(&segment), ours(family), Problem::HostUnreachable).unwrap();
+                let shape = parsed(packet.data());
+                let inner = icmp::inner(packet.data(), &shape).unwrap();
+                assert_eq!(
+                    (inner.src(packet.data()), inner.dst(packet.data())),
+                    (client(family), vip(family))
+                );
+                assert_eq!((inner.src_port, inner.dst_port), (sample::CLIENT_PORT, sample::VIP_PORT));
+                let frame = packet.data_mut();
+                assert!(rewrite::set_inner_dst(frame, &inner, ours(family), 8080));
+                assert!(rewrite::set_inner_src(frame, &inner, vip(family), 555));
+                assert!(rewrite::finish_icmp_error(frame, &shape, Some(vip(family)), None));
+                let after = parsed(frame);
+                assert_eq!((after.src(frame), after.dst(frame)), (Some(vip(family)), Some(client(family))));
+                let inner = icmp::inner(frame, &after).unwrap();
+                assert_eq!((inner.src(frame), inner.dst(frame)), (vip(family), ours(family)));
+                assert_eq!((inner.src_port, inner.dst_port), (555, 8080));
+                // the quoted packet is as valid as it was: its header and, quoted whole, its transport
+                let mut quoted = segment[..14].to_vec();
+                quoted.extend(&frame[usize::from(inner.l3)..usize::from(inner.end)]);
+                assert!(sample::smoltcp_accepts(&quoted));
+            }
+        }
+    }
+
+    #[test]
+    fn quotations_may_end_after_eight_bytes_but_not_before() {
+        for family in BOTH {
+            let segment = sample::tcp(family, TcpControl::Syn, None, b"");
+            let headers = if family == Family::V4 { 20 } else { 40 };
+            for (quoted, fits) in [(8, true), (7, false)] {
+                let mut packet = VecBuf::new(&segment);
+                error(&mut packet, &parsed(&segment), ours(family), Problem::HostUnreachable).unwrap();
+                let l4 = parsed(packet.data()).l4_offset();
+                assert!(packet.truncate(l4 + 8 + headers + quoted));
+                let mut frame = packet.data().to_vec();
+                if family == Family::V4 {
+                    let len = (frame.len() - 14) as u16;
+                    frame = edit_v4(frame, |ip| ip[2..4].copy_from_slice(&len.to_be_bytes()));
+                } else {
+                    let len = (frame.len() - 54) as u16;
+                    frame[18..20].copy_from_slice(&len.to_be_bytes());
+                }
+                let shape = parsed(&frame);
+                assert!(icmp::refresh_checksum(&mut frame, &shape));
+                match icmp::inner(&frame, &shape) {
+                    Ok(inner) => {
+                        assert!(fits);
+                        assert_eq!(inner.src_port, sample::CLIENT_PORT);
+                        assert!(rewrite::set_inner_src(&mut frame, &inner, vip(family), 1));
+                    }
+                    Err(reason) => assert!(!fits && reason == crate::Malformed::BadIcmpQuote),
+                }
+            }
+            let ping = ping(family);
+            assert_eq!(icmp::inner(&ping, &parsed(&ping)), Err(crate::Malformed::BadIcmpQuote));
+        }
+    }
+}

@@ -33,6 +33,8 @@ mod malformed;
 pub mod ndp;
 pub mod parse;
 pub mod rewrite;
+#[cfg(test)]
+mod sample;
 pub mod tcp;
 pub mod tcp_reset;
 pub mod types;

@@ -387,7 +387,7 @@ fn extensions(packet: &[u8], parsed: &mut Parsed, next: Protocol) -> Result<usiz
 /// Refuses fragments whose only use is to slip something past a receiver.
 #[cold]
 fn check_fragment(parsed: &Parsed, payload_len: usize, header_len: usize) -> Result<(), Malformed> {
-    if payload_len == 0 || (parsed.more_fragments && payload_len % 8 != 0) {
+    if payload_len == 0 || (parsed.more_fragments && !payload_len.is_multiple_of(8)) {
         return Err(Malformed::BadFragment);
     }
     if usize::from(parsed.fragment_offset) + payload_len + header_len > usize::from(u16::MAX) {
@@ -462,12 +462,12 @@ fn transport(payload: &[u8], parsed: &mut Parsed) -> Result<(), Malformed> {
             (parsed.src_port, parsed.dst_port) = tcp::ports(&[header[0], header[1], header[2], header[3]]);
             parsed.has_ports = true;
         }
-        Protocol::ICMP | Protocol::ICMPV6 => {
-            // ICMPv6 in IPv4 and the reverse mean nothing to anyone; they carry no type.
-            if (parsed.protocol == Protocol::ICMP) == (parsed.kind == Kind::Ipv4) {
-                let Some(header) = chunk::<8>(payload, 0) else { return Err(short(parsed)) };
-                [parsed.icmp_type, parsed.icmp_code, ..] = *header;
-            }
+        // ICMPv6 in IPv4 and the reverse mean nothing to anyone; they carry no type.
+        Protocol::ICMP | Protocol::ICMPV6
+            if (parsed.protocol == Protocol::ICMP) == (parsed.kind == Kind::Ipv4) =>
+        {
+            let Some(header) = chunk::<8>(payload, 0) else { return Err(short(parsed)) };
+            [parsed.icmp_type, parsed.icmp_code, ..] = *header;
         }
         _ => {}
     }
@@ -479,3 +479,6 @@ fn transport(payload: &[u8], parsed: &mut Parsed) -> Result<(), Malformed> {
 fn short(parsed: &Parsed) -> Malformed {
     if parsed.more_fragments { Malformed::TinyFragment } else { Malformed::ShortL4 }
 }
+
+#[cfg(test)]
+mod tests;

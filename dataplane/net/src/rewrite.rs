@@ -171,11 +171,12 @@ fn edit_v6(
     }
     if parsed.has_ports {
         edit_ports(frame, parsed, delta, src.map(|(_, port)| port), dst.map(|(_, port)| port));
-    } else if parsed.protocol == Protocol::ICMPV6 && !parsed.is_later_fragment() {
-        if let Some(header) = chunk_mut::<4>(frame, parsed.l4_offset()) {
-            let checksum = delta.apply(be16(header[2], header[3]));
-            header[2..].copy_from_slice(&checksum.to_be_bytes());
-        }
+    } else if parsed.protocol == Protocol::ICMPV6
+        && !parsed.is_later_fragment()
+        && let Some(header) = chunk_mut::<4>(frame, parsed.l4_offset())
+    {
+        let checksum = delta.apply(be16(header[2], header[3]));
+        header[2..].copy_from_slice(&checksum.to_be_bytes());
     }
     true
 }
@@ -187,7 +188,7 @@ fn holds_transport(frame: &[u8], parsed: &Parsed) -> bool {
         _ if parsed.is_later_fragment() => 0,
         Protocol::TCP => tcp::HEADER_LEN,
         Protocol::UDP => udp::HEADER_LEN,
-        Protocol::ICMPV6 => icmp::HEADER_LEN,
+        Protocol::ICMPV6 if parsed.kind == Kind::Ipv6 => icmp::HEADER_LEN,
         _ => 0,
     };
     frame.len() >= parsed.l4_offset() + needed
@@ -291,4 +292,137 @@ pub fn refresh_l4_checksum(frame: &mut [u8], parsed: &Parsed) -> bool {
         checksum = udp_transmit(checksum);
     }
     crate::bytes::put(frame, parsed.l4_offset() + at, checksum.to_be_bytes()).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{self, client, edit_v4, parsed, smoltcp_accepts, vip};
+    use proptest::prelude::*;
+    use smoltcp::wire::TcpControl;
+
+    fn set_both(frame: &mut [u8], parsed: &Parsed, src: (IpAddr, u16), dst: (IpAddr, u16)) -> bool {
+        match (src.0, dst.0) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                set_both_v4(frame, parsed, (from.into(), src.1), (to.into(), dst.1))
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                set_both_v6(frame, parsed, (&from.octets(), src.1), (&to.octets(), dst.1))
+            }
+            _ => false,
+        }
+    }
+
+    fn family(six: bool) -> Family {
+        if six { Family::V6 } else { Family::V4 }
+    }
+
+    fn unicast(six: bool, bits: u128) -> IpAddr {
+        match six {
+            false => IpAddr::V4((0xc612_0000 | (bits as u32 & 0x1_ffff)).into()),
+            true => IpAddr::V6((0x2001_0db8 << 96 | bits >> 32 << 1 | 2).into()),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn incremental_is_what_smoltcp_computes(six: bool, udp: bool, src: u128, dst: u128, sport: u16, dport: u16,
+                                                payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut frame = if udp { sample::udp(family(six), &payload) } else { sample::tcp(family(six), TcpControl::None, Some(9), &payload) };
+            let before = parsed(&frame);
+            let (src, dst) = (unicast(six, src), unicast(six, dst));
+            prop_assume!(src != dst);
+            prop_assert!(set_both(&mut frame, &before, (src, sport), (dst, dport)));
+            prop_assert!(decrement_ttl(&mut frame, &before));
+            let after = parsed(&frame);
+            prop_assert_eq!((after.src(&frame), after.dst(&frame)), (Some(src), Some(dst)));
+            prop_assert_eq!((after.src_port, after.dst_port, after.ttl), (sport, dport, 60));
+            prop_assert!(smoltcp_accepts(&frame));
+            // a full recomputation changes nothing
+            let incremental = frame.clone();
+            prop_assert!(refresh_l4_checksum(&mut frame, &after));
+            prop_assert_eq!(frame, incremental);
+        }
+
+        #[test]
+        fn there_and_back_is_the_same_frame(six: bool, bits: u128, port: u16) {
+            let mut frame = sample::tcp(family(six), TcpControl::Syn, None, b"");
+            let original = frame.clone();
+            let shape = parsed(&frame);
+            match (unicast(six, bits), vip(family(six))) {
+                (IpAddr::V4(new), IpAddr::V4(old)) => {
+                    prop_assert!(set_dst_v4(&mut frame, &shape, new.into(), port));
+                    prop_assert!(set_dst_v4(&mut frame, &shape, old.into(), sample::VIP_PORT));
+                }
+                (IpAddr::V6(new), IpAddr::V6(old)) => {
+                    prop_assert!(set_dst_v6(&mut frame, &shape, &new.octets(), port));
+                    prop_assert!(set_dst_v6(&mut frame, &shape, &old.octets(), sample::VIP_PORT));
+                }
+                _ => unreachable!(),
+            }
+            prop_assert_eq!(frame, original);
+        }
+    }
+
+    #[test]
+    fn one_side_leaves_the_other() {
+        let mut frame = sample::udp(Family::V4, b"x");
+        let shape = parsed(&frame);
+        assert!(set_src_v4(&mut frame, &shape, 0xc612_0909, 1));
+        let after = parsed(&frame);
+        assert_eq!((after.src_v4(&frame), after.src_port), (0xc612_0909, 1));
+        assert_eq!((after.dst(&frame), after.dst_port), (Some(vip(Family::V4)), sample::VIP_PORT));
+        assert!(smoltcp_accepts(&frame));
+        let mut frame = sample::udp(Family::V6, b"x");
+        let shape = parsed(&frame);
+        assert!(set_src_v6(&mut frame, &shape, &[0x20; 16], 1));
+        assert_eq!(parsed(&frame).src_v6(&frame), [0x20; 16]);
+        assert_eq!(parsed(&frame).dst(&frame), Some(vip(Family::V6)));
+        assert!(smoltcp_accepts(&frame));
+    }
+
+    #[test]
+    fn udp_without_a_checksum_stays_without() {
+        let mut frame = sample::udp(Family::V4, b"x");
+        frame[40..42].fill(0);
+        let shape = parsed(&frame);
+        assert!(set_dst_v4(&mut frame, &shape, 0xc612_0909, 1));
+        assert_eq!(frame[40..42], [0, 0]);
+    }
+
+    #[test]
+    fn a_later_fragment_changes_addresses_only() {
+        let mut frame = edit_v4(sample::udp(Family::V4, &[9; 16]), |ip| ip[7] = 50);
+        let shape = parsed(&frame);
+        let data = frame[34..].to_vec();
+        assert!(set_both_v4(&mut frame, &shape, (0xc612_0001, 1), (0xc612_0009, 2)));
+        assert_eq!(frame[34..], data);
+        assert_eq!(parsed(&frame).dst_v4(&frame), 0xc612_0009);
+    }
+
+    #[test]
+    fn the_last_hop_is_not_taken() {
+        for family in [Family::V4, Family::V6] {
+            let mut frame = sample::udp(family, b"x");
+            let shape = parsed(&frame);
+            let mut hops = 61;
+            while decrement_ttl(&mut frame, &shape) {
+                hops -= 1;
+                assert_eq!(parsed(&frame).ttl, hops);
+            }
+            assert_eq!(hops, 1);
+        }
+    }
+
+    #[test]
+    fn the_wrong_frame_is_left_alone() {
+        let frame = sample::udp(Family::V4, b"x");
+        let shape = parsed(&frame);
+        let mut short = frame[..41].to_vec();
+        assert!(!set_dst_v4(&mut short, &shape, 1, 1));
+        assert_eq!(short, frame[..41]);
+        let mut frame = frame;
+        assert!(!set_dst_v6(&mut frame, &shape, &[1; 16], 1));
+        assert!(!set_both(&mut frame, &shape, (client(Family::V4), 1), (vip(Family::V6), 1)));
+    }
 }

@@ -82,3 +82,49 @@ fn finish<B: PacketBuf, const N: usize>(
     let frame = packet.data_mut();
     eth::swap_addresses(frame) && put(frame, l3, ip).and_then(|()| put(frame, l3 + N, tcp)).is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::VecBuf;
+    use crate::sample::{self, client, parsed, smoltcp_accepts, vip};
+    use smoltcp::wire::{IpProtocol, TcpControl};
+
+    #[test]
+    fn resets_fit_what_they_answer() {
+        for family in [Family::V4, Family::V6] {
+            // RFC 9293 §3.5.2: with an acknowledgment its number is taken; without, what was sent is acknowledged
+            for (control, ack, data, sequence, acknowledgment, flags) in [
+                (TcpControl::Syn, None, 0, 0, 1001, RST | ACK),
+                (TcpControl::None, Some(77), 30, 77, 0, RST),
+                (TcpControl::Fin, None, 30, 0, 1031, RST | ACK),
+            ] {
+                let frame = sample::tcp(family, control, ack, &vec![1; data]);
+                let mut packet = VecBuf::new(&frame);
+                assert!(reply(&mut packet, &parsed(&frame)));
+                let answer = packet.data();
+                let shape = parsed(answer);
+                assert!(smoltcp_accepts(answer));
+                assert_eq!((shape.src(answer), shape.dst(answer)), (Some(vip(family)), Some(client(family))));
+                assert_eq!((shape.src_port, shape.dst_port), (sample::VIP_PORT, sample::CLIENT_PORT));
+                assert_eq!(shape.tcp_flags, flags);
+                assert_eq!(tcp::sequence(shape.segment(answer)), sequence);
+                assert_eq!(tcp::acknowledgment(shape.segment(answer)), acknowledgment);
+                assert_eq!(eth::destination(answer), sample::CLIENT_MAC);
+                assert_eq!(shape.end(), answer.len());
+            }
+        }
+    }
+
+    #[test]
+    fn resets_and_others_are_not_answered() {
+        let frame = sample::tcp(Family::V4, TcpControl::Rst, Some(7), b"");
+        assert!(!reply(&mut VecBuf::new(&frame), &parsed(&frame)));
+        let frame = sample::udp(Family::V4, b"some datagram that is long enough");
+        assert!(!reply(&mut VecBuf::new(&frame), &parsed(&frame)));
+        let segment = sample::tcp(Family::V4, TcpControl::Syn, None, b"")[34..].to_vec();
+        let group = std::net::Ipv4Addr::new(224, 0, 0, 5).into();
+        let frame = sample::ip_between(client(Family::V4), group, IpProtocol::Tcp, &segment);
+        assert!(!reply(&mut VecBuf::new(&frame), &parsed(&frame)));
+    }
+}
