@@ -5,3 +5,4 @@ pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod pcap;
 pub(crate) mod servers;
+pub(crate) mod tunnel;
