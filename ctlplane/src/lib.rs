@@ -1,1 +1,30 @@
-//! Being built.
+//! The control plane: from `weir.toml` to a published generation.
+//!
+//! ```text
+//! weir.toml ─ schema ─ validate ─▶ model ─ compile (+ state) ─▶ tables ─ publish ─▶ shared memory ─▶ dataplane
+//!                                            ▲                                │
+//!                       overrides, indices ──┘     counters, acks ◀───────────┘
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod compile;
+pub mod counters;
+pub mod daemon;
+pub mod diagnostic;
+pub mod engine;
+pub mod machine;
+pub mod model;
+pub mod publish;
+mod reader;
+mod recover;
+mod retirement;
+pub mod schema;
+pub mod slots;
+pub mod state;
+pub mod status;
+pub mod store;
+pub mod units;
+pub mod validate;

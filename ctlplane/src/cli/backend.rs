@@ -1,0 +1,168 @@
+//! `weir backend …`: which backends are there, and how is one changed at run time?
+
+use std::time::{Duration, Instant};
+
+use clap::Subcommand;
+
+use super::{Exit, complain, failed, print, print_json, report, screen};
+use crate::api::{Applied, BackendRequest, Backends, percent_encode};
+use crate::client::{Client, ClientError};
+use crate::state::Admin;
+use crate::units::{format_duration, parse_duration};
+
+/// What to do with backends. A backend is POOL/NAME, or NAME alone where that is unique.
+#[derive(Debug, Subcommand)]
+pub enum BackendCommand {
+    /// All backends with weight, state and flows.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change the share of new flows.
+    Weight {
+        /// POOL/NAME, or NAME where unique.
+        backend: String,
+        /// 0 to 65535; 0 = no new flows.
+        weight: u16,
+        /// Also for the last backend of its pool that takes new flows.
+        #[arg(long)]
+        force: bool,
+    },
+    /// No new flows; established ones go on.
+    Drain {
+        /// POOL/NAME, or NAME where unique.
+        backend: String,
+        /// Also for the last backend of its pool that takes new flows.
+        #[arg(long)]
+        force: bool,
+        /// Wait until it has no flows.
+        #[arg(long)]
+        wait: bool,
+        /// Longest wait.
+        #[arg(long, default_value = "5m", value_parser = parse_duration, requires = "wait")]
+        timeout: Duration,
+    },
+    /// Takes new flows again.
+    Ready {
+        /// POOL/NAME, or NAME where unique.
+        backend: String,
+    },
+    /// No new flows; established ones by the listener's on_down.
+    Maint {
+        /// POOL/NAME, or NAME where unique.
+        backend: String,
+        /// Also for the last backend of its pool that takes new flows.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+pub(super) fn run(client: &Client, command: &BackendCommand) -> Exit {
+    let result = match command {
+        BackendCommand::List { json } => list(client, *json),
+        BackendCommand::Weight { backend, weight, force } => {
+            let request = BackendRequest { weight: Some(*weight), state: None, force: *force };
+            change(client, backend, &request)
+        }
+        BackendCommand::Drain { backend, force, wait, timeout } => {
+            let drained = change(client, backend, &set(Admin::Drain, *force));
+            match drained {
+                Ok(Exit::Good) if *wait => wait_until_empty(client, backend, *timeout),
+                other => other,
+            }
+        }
+        BackendCommand::Ready { backend } => change(client, backend, &set(Admin::Ready, false)),
+        BackendCommand::Maint { backend, force } => change(client, backend, &set(Admin::Maint, *force)),
+    };
+    result.unwrap_or_else(|error| failed(&error))
+}
+
+fn set(state: Admin, force: bool) -> BackendRequest {
+    BackendRequest { weight: None, state: Some(state), force }
+}
+
+fn list(client: &Client, json: bool) -> Result<Exit, ClientError> {
+    let backends: Backends = client.get("/v1/backends")?;
+    if json {
+        print_json(&backends);
+    } else {
+        print(&screen::backends(&backends.pools));
+    }
+    Ok(Exit::Good)
+}
+
+/// POOL and NAME of what the operator wrote; `None` (and said so) where it is not one backend.
+fn resolve(client: &Client, wanted: &str) -> Result<Option<(String, String)>, ClientError> {
+    if let Some((pool, backend)) = wanted.split_once('/') {
+        return Ok(Some((pool.to_owned(), backend.to_owned())));
+    }
+    let backends: Backends = client.get("/v1/backends")?;
+    let matches: Vec<(String, String)> = backends
+        .pools
+        .iter()
+        .filter(|pool| pool.backends.iter().any(|b| b.name == wanted && b.state != "removed"))
+        .map(|pool| (pool.name.clone(), wanted.to_owned()))
+        .collect();
+    match matches.as_slice() {
+        [one] => Ok(Some(one.clone())),
+        [] => {
+            complain(&format!("there is no backend named {wanted}; weir backend list shows all"));
+            Ok(None)
+        }
+        many => {
+            let names: Vec<String> = many.iter().map(|(pool, name)| format!("{pool}/{name}")).collect();
+            complain(&format!("{wanted} is in several pools; write one of {}", names.join(", ")));
+            Ok(None)
+        }
+    }
+}
+
+fn change(client: &Client, wanted: &str, request: &BackendRequest) -> Result<Exit, ClientError> {
+    let Some((pool, backend)) = resolve(client, wanted)? else { return Ok(Exit::Bad) };
+    let path = format!("/v1/backends/{}/{}", percent_encode(&pool), percent_encode(&backend));
+    let applied: Applied = client.post(&path, request)?;
+    Ok(report(&applied, false))
+}
+
+/// How often flows are looked at.
+const POLL: Duration = Duration::from_millis(200);
+/// How often progress is told.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+fn wait_until_empty(client: &Client, wanted: &str, limit: Duration) -> Result<Exit, ClientError> {
+    let Some((pool, backend)) = resolve(client, wanted)? else { return Ok(Exit::Bad) };
+    let started = Instant::now();
+    let mut told: Option<Instant> = None;
+    loop {
+        let backends: Backends = client.get("/v1/backends")?;
+        let found = backends.pools.iter().filter(|p| p.name == pool).flat_map(|p| &p.backends);
+        let mut found = found.filter(|b| b.name == backend);
+        let flows = found.next().and_then(|b| b.counters.get("flows_active").copied());
+        match flows {
+            None => {
+                complain("active flows are not known: weir-dataplane has not written its counters; start it");
+                return Ok(Exit::Bad);
+            }
+            Some(0) => {
+                print(&format!("{pool}/{backend} has no active flows\n"));
+                return Ok(Exit::Good);
+            }
+            Some(flows) if started.elapsed() >= limit => {
+                let limit = format_duration(limit);
+                complain(&format!(
+                    "{pool}/{backend} still has {flows} active flows after {limit}; wait longer with --timeout, or end them \
+                     with weir backend maint"
+                ));
+                return Ok(Exit::Bad);
+            }
+            Some(flows) => {
+                if told.is_none_or(|told| told.elapsed() >= PROGRESS) {
+                    print(&format!("{pool}/{backend}: {flows} active flows, waiting\n"));
+                    told = Some(Instant::now());
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+}

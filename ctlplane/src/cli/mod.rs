@@ -1,0 +1,332 @@
+//! The command line `weir`: what was asked, and with which exit code does it end?
+//!
+//! 0 ok · 1 an error in what was asked, or degraded · 2 unreachable, or a wrong command line.
+
+mod backend;
+mod hugepages;
+mod screen;
+
+use std::io::{IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::api::{Applied, Outcome, percent_encode};
+use crate::client::{Client, ClientError};
+use crate::diagnostic::{self, Report, Source};
+use crate::machine::Machine;
+use crate::status::{Health, Status};
+use crate::{daemon, validate};
+
+pub use backend::BackendCommand;
+pub use hugepages::HugepagesCommand;
+
+/// Watch and steer a Weir load balancer.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, max_term_width = 100)]
+pub struct Arguments {
+    /// Name of the instance.
+    #[arg(long, global = true, default_value = "weir", value_parser = parse_instance)]
+    pub instance: String,
+    /// Where weir-ctlplane's socket is.
+    #[arg(long, global = true, default_value = "/run/weir")]
+    pub run_dir: PathBuf,
+    /// Where shared memory is.
+    #[arg(long, global = true, default_value = "/dev/shm")]
+    pub shm_dir: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check a configuration file; changes nothing and needs no daemon.
+    Check {
+        /// The file; "-" reads standard input.
+        file: PathBuf,
+        /// Findings as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// How the balancer is. Exit code 0: ok, 1: degraded, 2: unreachable.
+    Status {
+        /// All of it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put a configuration file in force; a bad one changes nothing.
+    Apply {
+        /// The file; "-" reads standard input.
+        file: PathBuf,
+        /// Only say what would happen.
+        #[arg(long)]
+        dry_run: bool,
+        /// The answer as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List and change backends at run time.
+    Backend {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: BackendCommand,
+    },
+    /// Reserve hugepages for weir-dataplane.
+    Hugepages {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: HugepagesCommand,
+    },
+    /// Print shell completions.
+    Completion {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 0.
+    Good,
+    /// 1.
+    Bad,
+    /// 2.
+    Unreachable,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Good => Self::SUCCESS,
+            Exit::Bad => Self::FAILURE,
+            Exit::Unreachable => Self::from(2),
+        }
+    }
+}
+
+/// Names of instances become file names.
+pub fn parse_instance(text: &str) -> Result<String, String> {
+    let fits = (1..=32).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        && !text.contains("map_");
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("an instance's name is 1 to 32 letters, digits, '-' or '_', without \"map_\"".to_owned())
+    }
+}
+
+/// Prints to standard output; a closed pipe is no error.
+pub(crate) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+        // whoever read has gone
+    }
+}
+
+pub(crate) fn complain(text: &str) {
+    let mut err = std::io::stderr().lock();
+    if writeln!(err, "weir: {text}").is_err() {
+        // nobody to tell
+    }
+}
+
+/// Prints a value as JSON.
+pub(crate) fn print_json(value: &impl serde::Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => print(&format!("{text}\n")),
+        Err(error) => complain(&error.to_string()),
+    }
+}
+
+/// Explains a failed request and gives the exit code.
+pub(crate) fn failed(error: &ClientError) -> Exit {
+    match error {
+        ClientError::Refused(failure) => {
+            let colour = std::io::stderr().is_terminal();
+            let findings = diagnostic::render(&failure.diagnostics, colour);
+            if !findings.is_empty() && std::io::stderr().lock().write_all(findings.as_bytes()).is_err() {
+                return Exit::Bad;
+            }
+            complain(&failure.error);
+            Exit::Bad
+        }
+        other => {
+            complain(&other.to_string());
+            Exit::Unreachable
+        }
+    }
+}
+
+/// Runs a command.
+pub fn run(arguments: &Arguments) -> Exit {
+    let client = Client::new(&daemon::socket_path(&arguments.run_dir, &arguments.instance));
+    match &arguments.command {
+        Command::Check { file, json } => check(file, *json),
+        Command::Status { json } => status(arguments, &client, *json),
+        Command::Apply { file, dry_run, json } => apply(&client, file, *dry_run, *json),
+        Command::Backend { command } => backend::run(&client, command),
+        Command::Hugepages { command } => hugepages::run(command),
+        Command::Completion { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "weir", &mut text);
+            print(&String::from_utf8_lossy(&text));
+            Exit::Good
+        }
+        Command::Man => {
+            let mut text = Vec::new();
+            if let Err(error) = clap_mangen::Man::new(Arguments::command()).render(&mut text) {
+                complain(&error.to_string());
+                return Exit::Bad;
+            }
+            print(&String::from_utf8_lossy(&text));
+            Exit::Good
+        }
+    }
+}
+
+fn read_file(file: &Path) -> Result<(String, String), Exit> {
+    let mut text = String::new();
+    let (name, read) = if file == Path::new("-") {
+        ("<stdin>".to_owned(), std::io::stdin().read_to_string(&mut text).map(|_| ()))
+    } else {
+        let read = std::fs::read(file).and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+        });
+        (file.display().to_string(), read.map(|content| text = content))
+    };
+    match read {
+        Ok(()) => Ok((text, name)),
+        Err(error) => {
+            complain(&format!("cannot read {name}: {error}; name a readable UTF-8 file"));
+            Err(Exit::Unreachable)
+        }
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Checked<'a> {
+    schema: u32,
+    ok: bool,
+    diagnostics: &'a [Report],
+}
+
+fn check(file: &Path, json: bool) -> Exit {
+    let (text, name) = match read_file(file) {
+        Ok(read) => read,
+        Err(exit) => return exit,
+    };
+    let source = Source { name: &name, text: &text };
+    let (model, diagnostics) = validate::load(source, &Machine::detect());
+    let reports = source.reports(&diagnostics);
+    if json {
+        print_json(&Checked { schema: 1, ok: model.is_some(), diagnostics: &reports });
+    } else {
+        print(&diagnostic::render(&reports, std::io::stdout().is_terminal()));
+        if let Some(model) = &model {
+            let backends: usize = model.pools.iter().map(|pool| pool.backends.len()).sum();
+            print(&format!(
+                "{name} is good: {} ports, {} vips, {} listeners, {} pools, {backends} backends\n",
+                model.node.ports.len(),
+                model.vips.len(),
+                model.listeners.len(),
+                model.pools.len()
+            ));
+        }
+    }
+    if model.is_some() { Exit::Good } else { Exit::Bad }
+}
+
+fn status(arguments: &Arguments, client: &Client, json: bool) -> Exit {
+    let status: Status = match client.get("/v1/status") {
+        Ok(status) => status,
+        Err(error) => {
+            let mut status = Status::read(&arguments.shm_dir, &arguments.instance);
+            if status.ctlplane.state == "running" {
+                status.missing.push(error.to_string());
+            }
+            status
+        }
+    };
+    if json {
+        print_json(&status);
+    } else {
+        print(&screen::render(&status, std::io::stdout().is_terminal()));
+    }
+    match status.health() {
+        Health::Good => Exit::Good,
+        Health::Degraded => Exit::Bad,
+        Health::Unreachable => Exit::Unreachable,
+    }
+}
+
+fn apply(client: &Client, file: &Path, dry_run: bool, json: bool) -> Exit {
+    let (text, name) = match read_file(file) {
+        Ok(read) => read,
+        Err(exit) => return exit,
+    };
+    let path = format!("/v1/apply?name={}&dry_run={dry_run}", percent_encode(&name));
+    match client.post_text::<Applied>(&path, &text) {
+        Ok(applied) => {
+            if !json {
+                print(&diagnostic::render(&applied.diagnostics, std::io::stdout().is_terminal()));
+            }
+            report(&applied, json)
+        }
+        Err(ClientError::Refused(failure)) if json => {
+            print_json(&failure);
+            Exit::Bad
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+/// Tells what became of a change.
+pub(crate) fn report(applied: &Applied, json: bool) -> Exit {
+    if json {
+        print_json(applied);
+    } else {
+        print(&format!("{}\n", describe(applied)));
+        for change in &applied.needs_restart {
+            print(&format!("  needs a restart of weir-dataplane: {change}\n"));
+        }
+    }
+    match applied.outcome {
+        Outcome::Refused { .. } | Outcome::Pending { .. } => Exit::Bad,
+        _ => Exit::Good,
+    }
+}
+
+fn describe(applied: &Applied) -> String {
+    let generation = applied.generation;
+    let plural = |count: usize| if count == 1 { "" } else { "s" };
+    match &applied.outcome {
+        Outcome::DryRun => "the file is good; nothing was changed".to_owned(),
+        Outcome::Unchanged => format!("nothing to change: generation {generation} is in force"),
+        Outcome::Acked { workers, microseconds } => {
+            let milliseconds = *microseconds as f64 / 1_000.0;
+            format!(
+                "generation {generation} acked by {workers} worker{} in {milliseconds:.1} ms",
+                plural(*workers)
+            )
+        }
+        Outcome::NoDataplane => {
+            format!(
+                "generation {generation} published; weir-dataplane is not running and will adopt it at its start"
+            )
+        }
+        Outcome::Refused { text } => format!(
+            "generation {generation} was refused by weir-dataplane, which goes on with the one before: {text}"
+        ),
+        Outcome::Pending { acked, workers } => format!(
+            "generation {generation} published, but only {acked} of {workers} workers acked it within 5 s; see weir status"
+        ),
+    }
+}

@@ -1,0 +1,124 @@
+//! How does the command line talk to the daemon? One request per connection, with a deadline.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::api::Failure;
+
+/// Longer than the daemon waits for acks.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("cannot reach weir-ctlplane at {}: {source}; start it, or name its place with --run-dir and --instance", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Somebody who does not speak this protocol, or died while speaking.
+    #[error("weir-ctlplane at {} did not answer properly: {reason}; see its log", path.display())]
+    Protocol {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+    /// It refused, and says why.
+    #[error("{}", .0.error)]
+    Refused(Box<Failure>),
+}
+
+/// A daemon's socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// The daemon that listens on `path`.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// `GET` of a path under the socket.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.request(Method::GET, path, Vec::new())
+    }
+
+    /// `POST` of a text.
+    pub fn post_text<T: DeserializeOwned>(&self, path: &str, body: &str) -> Result<T, ClientError> {
+        self.request(Method::POST, path, body.as_bytes().to_vec())
+    }
+
+    /// `POST` of a JSON value.
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.protocol(error.to_string()))?;
+        self.request(Method::POST, path, body)
+    }
+
+    fn protocol(&self, reason: String) -> ClientError {
+        ClientError::Protocol { path: self.path.clone(), reason }
+    }
+
+    fn request<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<T, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| self.protocol(error.to_string()))?;
+        let (status, body) = runtime
+            .block_on(async { timeout(LIMIT, self.exchange(method, path, body)).await })
+            .map_err(|_| self.protocol("no answer within 30 s".to_owned()))??;
+        if status.is_success() {
+            return serde_json::from_slice(&body).map_err(|error| self.protocol(error.to_string()));
+        }
+        match serde_json::from_slice::<Failure>(&body) {
+            Ok(failure) => Err(ClientError::Refused(Box::new(failure))),
+            Err(_) => Err(self.protocol(format!("status {status}"))),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(hyper::StatusCode, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|source| ClientError::Unreachable { path: self.path.clone(), source })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.protocol(error.to_string()))?;
+        let driver = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, "weir")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| self.protocol(error.to_string()))?;
+        let response =
+            sender.send_request(request).await.map_err(|error| self.protocol(error.to_string()))?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| self.protocol(error.to_string()))?;
+        driver.abort();
+        Ok((status, body.to_bytes()))
+    }
+}

@@ -1,0 +1,361 @@
+//! What does the dataplane get? Pure: model, overrides and indices in, tables out.
+//!
+//! A table is rebuilt only when its input changed ([`TableCache`]): one weight among 500 pools costs one Maglev table.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use weir_abi::image::TableImage;
+use weir_abi::record::{
+    Address, AddressUse, AdminState, Algorithm, BackendRecord, IDLE_ADAPTIVE, IDLE_SPIN,
+    InterfaceAddressRecord, ListenerRecord, MAX_WORKERS, NO_POSITION, NodeRecord, PoolRecord, PortRecord,
+    PortRouteRecord, VipRecord,
+};
+use weir_abi::text::{Name, Text};
+use weir_abi::{ListenersTable, NodeTable, PoolTable, TableRef};
+
+use crate::model::{Model, Node, Pool};
+use crate::slots::{self, SlotsError};
+use crate::state::{Indices, Override, Overrides, Phase, PoolEntry};
+
+/// The tables of a generation, in the root's order: node, listeners, pools by index.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// Encoded.
+    pub tables: Vec<Arc<TableImage>>,
+}
+
+impl Compiled {
+    /// How a root names them.
+    pub fn references(&self) -> Vec<TableRef> {
+        self.tables.iter().map(|table| table.reference).collect()
+    }
+}
+
+/// Why there are no tables: the model was checked, so these are bugs or limits.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// No slot table could be built.
+    #[error("pool \"{pool}\": {source}")]
+    Slots {
+        /// Which pool.
+        pool: String,
+        /// Why.
+        source: SlotsError,
+    },
+    /// [`Indices::assign`] was not called for this model.
+    #[error("{0} has no index")]
+    NoIndex(String),
+}
+
+/// Tables by what they were made of.
+#[derive(Debug, Default)]
+pub struct TableCache {
+    node: Option<(Node, Arc<TableImage>)>,
+    listeners: Option<(ListenersInput, Arc<TableImage>)>,
+    pools: BTreeMap<String, CachedPool>,
+    slot_tables_built: u64,
+}
+
+#[derive(Debug, PartialEq)]
+struct ListenersInput {
+    listeners: Vec<crate::model::Listener>,
+    vips: Vec<crate::model::Vip>,
+    indices: Vec<(u32, u32)>,
+}
+
+#[derive(Debug)]
+struct CachedPool {
+    model: Option<Arc<Pool>>,
+    overrides: Option<BTreeMap<String, Override>>,
+    revision: u64,
+    image: Arc<TableImage>,
+    slots: Arc<SlotTable>,
+}
+
+/// A slot table and what it was made of.
+#[derive(Debug)]
+struct SlotTable {
+    algorithm: Algorithm,
+    slots: u32,
+    weights: Vec<(String, u32)>,
+    table: Vec<u16>,
+}
+
+impl TableCache {
+    /// How many slot tables were ever built: what a change costs.
+    pub fn slot_tables_built(&self) -> u64 {
+        self.slot_tables_built
+    }
+
+    fn node(&mut self, node: &Node) -> Arc<TableImage> {
+        if let Some((input, image)) = &self.node
+            && input == node
+        {
+            return image.clone();
+        }
+        let image = Arc::new(node_table(node).encode());
+        self.node = Some((node.clone(), image.clone()));
+        image
+    }
+
+    fn listeners(&mut self, model: &Model, indices: &Indices) -> Result<Arc<TableImage>, CompileError> {
+        let input = ListenersInput {
+            listeners: model.listeners.clone(),
+            vips: model.vips.clone(),
+            indices: listener_indices(model, indices)?,
+        };
+        if let Some((cached, image)) = &self.listeners
+            && *cached == input
+        {
+            return Ok(image.clone());
+        }
+        let image = Arc::new(listeners_table(&input).encode());
+        self.listeners = Some((input, image.clone()));
+        Ok(image)
+    }
+
+    fn pool(
+        &mut self,
+        name: &str,
+        model: Option<&Arc<Pool>>,
+        overrides: Option<&BTreeMap<String, Override>>,
+        entry: &PoolEntry,
+    ) -> Result<Arc<TableImage>, CompileError> {
+        let cached = self.pools.get(name);
+        if let Some(cached) = cached
+            && cached.revision == entry.revision
+            && cached.overrides.as_ref() == overrides
+            && same_pool(cached.model.as_ref(), model)
+        {
+            return Ok(cached.image.clone());
+        }
+        let old_slots = cached.map(|cached| cached.slots.clone());
+        let table = PoolInput { name, model, overrides, entry };
+        let (image, slots) = table.build(old_slots, &mut self.slot_tables_built)?;
+        let image = Arc::new(image);
+        let cached = CachedPool {
+            model: model.cloned(),
+            overrides: overrides.cloned(),
+            revision: entry.revision,
+            image: image.clone(),
+            slots,
+        };
+        self.pools.insert(name.to_owned(), cached);
+        Ok(image)
+    }
+}
+
+fn same_pool(left: Option<&Arc<Pool>>, right: Option<&Arc<Pool>>) -> bool {
+    match (left, right) {
+        (Some(left), Some(right)) => Arc::ptr_eq(left, right) || left == right,
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// Makes the tables; `indices` must have been assigned for `model`.
+pub fn compile(
+    model: &Model,
+    overrides: &Overrides,
+    indices: &Indices,
+    cache: &mut TableCache,
+) -> Result<Compiled, CompileError> {
+    let mut tables = vec![cache.node(&model.node), cache.listeners(model, indices)?];
+    let models: HashMap<&str, &Arc<Pool>> = model.pools.iter().map(|p| (p.name.as_str(), p)).collect();
+    let mut entries: Vec<_> =
+        indices.pools.iter().filter(|(_, entry)| !matches!(entry.phase, Phase::Quarantined(_))).collect();
+    entries.sort_by_key(|(_, entry)| entry.index);
+    for (name, entry) in &entries {
+        tables.push(cache.pool(name, models.get(name.as_str()).copied(), overrides.get(*name), entry)?);
+    }
+    cache.pools.retain(|name, _| indices.pools.contains_key(name));
+    Ok(Compiled { tables })
+}
+
+/// (listener index, pool index) for each listener.
+fn listener_indices(model: &Model, indices: &Indices) -> Result<Vec<(u32, u32)>, CompileError> {
+    let known: HashMap<_, _> = indices
+        .listeners
+        .iter()
+        .filter(|entry| entry.phase == Phase::Active)
+        .map(|entry| ((entry.name.as_str(), entry.vip, entry.protocol, entry.mode.as_str()), entry.index))
+        .collect();
+    let find = |listener: &crate::model::Listener| {
+        let vip = model.vips.get(listener.vip)?.address;
+        let identity = (listener.name.as_str(), vip, listener.protocol, listener.mode.name());
+        let pool = indices.pools.get(&model.pools.get(listener.pool)?.name)?;
+        Some((*known.get(&identity)?, pool.index))
+    };
+    model
+        .listeners
+        .iter()
+        .map(|listener| {
+            find(listener).ok_or_else(|| CompileError::NoIndex(format!("listener \"{}\"", listener.name)))
+        })
+        .collect()
+}
+
+fn node_table(node: &Node) -> NodeTable {
+    let mut worker_cpus = [0u16; MAX_WORKERS];
+    for (slot, cpu) in worker_cpus.iter_mut().zip(&node.worker_cpus) {
+        *slot = *cpu;
+    }
+    let record = NodeRecord {
+        worker_cpus,
+        worker_count: node.worker_cpus.len() as u32,
+        flows_ipv4: node.flows_ipv4,
+        flows_ipv6: node.flows_ipv6,
+        backend_capacity: node.max_backends,
+        buffers: node.buffers,
+        buffer_bytes: node.buffer_bytes,
+        idle: if node.adaptive { IDLE_ADAPTIVE } else { IDLE_SPIN },
+        keyed_hash: u8::from(node.hash_key.is_some()),
+        reserved: [0; 2],
+        icmp_rate: node.icmp_rate,
+        hash_key: node.hash_key.unwrap_or_default(),
+        timeouts_ms: node.timeouts_ms,
+        snat_port_first: node.snat_ports.0,
+        snat_port_last: node.snat_ports.1,
+        ports: 0,
+        addresses: 0,
+        routes: 0,
+    };
+    let mut table = NodeTable { node: record, ports: Vec::new(), addresses: Vec::new(), routes: Vec::new() };
+    for (position, port) in node.ports.iter().enumerate() {
+        let index = position as u16;
+        table.ports.push(PortRecord {
+            name: Name::new(&port.name),
+            device: Text::new(&port.device),
+            mtu: port.mtu,
+            vlan: port.vlan,
+            queues: port.queues,
+            descriptors: port.descriptors,
+        });
+        let address = |address: Address, usage: AddressUse| InterfaceAddressRecord {
+            address,
+            port: index,
+            usage: usage as u8,
+            reserved: 0,
+        };
+        let own = port.addresses.iter().map(|(ip, length)| Address::prefix(*ip, *length));
+        table.addresses.extend(own.map(|own| address(own, AddressUse::Own)));
+        table.addresses.extend(port.snat.iter().map(|ip| address(Address::host(*ip), AddressUse::Snat)));
+        table.routes.extend(port.routes.iter().map(|route| PortRouteRecord {
+            prefix: Address::prefix(route.prefix, route.length),
+            gateway: Address::host(route.gateway),
+            port: index,
+            reserved: 0,
+        }));
+    }
+    table
+}
+
+fn listeners_table(input: &ListenersInput) -> ListenersTable {
+    let vips = input
+        .vips
+        .iter()
+        .map(|vip| VipRecord { name: Name::new(&vip.name), address: Address::host(vip.address) })
+        .collect();
+    let listeners = input
+        .listeners
+        .iter()
+        .zip(&input.indices)
+        .map(|(listener, (index, pool))| ListenerRecord {
+            name: Name::new(&listener.name),
+            index: *index,
+            vip: listener.vip as u32,
+            pool: *pool,
+            port_first: listener.ports.0,
+            port_last: listener.ports.1,
+            protocol: listener.protocol,
+            mode: listener.mode as u8,
+            gue_variant: listener.gue_variant,
+            on_down: listener.on_down as u8,
+            gue_port: listener.gue_port,
+            reserved: 0,
+        })
+        .collect();
+    ListenersTable { vips, listeners }
+}
+
+/// What a backend's weight and state are once overrides are applied.
+pub fn effective(backend: &crate::model::Backend, set: Option<&Override>) -> (u16, AdminState) {
+    let weight = set.and_then(|set| set.weight).unwrap_or(backend.weight);
+    let state = set.and_then(|set| set.state).map_or(backend.state, AdminState::from);
+    (weight, state)
+}
+
+struct PoolInput<'a> {
+    name: &'a str,
+    /// `None`: the pool left the configuration and lives on for its flows.
+    model: Option<&'a Arc<Pool>>,
+    overrides: Option<&'a BTreeMap<String, Override>>,
+    entry: &'a PoolEntry,
+}
+
+impl PoolInput<'_> {
+    fn build(
+        &self,
+        old: Option<Arc<SlotTable>>,
+        built: &mut u64,
+    ) -> Result<(TableImage, Arc<SlotTable>), CompileError> {
+        let mut backends = Vec::new();
+        let mut weights = Vec::new();
+        let indices = self.entry.active_indices();
+        for backend in self.model.iter().flat_map(|pool| &pool.backends) {
+            let index = indices
+                .get(&(backend.name.as_str(), backend.address, backend.port))
+                .ok_or_else(|| CompileError::NoIndex(format!("backend {}/{}", self.name, backend.name)))?;
+            let set = self.overrides.and_then(|overrides| overrides.get(&backend.name));
+            let (weight, state) = effective(backend, set);
+            let key = crate::units::format_backend_address(backend.address, backend.port);
+            weights.push((key, if state == AdminState::Ready { u32::from(weight) } else { 0 }));
+            backends.push(BackendRecord {
+                name: Name::new(&backend.name),
+                index: *index,
+                weight: u32::from(weight),
+                address: Address::host(backend.address).with_port(backend.port),
+                admin: state as u8,
+                down: 0,
+                reserved: 0,
+            });
+        }
+        for backend in self.entry.removed() {
+            backends.push(BackendRecord {
+                name: Name::new(&backend.name),
+                index: backend.index,
+                weight: 0,
+                address: Address::host(backend.address).with_port(backend.port),
+                admin: AdminState::Removed as u8,
+                down: 0,
+                reserved: 0,
+            });
+        }
+        let algorithm = self.model.map_or(Algorithm::Maglev, |pool| pool.algorithm);
+        let slots = self.model.map_or(1, |pool| pool.slots);
+        let slots = match old {
+            Some(old) if old.algorithm == algorithm && old.slots == slots && old.weights == weights => old,
+            _ => {
+                *built += 1;
+                let table = if weights.is_empty() {
+                    Ok(vec![NO_POSITION])
+                } else {
+                    slots::build(algorithm, &weights, slots)
+                };
+                let table =
+                    table.map_err(|source| CompileError::Slots { pool: self.name.to_owned(), source })?;
+                Arc::new(SlotTable { algorithm, slots, weights, table })
+            }
+        };
+        let pool = PoolRecord {
+            name: Name::new(self.name),
+            index: self.entry.index,
+            algorithm: algorithm as u8,
+            reserved: [0; 3],
+            backends: 0,
+            slots: 0,
+        };
+        Ok((PoolTable { pool, backends, slots: slots.table.clone() }.encode(), slots))
+    }
+}

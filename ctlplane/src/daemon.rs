@@ -1,0 +1,361 @@
+//! The daemon around the engine: socket, requests, ticks, signals. One thread; the engine is never shared.
+
+use std::convert::Infallible;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
+
+use crate::api::{
+    Applied, BackendRequest, Backends, Failure, MAX_BODY_BYTES, Outcome, SCHEMA, percent_decode,
+};
+use crate::engine::{ACK_LIMIT, BackendChange, Change, Engine, EngineError, Options};
+use crate::status::Status;
+
+/// How often the engine ticks: heartbeat, releases, retired files.
+const TICK: Duration = Duration::from_millis(500);
+/// Longest that a client may take to send a request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// Most connections at once; more wait in the socket's backlog.
+const MAX_CONNECTIONS: usize = 64;
+/// How often acks are looked at while a request waits.
+const ACK_POLL: Duration = Duration::from_millis(1);
+
+/// Why the daemon ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// It could not start.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The socket.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Socket {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// No runtime or signal handler.
+    #[error("cannot start the runtime: {0}")]
+    Runtime(std::io::Error),
+}
+
+/// Where the socket of an instance is.
+pub fn socket_path(run_dir: &Path, instance: &str) -> PathBuf {
+    run_dir.join(format!("{instance}.sock"))
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(options: Options, run_dir: &Path) -> Result<(), DaemonError> {
+    // the engine holds the instance's lock, so a socket that is there after this is stale
+    let engine = Engine::start(options)?;
+    let path = socket_path(run_dir, &engine.options().instance);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
+    let local = tokio::task::LocalSet::new();
+    let result = local.block_on(&runtime, serve(engine, run_dir, &path));
+    if let Err(error) = fs::remove_file(&path) {
+        tracing::debug!("could not remove {}: {error}", path.display());
+    }
+    result
+}
+
+fn bind(run_dir: &Path, path: &Path) -> Result<UnixListener, DaemonError> {
+    let error = |action: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |source| DaemonError::Socket { action, path, source }
+    };
+    fs::create_dir_all(run_dir).map_err(error("make the directory", run_dir))?;
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error("remove the stale socket", path)(source));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(error("listen on", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(error("set the mode of", path))?;
+    Ok(listener)
+}
+
+async fn serve(engine: Engine, run_dir: &Path, path: &Path) -> Result<(), DaemonError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listener = bind(run_dir, path)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Runtime)?;
+    tracing::info!("generation {}, listening on {}", engine.generation(), path.display());
+    let engine = Rc::new(Mutex::new(engine));
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let accept = async {
+            let permit = connections.clone().acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = ticks.tick() => {
+                if let Err(error) = engine.lock().await.tick(Instant::now()) {
+                    tracing::error!("{error}");
+                }
+            }
+            (permit, accepted) = accept => match accepted {
+                Ok((stream, _)) => {
+                    let engine = engine.clone();
+                    tokio::task::spawn_local(async move {
+                        connection(engine, stream).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+        }
+    }
+    tracing::info!("stopping; the dataplane goes on with generation {}", engine.lock().await.generation());
+    Ok(())
+}
+
+async fn connection(engine: Rc<Mutex<Engine>>, stream: UnixStream) {
+    let service = hyper::service::service_fn(move |request| {
+        let engine = engine.clone();
+        async move { Ok::<_, Infallible>(answer(&engine, request).await) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_LIMIT)
+        .max_buf_size(64 << 10)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!("connection: {error}");
+    }
+}
+
+/// An answer that is not a success.
+struct Refused {
+    status: StatusCode,
+    failure: Failure,
+}
+
+impl Refused {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, failure: Failure { schema: SCHEMA, error: error.into(), diagnostics: Vec::new() } }
+    }
+}
+
+impl From<EngineError> for Refused {
+    fn from(error: EngineError) -> Self {
+        let status = match &error {
+            EngineError::Config { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            EngineError::UnknownBackend { .. } => StatusCode::NOT_FOUND,
+            EngineError::LastUsable { .. } | EngineError::Index(_) => StatusCode::CONFLICT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let mut refused = Self::new(status, error.to_string());
+        if let EngineError::Config { reports, .. } = error {
+            refused.failure.diagnostics = reports;
+        }
+        refused
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    let text = serde_json::to_vec(body).unwrap_or_else(|_| b"{}".to_vec());
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(hyper::header::CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn answer(engine: &Mutex<Engine>, request: Request<Incoming>) -> Answer {
+    match route(engine, request).await {
+        Ok(answer) => answer,
+        Err(refused) => json(refused.status, &refused.failure),
+    }
+}
+
+async fn route(engine: &Mutex<Engine>, request: Request<Incoming>) -> Result<Answer, Refused> {
+    let (parts, body) = request.into_parts();
+    let segments: Vec<&str> = parts.uri.path().trim_start_matches('/').split('/').collect();
+    let query = Query::parse(parts.uri.query().unwrap_or(""))?;
+    match (&parts.method, segments.as_slice()) {
+        (&Method::GET, ["v1", "status"]) => Ok(json(StatusCode::OK, &status(&*engine.lock().await))),
+        (&Method::GET, ["v1", "backends"]) => {
+            let pools = status(&*engine.lock().await).pools;
+            Ok(json(StatusCode::OK, &Backends { schema: SCHEMA, pools }))
+        }
+        (&Method::POST, ["v1", endpoint @ ("apply" | "check")]) => {
+            let dry_run = query.dry_run || *endpoint == "check";
+            let text = String::from_utf8(read_body(body).await?).map_err(|_| {
+                Refused::new(StatusCode::BAD_REQUEST, "the file is not UTF-8; save it as UTF-8")
+            })?;
+            apply(engine, &text, &query.name, dry_run).await
+        }
+        (&Method::POST, ["v1", "backends", pool, backend]) => {
+            let decode = |text: &str| {
+                percent_decode(text).ok_or_else(|| {
+                    Refused::new(StatusCode::BAD_REQUEST, format!("\"{text}\" is not percent-encoded UTF-8"))
+                })
+            };
+            let (pool, backend) = (decode(pool)?, decode(backend)?);
+            let body = read_body(body).await?;
+            let request: BackendRequest = serde_json::from_slice(&body).map_err(|error| {
+                let expected = r#"send {"weight": 0..65535} or {"state": "ready" | "drain" | "maint"}"#;
+                Refused::new(
+                    StatusCode::BAD_REQUEST,
+                    format!("the body is not understood: {error}; {expected}"),
+                )
+            })?;
+            set_backend(engine, &pool, &backend, &request).await
+        }
+        (_, ["v1", "status" | "backends" | "apply" | "check"] | ["v1", "backends", _, _]) => {
+            let message = format!("{} is not allowed on {}", parts.method, parts.uri.path());
+            Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, message))
+        }
+        _ => {
+            let message = format!("there is no {}; this daemon speaks /v1/", parts.uri.path());
+            Err(Refused::new(StatusCode::NOT_FOUND, message))
+        }
+    }
+}
+
+struct Query {
+    name: String,
+    dry_run: bool,
+}
+
+impl Query {
+    fn parse(text: &str) -> Result<Self, Refused> {
+        let mut query = Self { name: "weir.toml".to_owned(), dry_run: false };
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let bad = || Refused::new(StatusCode::BAD_REQUEST, format!("the query {pair} is not understood"));
+            match key {
+                "name" => query.name = percent_decode(value).ok_or_else(bad)?,
+                "dry_run" if matches!(value, "" | "true" | "1") => query.dry_run = true,
+                "dry_run" if matches!(value, "false" | "0") => {}
+                _ => return Err(bad()),
+            }
+        }
+        Ok(query)
+    }
+}
+
+async fn read_body(body: Incoming) -> Result<Vec<u8>, Refused> {
+    match timeout(REQUEST_LIMIT, Limited::new(body, MAX_BODY_BYTES).collect()).await {
+        Err(_) => Err(Refused::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "the body did not arrive within 10 s; send it again",
+        )),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("the body is larger than {MAX_BODY_BYTES} bytes");
+            Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message))
+        }
+        Ok(Err(error)) => {
+            Err(Refused::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {error}")))
+        }
+        Ok(Ok(collected)) => Ok(collected.to_bytes().to_vec()),
+    }
+}
+
+fn status(engine: &Engine) -> Status {
+    let mut status = Status::read(&engine.options().shm_dir, &engine.options().instance);
+    status.drift_details = engine.drift();
+    status.drift = Some(!status.drift_details.is_empty());
+    status
+}
+
+async fn apply(engine: &Mutex<Engine>, text: &str, name: &str, dry_run: bool) -> Result<Answer, Refused> {
+    let change = {
+        let mut engine = engine.lock().await;
+        if dry_run { engine.dry_run(text, name)? } else { engine.apply(text, name)? }
+    };
+    finish(engine, change, dry_run).await
+}
+
+async fn set_backend(
+    engine: &Mutex<Engine>,
+    pool: &str,
+    backend: &str,
+    request: &BackendRequest,
+) -> Result<Answer, Refused> {
+    let changes: Vec<BackendChange> = request
+        .weight
+        .map(BackendChange::Weight)
+        .into_iter()
+        .chain(request.state.map(BackendChange::State))
+        .collect();
+    if changes.is_empty() {
+        return Err(Refused::new(
+            StatusCode::BAD_REQUEST,
+            "the body changes nothing; send weight, state or both",
+        ));
+    }
+    let change = engine.lock().await.set_backend(pool, backend, &changes, request.force)?;
+    finish(engine, change, false).await
+}
+
+/// Waits for the dataplane and tells what became of the change.
+async fn finish(engine: &Mutex<Engine>, change: Change, dry_run: bool) -> Result<Answer, Refused> {
+    let outcome = match (dry_run, &change.published) {
+        (true, _) => Outcome::DryRun,
+        (false, None) => Outcome::Unchanged,
+        (false, Some(_)) => wait_for_acks(engine, change.generation).await,
+    };
+    let applied = Applied {
+        schema: SCHEMA,
+        generation: change.generation,
+        changed: change.published.is_some(),
+        tables_written: change.published.map_or(0, |published| published.tables_written),
+        outcome,
+        diagnostics: change.warnings,
+        needs_restart: change.needs_restart,
+    };
+    Ok(json(StatusCode::OK, &applied))
+}
+
+async fn wait_for_acks(engine: &Mutex<Engine>, generation: u64) -> Outcome {
+    let started = Instant::now();
+    loop {
+        let dataplane = engine.lock().await.snapshots().dataplane();
+        if !dataplane.is_alive {
+            return Outcome::NoDataplane;
+        }
+        let workers = dataplane.workers.len();
+        let acked = dataplane.workers.iter().filter(|worker| worker.acked_generation >= generation).count();
+        if workers > 0 && acked == workers {
+            let microseconds = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            return Outcome::Acked { workers, microseconds };
+        }
+        if let Some(refusal) = dataplane.refusal
+            && refusal.generation >= generation
+        {
+            return Outcome::Refused { text: refusal.text };
+        }
+        if started.elapsed() > ACK_LIMIT {
+            return Outcome::Pending { acked, workers };
+        }
+        tokio::time::sleep(ACK_POLL).await;
+    }
+}

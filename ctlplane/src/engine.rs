@@ -1,0 +1,448 @@
+//! What happens on each request and each tick? The daemon's core: no sockets, no async.
+//!
+//! Every change goes one way: candidate state → compile → save → publish. A step that fails leaves the old state in force.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use weir_abi::record::AdminState;
+
+use crate::compile::{self, CompileError, Compiled, TableCache};
+use crate::diagnostic::{Report, Severity, Source};
+use crate::machine::Machine;
+use crate::model::{Model, Node};
+use crate::publish::{PublishError, Published, Snapshots, instance_directory};
+use crate::retirement::QuietTimers;
+use crate::state::{Admin, IndexError, Override, State, reconcile_overrides};
+use crate::store::{Store, StoreError};
+use crate::validate;
+
+/// Where everything of one instance is.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Name of the instance.
+    pub instance: String,
+    /// The operator's file.
+    pub config: PathBuf,
+    /// State that survives.
+    pub state_dir: PathBuf,
+    /// Shared memory.
+    pub shm_dir: PathBuf,
+    /// CPUs for workers.
+    pub machine: Machine,
+}
+
+/// Why the daemon can't do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The file does not pass.
+    #[error("{name} has {} error{}", errors(reports), if errors(reports) == 1 { "" } else { "s" })]
+    Config {
+        /// Which file.
+        name: String,
+        /// What is wrong.
+        reports: Vec<Report>,
+    },
+    /// The file can't be read.
+    #[error("cannot read {}: {source}; name an existing file with --config", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// State.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Shared memory.
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    /// Tables.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// Indices.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// No such backend.
+    #[error("there is no backend {pool}/{backend}{}", suggestion.as_ref().map_or(String::new(), |s| format!("; did you mean {s}?")))]
+    UnknownBackend {
+        /// Pool.
+        pool: String,
+        /// Backend.
+        backend: String,
+        /// A near name.
+        suggestion: Option<String>,
+    },
+    /// A safeguard.
+    #[error(
+        "{pool}/{backend} is the last backend of its pool that takes new flows; make another ready first, or use --force"
+    )]
+    LastUsable {
+        /// Pool.
+        pool: String,
+        /// Backend.
+        backend: String,
+    },
+}
+
+fn errors(reports: &[Report]) -> usize {
+    reports.iter().filter(|report| report.severity == Severity::Error).count()
+}
+
+/// What a change did.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The generation in force; equal to the one before where nothing changed.
+    pub generation: u64,
+    /// What was written; `None` where nothing changed.
+    pub published: Option<Published>,
+    /// Warnings of the file.
+    pub warnings: Vec<Report>,
+    /// Changes that the running dataplane can't adopt.
+    pub needs_restart: Vec<String>,
+}
+
+/// A runtime change of one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendChange {
+    /// New weight.
+    Weight(u16),
+    /// New state.
+    State(Admin),
+}
+
+/// The daemon's core.
+#[derive(Debug)]
+pub struct Engine {
+    options: Options,
+    store: Store,
+    state: State,
+    model: Model,
+    cache: TableCache,
+    snapshots: Snapshots,
+    quiet: QuietTimers,
+}
+
+fn check(text: &str, name: &str, machine: &Machine) -> Result<(Model, Vec<Report>), EngineError> {
+    let source = Source { name, text };
+    let (model, diagnostics) = validate::load(source, machine);
+    let reports = source.reports(&diagnostics);
+    model.map(|model| (model, reports.clone())).ok_or(EngineError::Config { name: name.to_owned(), reports })
+}
+
+impl Engine {
+    /// Takes over where the last daemon stopped, or starts with the file.
+    pub fn start(options: Options) -> Result<Self, EngineError> {
+        let snapshots = Snapshots::open(&instance_directory(&options.shm_dir, &options.instance))?;
+        let mut store = Store::open(options.state_dir.join(&options.instance))?;
+        let loaded = store.load()?;
+        let (text, name) = match &loaded {
+            Some(state) => (state.config.clone(), "the applied configuration".to_owned()),
+            None => {
+                let path = options.config.clone();
+                let text =
+                    std::fs::read_to_string(&path).map_err(|source| EngineError::Read { path, source })?;
+                (text, options.config.display().to_string())
+            }
+        };
+        let (model, reports) = check(&text, &name, &options.machine)?;
+        for report in &reports {
+            tracing::warn!("{}", report.render(false).trim_end());
+        }
+        let mut state = loaded.unwrap_or_default();
+        state.config = text;
+        if state.indices.pools.is_empty() && state.indices.listeners.is_empty() {
+            crate::recover::take_over_indices(&snapshots, &mut state);
+        }
+        let mut engine = Self {
+            options,
+            store,
+            state,
+            model,
+            cache: TableCache::default(),
+            snapshots,
+            quiet: QuietTimers::default(),
+        };
+        engine.resume()?;
+        Ok(engine)
+    }
+
+    /// Publishes unless shared memory already has exactly this.
+    fn resume(&mut self) -> Result<(), EngineError> {
+        let published = self.snapshots.published();
+        let mut state = self.state.clone();
+        state.indices.assign(&self.model, state.generation.max(published) + 1)?;
+        let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
+        if published > 0 && self.snapshots.holds(&compiled) {
+            state.generation = published;
+            self.store.save(&state)?;
+            self.state = state;
+            self.snapshots.retire()?;
+            tracing::info!("generation {published} is still in force");
+            return Ok(());
+        }
+        self.commit(state, self.model.clone(), &compiled)?;
+        Ok(())
+    }
+
+    /// Saves, then publishes as the next generation.
+    fn commit(
+        &mut self,
+        mut state: State,
+        model: Model,
+        compiled: &Compiled,
+    ) -> Result<Published, EngineError> {
+        state.generation = self.state.generation.max(self.snapshots.published()) + 1;
+        self.store.save(&state)?;
+        let published = self.snapshots.publish(compiled, state.generation)?;
+        tracing::info!(
+            "generation {}: {} of {} tables written",
+            published.generation,
+            published.tables_written,
+            published.tables
+        );
+        self.state = state;
+        self.model = model;
+        Ok(published)
+    }
+
+    /// Checks `text` and puts it in force.
+    pub fn apply(&mut self, text: &str, name: &str) -> Result<Change, EngineError> {
+        self.apply_or_try(text, name, false)
+    }
+
+    /// What [`Self::apply`] would do, without doing it.
+    pub fn dry_run(&mut self, text: &str, name: &str) -> Result<Change, EngineError> {
+        self.apply_or_try(text, name, true)
+    }
+
+    fn apply_or_try(&mut self, text: &str, name: &str, dry_run: bool) -> Result<Change, EngineError> {
+        let (model, warnings) = check(text, name, &self.options.machine)?;
+        let mut state = self.state.clone();
+        text.clone_into(&mut state.config);
+        reconcile_overrides(&mut state.overrides, Some(&self.model), &model);
+        state.indices.assign(&model, self.snapshots.published().max(state.generation) + 1)?;
+        let needs_restart = if self.snapshots.dataplane().is_alive {
+            static_differences(&self.model.node, &model.node)
+        } else {
+            Vec::new()
+        };
+        if dry_run {
+            compile::compile(&model, &state.overrides, &state.indices, &mut TableCache::default())?;
+            return Ok(Change { generation: self.generation(), published: None, warnings, needs_restart });
+        }
+        let compiled = compile::compile(&model, &state.overrides, &state.indices, &mut self.cache)?;
+        let published = self.put_in_force(state, model, &compiled)?;
+        Ok(Change { generation: self.generation(), published, warnings, needs_restart })
+    }
+
+    /// Publishes where the tables changed, else only keeps the state.
+    fn put_in_force(
+        &mut self,
+        state: State,
+        model: Model,
+        compiled: &Compiled,
+    ) -> Result<Option<Published>, EngineError> {
+        let unchanged = self.snapshots.current().is_some_and(|root| root.tables == compiled.references());
+        if !unchanged {
+            return self.commit(state, model, compiled).map(Some);
+        }
+        self.store.save(&state)?;
+        self.state = state;
+        self.model = model;
+        Ok(None)
+    }
+
+    /// Changes one backend at run time.
+    pub fn set_backend(
+        &mut self,
+        pool: &str,
+        backend: &str,
+        changes: &[BackendChange],
+        force: bool,
+    ) -> Result<Change, EngineError> {
+        let configured = self
+            .model
+            .pools
+            .iter()
+            .find(|p| p.name == pool)
+            .and_then(|p| p.backends.iter().find(|b| b.name == backend).cloned())
+            .ok_or_else(|| self.unknown_backend(pool, backend))?;
+        let mut state = self.state.clone();
+        let entry =
+            state.overrides.entry(pool.to_owned()).or_default().entry(backend.to_owned()).or_default();
+        for change in changes {
+            match *change {
+                BackendChange::Weight(weight) => {
+                    entry.weight = Some(weight).filter(|weight| *weight != configured.weight);
+                }
+                BackendChange::State(admin) => {
+                    entry.state = Some(admin).filter(|admin| AdminState::from(*admin) != configured.state);
+                }
+            }
+        }
+        prune(&mut state.overrides, pool);
+        let takes_flows = |state: &State, name: &str| {
+            let set = state.overrides.get(pool).and_then(|backends| backends.get(name));
+            let file = self.model.pools.iter().find(|p| p.name == pool);
+            let file = file.and_then(|p| p.backends.iter().find(|b| b.name == name));
+            file.is_some_and(|file| {
+                let (weight, admin) = compile::effective(file, set);
+                weight > 0 && admin == AdminState::Ready
+            })
+        };
+        let names = self.model.pools.iter().filter(|p| p.name == pool).flat_map(|p| &p.backends);
+        let left = names.filter(|b| takes_flows(&state, &b.name)).count();
+        if left == 0 && takes_flows(&self.state, backend) && !force {
+            return Err(EngineError::LastUsable { pool: pool.to_owned(), backend: backend.to_owned() });
+        }
+        let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
+        let published = self.put_in_force(state, self.model.clone(), &compiled)?;
+        Ok(Change {
+            generation: self.generation(),
+            published,
+            warnings: Vec::new(),
+            needs_restart: Vec::new(),
+        })
+    }
+
+    fn unknown_backend(&self, pool: &str, backend: &str) -> EngineError {
+        let wanted = format!("{pool}/{backend}");
+        let all: Vec<String> = self
+            .model
+            .pools
+            .iter()
+            .flat_map(|p| p.backends.iter().map(move |b| format!("{}/{}", p.name, b.name)))
+            .collect();
+        let suggestion = crate::diagnostic::closest(&wanted, all.iter().map(String::as_str));
+        EngineError::UnknownBackend {
+            pool: pool.to_owned(),
+            backend: backend.to_owned(),
+            suggestion: suggestion.map(str::to_owned),
+        }
+    }
+
+    /// Once in a while: says that the daemon lives, lets go of what no flow holds, removes retired files.
+    pub fn tick(&mut self, now: Instant) -> Result<(), EngineError> {
+        if !self.snapshots.is_current() {
+            tracing::warn!("the control page was removed by somebody: publishing again");
+            self.snapshots = self.reopen()?;
+            return self.resume();
+        }
+        self.snapshots.beat();
+        let mut indices = self.state.indices.clone_if_leaving();
+        let Some(indices) = indices.as_mut() else {
+            self.snapshots.retire()?;
+            return Ok(());
+        };
+        if self.quiet.release(indices, &self.snapshots, self.state.generation, now) {
+            let state = State { indices: indices.clone(), ..self.state.clone() };
+            let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
+            self.put_in_force(state, self.model.clone(), &compiled)?;
+        }
+        self.snapshots.retire()?;
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<Snapshots, EngineError> {
+        Ok(Snapshots::open(&instance_directory(&self.options.shm_dir, &self.options.instance))?)
+    }
+
+    /// The generation in force.
+    pub fn generation(&self) -> u64 {
+        self.state.generation
+    }
+
+    /// The configuration in force.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The kept state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The writing end of shared memory.
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// Slot tables built in this process.
+    pub fn slot_tables_built(&self) -> u64 {
+        self.cache.slot_tables_built()
+    }
+
+    /// How what is in force differs from the operator's file.
+    pub fn drift(&self) -> Vec<String> {
+        let mut drift = Vec::new();
+        match std::fs::read_to_string(&self.options.config) {
+            Ok(text) if text == self.state.config => {}
+            Ok(_) => drift.push(format!(
+                "{} differs from the applied configuration; weir apply puts it in force",
+                self.options.config.display()
+            )),
+            Err(error) => drift.push(format!("{} cannot be read: {error}", self.options.config.display())),
+        }
+        for (pool, backends) in &self.state.overrides {
+            for (backend, Override { weight, state }) in backends {
+                let weight = weight.map(|weight| format!("weight {weight}"));
+                let state = state.map(|state| format!("state {}", state.name()));
+                let set: Vec<String> = weight.into_iter().chain(state).collect();
+                drift.push(format!("{pool}/{backend} was set to {} at run time", set.join(", ")));
+            }
+        }
+        drift
+    }
+
+    /// The options it was started with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+}
+
+fn prune(overrides: &mut crate::state::Overrides, pool: &str) {
+    if let Some(backends) = overrides.get_mut(pool) {
+        backends.retain(|_, entry| *entry != Override::default());
+        if backends.is_empty() {
+            overrides.remove(pool);
+        }
+    }
+}
+
+/// What a running dataplane can't change.
+fn static_differences(old: &Node, new: &Node) -> Vec<String> {
+    let mut list = Vec::new();
+    let mut compare = |what: &str, old: String, new: String| {
+        if old != new {
+            list.push(format!("{what}: {old} to {new}"));
+        }
+    };
+    let cpus = |cpus: &[u16]| {
+        let names: Vec<String> = cpus
+            .iter()
+            .map(|cpu| if *cpu == u16::MAX { "any".to_owned() } else { cpu.to_string() })
+            .collect();
+        format!("CPUs {}", names.join(", "))
+    };
+    compare("workers", cpus(&old.worker_cpus), cpus(&new.worker_cpus));
+    compare("flow_table.ipv4", old.flows_ipv4.to_string(), new.flows_ipv4.to_string());
+    compare("flow_table.ipv6", old.flows_ipv6.to_string(), new.flows_ipv6.to_string());
+    compare("buffers", old.buffers.to_string(), new.buffers.to_string());
+    compare("buffer_bytes", old.buffer_bytes.to_string(), new.buffer_bytes.to_string());
+    compare("max_backends", old.max_backends.to_string(), new.max_backends.to_string());
+    let ports = |node: &Node| {
+        let each = node.ports.iter().map(|port| {
+            format!(
+                "{} ({}, {} queues, {} descriptors)",
+                port.name, port.device, port.queues, port.descriptors
+            )
+        });
+        each.collect::<Vec<_>>().join("; ")
+    };
+    compare("ports", ports(old), ports(new));
+    list
+}
+
+/// How long a change may wait for the dataplane.
+pub const ACK_LIMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,165 @@
+//! What is the configuration, once it cannot be wrong any more? Names are resolved, ranges checked, defaults filled in.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weir_abi::record::{AdminState, Algorithm, Mode, OnDown};
+
+/// A valid configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    /// Workers, sizes, ports.
+    pub node: Node,
+    /// In the order of the file.
+    pub vips: Vec<Vip>,
+    /// In the order of the file.
+    pub listeners: Vec<Listener>,
+    /// In the order of the file.
+    pub pools: Vec<Arc<Pool>>,
+}
+
+/// `[dataplane]`, `[timeouts]` and the ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// One CPU per worker; `u16::MAX` = not pinned.
+    pub worker_cpus: Vec<u16>,
+    /// Sleep when idle.
+    pub adaptive: bool,
+    /// Entries per worker.
+    pub flows_ipv4: u32,
+    /// Entries per worker.
+    pub flows_ipv6: u32,
+    /// Buffers per port and worker, 0 = the dataplane's default.
+    pub buffers: u32,
+    /// Bytes, 0 = the dataplane's default.
+    pub buffer_bytes: u32,
+    /// `None` = the fixed hash.
+    pub hash_key: Option<[u8; 16]>,
+    /// Per second and worker.
+    pub icmp_rate: u32,
+    /// Backend indices are below this.
+    pub max_backends: u32,
+    /// First and last.
+    pub snat_ports: (u16, u16),
+    /// By [`weir_abi::record::Timeout`].
+    pub timeouts_ms: [u32; 6],
+    /// In the order of the file.
+    pub ports: Vec<Port>,
+}
+
+/// A NIC or virtual device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Unique.
+    pub name: String,
+    /// Driver and device.
+    pub device: String,
+    /// Largest IP packet.
+    pub mtu: u16,
+    /// 0 = untagged.
+    pub vlan: u16,
+    /// 0 = one per worker.
+    pub queues: u16,
+    /// 0 = the dataplane's default.
+    pub descriptors: u16,
+    /// Own addresses with their on-link prefix.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Sources of fullnat.
+    pub snat: Vec<IpAddr>,
+    /// Gateways are routes of length 0.
+    pub routes: Vec<Route>,
+}
+
+/// Where a prefix goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Network address.
+    pub prefix: IpAddr,
+    /// Prefix length.
+    pub length: u8,
+    /// On-link next hop of the same family.
+    pub gateway: IpAddr,
+}
+
+/// An address that Weir answers for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vip {
+    /// Unique.
+    pub name: String,
+    /// Unique.
+    pub address: IpAddr,
+}
+
+/// A vip, protocol and ports with a mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Unique.
+    pub name: String,
+    /// Position among the vips.
+    pub vip: usize,
+    /// First and last.
+    pub ports: (u16, u16),
+    /// 6 or 17.
+    pub protocol: u8,
+    /// How packets reach the backend.
+    pub mode: Mode,
+    /// Position among the pools.
+    pub pool: usize,
+    /// UDP port of GUE.
+    pub gue_port: u16,
+    /// 0 or 1.
+    pub gue_variant: u8,
+    /// Flows of a backend that is down.
+    pub on_down: OnDown,
+}
+
+/// A set of backends with an algorithm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Unique.
+    pub name: String,
+    /// How a new flow picks its slot.
+    pub algorithm: Algorithm,
+    /// Slots of the Maglev table, prime; longest schedule of round-robin.
+    pub slots: u32,
+    /// In the order of the file.
+    pub backends: Vec<Backend>,
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Unique in its pool.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// 0 = the client's.
+    pub port: u16,
+    /// As the file says.
+    pub weight: u16,
+    /// As the file says.
+    pub state: AdminState,
+}
+
+/// The word of the configuration.
+pub fn algorithm_name(algorithm: Algorithm) -> &'static str {
+    match algorithm {
+        Algorithm::Maglev => "maglev",
+        Algorithm::RoundRobin => "round-robin",
+        Algorithm::SourceHash => "source-hash",
+    }
+}
+
+/// The word of the configuration.
+pub fn protocol_name(protocol: u8) -> &'static str {
+    match protocol {
+        6 => "tcp",
+        17 => "udp",
+        _ => "unknown",
+    }
+}
+
+/// `80` or `8000-8099`.
+pub fn format_ports((first, last): (u16, u16)) -> String {
+    if first == last { first.to_string() } else { format!("{first}-{last}") }
+}

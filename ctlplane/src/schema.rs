@@ -1,0 +1,457 @@
+//! What does the file say? Every field with its place, nothing resolved yet.
+//!
+//! Missing or wrong fields were reported already and are `None` here, so that validation can go on with the rest.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use weir_abi::record::{AdminState, Algorithm, Mode, OnDown};
+
+use crate::diagnostic::{Diagnostic, Diagnostics, Located, Span};
+use crate::reader::TableReader;
+use crate::units;
+
+/// The whole file.
+#[derive(Debug, Default)]
+pub struct Schema {
+    /// `[dataplane]`.
+    pub dataplane: Dataplane,
+    /// `[timeouts]`, by [`weir_abi::record::Timeout`].
+    pub timeouts: [Option<Located<Duration>>; 6],
+    /// `[[port]]`.
+    pub ports: Vec<Port>,
+    /// `[[vip]]`.
+    pub vips: Vec<Vip>,
+    /// `[[listener]]`.
+    pub listeners: Vec<Listener>,
+    /// `[[pool]]`.
+    pub pools: Vec<Pool>,
+}
+
+/// Which CPUs run workers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Workers {
+    /// As many as the machine can spare.
+    Auto,
+    /// So many.
+    Count(u32),
+    /// Exactly these CPUs.
+    Cpus(Vec<u16>),
+}
+
+/// `[dataplane]`.
+#[derive(Debug, Default)]
+pub struct Dataplane {
+    /// `workers`.
+    pub workers: Option<Located<Workers>>,
+    /// `idle`: true = adaptive.
+    pub adaptive: Option<Located<bool>>,
+    /// `flow_table.ipv4`.
+    pub flows_ipv4: Option<Located<u32>>,
+    /// `flow_table.ipv6`.
+    pub flows_ipv6: Option<Located<u32>>,
+    /// `buffers`.
+    pub buffers: Option<Located<u32>>,
+    /// `buffer_bytes`.
+    pub buffer_bytes: Option<Located<u32>>,
+    /// `hash_key`.
+    pub hash_key: Option<Located<[u8; 16]>>,
+    /// `icmp_rate`.
+    pub icmp_rate: Option<Located<u32>>,
+    /// `max_backends`.
+    pub max_backends: Option<Located<u32>>,
+    /// `snat_ports`.
+    pub snat_ports: Option<Located<(u16, u16)>>,
+}
+
+/// `[[port]]`.
+#[derive(Debug)]
+pub struct Port {
+    /// Place of the section.
+    pub span: Span,
+    /// `name`.
+    pub name: Option<Located<String>>,
+    /// `device`.
+    pub device: Option<Located<String>>,
+    /// `addresses`.
+    pub addresses: Vec<Located<(IpAddr, u8)>>,
+    /// `gateways`.
+    pub gateways: Vec<Located<IpAddr>>,
+    /// `snat`.
+    pub snat: Vec<Located<IpAddr>>,
+    /// `mtu`.
+    pub mtu: Option<Located<u32>>,
+    /// `vlan`.
+    pub vlan: Option<Located<u32>>,
+    /// `queues`.
+    pub queues: Option<Located<u32>>,
+    /// `descriptors`.
+    pub descriptors: Option<Located<u32>>,
+    /// `[[port.route]]`.
+    pub routes: Vec<Route>,
+}
+
+/// `[[port.route]]`.
+#[derive(Debug)]
+pub struct Route {
+    /// `prefix`.
+    pub prefix: Option<Located<(IpAddr, u8)>>,
+    /// `via`.
+    pub via: Option<Located<IpAddr>>,
+}
+
+/// `[[vip]]`.
+#[derive(Debug)]
+pub struct Vip {
+    /// `name`.
+    pub name: Option<Located<String>>,
+    /// `address`.
+    pub address: Option<Located<IpAddr>>,
+}
+
+/// `[[listener]]`.
+#[derive(Debug)]
+pub struct Listener {
+    /// Place of the section.
+    pub span: Span,
+    /// `name`.
+    pub name: Option<Located<String>>,
+    /// `vip`, by name.
+    pub vip: Option<Located<String>>,
+    /// `port`.
+    pub ports: Option<Located<(u16, u16)>>,
+    /// `protocol`: 6 or 17.
+    pub protocol: Option<Located<u8>>,
+    /// `mode`.
+    pub mode: Option<Located<Mode>>,
+    /// `pool`, by name.
+    pub pool: Option<Located<String>>,
+    /// `gue_port`.
+    pub gue_port: Option<Located<u32>>,
+    /// `gue_variant`.
+    pub gue_variant: Option<Located<u32>>,
+    /// `on_down`.
+    pub on_down: Option<Located<OnDown>>,
+}
+
+/// `[[pool]]`.
+#[derive(Debug)]
+pub struct Pool {
+    /// Place of the section.
+    pub span: Span,
+    /// `name`.
+    pub name: Option<Located<String>>,
+    /// `algorithm`.
+    pub algorithm: Option<Located<Algorithm>>,
+    /// `slots`.
+    pub slots: Option<Located<u32>>,
+    /// `on_down`.
+    pub on_down: Option<Located<OnDown>>,
+    /// `[[pool.backend]]`.
+    pub backends: Vec<Backend>,
+}
+
+/// `[[pool.backend]]`.
+#[derive(Debug)]
+pub struct Backend {
+    /// `name`.
+    pub name: Option<Located<String>>,
+    /// `address`; port 0 = the client's.
+    pub address: Option<Located<(IpAddr, u16)>>,
+    /// `weight`.
+    pub weight: Option<Located<u32>>,
+    /// `state`.
+    pub state: Option<Located<AdminState>>,
+}
+
+const ON_DOWN: &[(&str, OnDown)] =
+    &[("reselect", OnDown::Reselect), ("reset", OnDown::Reset), ("keep", OnDown::Keep)];
+
+/// Reads the file; every mistake goes to `diagnostics`.
+pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Schema {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let span = error.span().unwrap_or(0..0).into();
+        diagnostics.push(Diagnostic::error(span, format!("TOML syntax: {}", error.message())));
+    }
+    let root = Span { start: 0, end: 0 };
+    let mut reader = TableReader::new("the file", document.get_ref(), root, diagnostics);
+    let mut schema = Schema::default();
+    reader.table("dataplane", "[dataplane]", |table| schema.dataplane = read_dataplane(table));
+    reader.table("timeouts", "[timeouts]", |table| schema.timeouts = read_timeouts(table));
+    schema.ports = reader.tables("port", "port", read_port);
+    schema.vips = reader.tables("vip", "vip", read_vip);
+    schema.listeners = reader.tables("listener", "listener", read_listener);
+    schema.pools = reader.tables("pool", "pool", read_pool);
+    reader.not_built("route", "remove [[route]]: a listener names its pool");
+    reader.not_built("bgp", "remove [bgp]: route the vips to this node statically");
+    reader.not_built("health", "remove [health]: set a backend's state by hand (weir backend drain)");
+    if errors.is_empty() {
+        reader.finish();
+    }
+    schema
+}
+
+fn read_name(table: &mut TableReader<'_, '_>) -> Option<Located<String>> {
+    table.require("name", "\"...\"");
+    table.parsed("name", "1 to 63 letters, digits, '.', '_' or '-'", |text| {
+        let fits = (1..=63).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if fits { Ok(text.to_owned()) } else { Err(format!("\"{text}\" cannot be a name")) }
+    })
+}
+
+fn parse_ip(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| format!("\"{text}\" is not an IP address"))
+}
+
+fn read_dataplane(table: &mut TableReader<'_, '_>) -> Dataplane {
+    const MOST_FLOWS: u32 = (1 << 24) - 1;
+    let mut flows = (None, None);
+    let workers = read_workers(table);
+    let adaptive = table.word("idle", &[("spin", false), ("adaptive", true)], &[]);
+    table.table("flow_table", "flow_table", |inner| {
+        flows.0 = inner.integer("ipv4", 1, MOST_FLOWS, "entries per worker");
+        flows.1 = inner.integer("ipv6", 1, MOST_FLOWS, "entries per worker");
+    });
+    Dataplane {
+        workers,
+        adaptive,
+        flows_ipv4: flows.0,
+        flows_ipv6: flows.1,
+        buffers: table.integer("buffers", 512, 1 << 24, "packet buffers per port and worker"),
+        buffer_bytes: table.integer("buffer_bytes", 1_024, 65_000, "bytes"),
+        hash_key: table.parsed(
+            "hash_key",
+            "32 hexadecimal digits, or any text of 16 bytes or fewer",
+            parse_key,
+        ),
+        icmp_rate: table.integer("icmp_rate", 0, 10_000_000, "ICMP errors per second and worker"),
+        max_backends: table.integer("max_backends", 1, 1 << 22, "backends"),
+        snat_ports: table.parsed("snat_ports", "a range like \"1024-65535\"", units::parse_port_range),
+    }
+}
+
+/// 32 hex digits are the key's bytes; a shorter text is its bytes, zero-padded.
+fn parse_key(text: &str) -> Result<[u8; 16], String> {
+    let mut key = [0u8; 16];
+    if text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        for (byte, pair) in key.iter_mut().zip(text.as_bytes().chunks(2)) {
+            let digits = std::str::from_utf8(pair).unwrap_or("");
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| "the key is not hexadecimal".to_owned())?;
+        }
+        return Ok(key);
+    }
+    if text.is_empty() || text.len() > 16 {
+        return Err(format!("a key of {} bytes does not fit", text.len()));
+    }
+    for (byte, from) in key.iter_mut().zip(text.bytes()) {
+        *byte = from;
+    }
+    Ok(key)
+}
+
+fn read_workers(table: &mut TableReader<'_, '_>) -> Option<Located<Workers>> {
+    const EXPECTED: &str = "\"auto\", a number, or CPUs as \"1-3\" or [1, 2, 3]";
+    let (_, value) = table.take("workers")?;
+    let span: Span = value.span().into();
+    let workers = match value.get_ref() {
+        DeValue::String(text) if text == "auto" => Ok(Workers::Auto),
+        DeValue::String(text) => units::parse_cpu_list(text).map(Workers::Cpus),
+        DeValue::Integer(_) => {
+            let count = table.integer_of("workers", value, 1, 64, "workers")?;
+            Ok(Workers::Count(count.value))
+        }
+        DeValue::Array(array) => {
+            let mut cpus = Vec::new();
+            for element in array.iter() {
+                let cpu = table.integer_of("workers", element, 0, 65_534, "(a CPU number)")?;
+                cpus.push(cpu.value as u16);
+            }
+            let twice = cpus.iter().enumerate().find(|(at, cpu)| cpus.iter().take(*at).any(|c| c == *cpu));
+            match twice {
+                Some((_, cpu)) => Err(format!("CPU {cpu} is listed twice")),
+                None => Ok(Workers::Cpus(cpus)),
+            }
+        }
+        _ => Err("the value is of the wrong type".to_owned()),
+    };
+    let bounded = workers.and_then(|workers| match &workers {
+        Workers::Cpus(cpus) if cpus.is_empty() || cpus.len() > 64 => {
+            Err(format!("{} CPUs are listed, 1 to 64 can be", cpus.len()))
+        }
+        _ => Ok(workers),
+    });
+    match bounded {
+        Ok(workers) => Some(Located::new(workers, span)),
+        Err(error) => {
+            let finding = Diagnostic::error(span, format!("workers: {error}"));
+            table.diagnostics().push(finding.help(format!("write {EXPECTED}")));
+            None
+        }
+    }
+}
+
+/// Names of the timeouts, by [`weir_abi::record::Timeout`].
+pub const TIMEOUT_NAMES: [&str; 6] =
+    ["tcp_embryonic", "tcp_established", "tcp_closing", "udp", "fragment", "neighbour"];
+
+fn read_timeouts(table: &mut TableReader<'_, '_>) -> [Option<Located<Duration>>; 6] {
+    TIMEOUT_NAMES.map(|name| {
+        table.parsed(name, "a duration from \"100ms\" to \"24h\": a whole number and ms, s, m or h", |text| {
+            let duration = units::parse_duration(text)?;
+            if (100..=86_400_000).contains(&duration.as_millis()) {
+                Ok(duration)
+            } else {
+                Err(format!("\"{text}\" is out of range"))
+            }
+        })
+    })
+}
+
+fn read_port(table: &mut TableReader<'_, '_>) -> Port {
+    let name = read_name(table);
+    table.require("device", "\"af_xdp:eth1\"");
+    let device = table.parsed("device", DEVICE_EXPECTED, parse_device);
+    Port {
+        span: table.span(),
+        name,
+        device,
+        addresses: table.parsed_list("addresses", "\"address/length\"", units::parse_prefixed),
+        gateways: table.parsed_list("gateways", "an IP address", parse_ip),
+        snat: table.parsed_list("snat", "an IP address", parse_ip),
+        mtu: table.integer("mtu", 68, 9_216, "bytes"),
+        vlan: table.integer("vlan", 1, 4_094, "(802.1Q; leave it out for untagged)"),
+        queues: table.integer("queues", 1, 64, "receive queues"),
+        descriptors: table.integer("descriptors", 64, 32_768, "descriptors per queue"),
+        routes: table.tables("route", "port.route", |route| {
+            route.require("prefix", "\"198.18.64.0/18\"");
+            route.require("via", "\"198.18.0.2\"");
+            Route {
+                prefix: route.parsed("prefix", "\"address/length\"", units::parse_prefixed),
+                via: route.parsed("via", "an IP address", parse_ip),
+            }
+        }),
+    }
+}
+
+const DEVICE_EXPECTED: &str = "\"pci:0000:3b:00.0\", \"af_xdp:eth1\", \"af_packet:eth1\", \"tap:weir0\", \"pcap:in,out\", \"ring:name\" or \"null:\"";
+
+fn parse_device(text: &str) -> Result<String, String> {
+    let Some((kind, rest)) = text.split_once(':') else {
+        return Err(format!("\"{text}\" does not name its driver"));
+    };
+    match kind {
+        "pci" | "af_xdp" | "af_packet" | "tap" | "pcap" | "ring" if rest.is_empty() => {
+            Err(format!("\"{text}\" names no device"))
+        }
+        "af_xdp" | "af_packet" | "tap" if rest.split(',').next().unwrap_or("").len() > 15 => {
+            Err(format!("\"{text}\": an interface name has at most 15 bytes"))
+        }
+        "pci" | "af_xdp" | "af_packet" | "tap" | "pcap" | "ring" | "null" if text.len() <= 255 => {
+            Ok(text.to_owned())
+        }
+        "pci" | "af_xdp" | "af_packet" | "tap" | "pcap" | "ring" | "null" => {
+            Err(format!("a device of {} bytes is too long, 255 fit", text.len()))
+        }
+        _ => Err(format!("\"{kind}\" is not a driver")),
+    }
+}
+
+fn read_vip(table: &mut TableReader<'_, '_>) -> Vip {
+    let name = read_name(table);
+    table.require("address", "\"198.18.100.1\"");
+    let address = table.parsed("address", "an IP address", parse_ip);
+    if let Some(announce) = table.boolean("announce")
+        && announce.value
+    {
+        let finding = Diagnostic::error(announce.span, "announce = true is not built yet");
+        table.diagnostics().push(finding.help("remove it and route the vip to this node statically"));
+    }
+    Vip { name, address }
+}
+
+fn read_listener(table: &mut TableReader<'_, '_>) -> Listener {
+    let name = read_name(table);
+    for (field, example) in [
+        ("vip", "\"...\""),
+        ("port", "80"),
+        ("protocol", "\"tcp\""),
+        ("mode", "\"nat\""),
+        ("pool", "\"...\""),
+    ] {
+        table.require(field, example);
+    }
+    let modes = [Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Nat, Mode::Fullnat].map(|mode| (mode.name(), mode));
+    Listener {
+        span: table.span(),
+        name,
+        vip: table.string("vip", "the name of a vip"),
+        ports: read_listener_port(table),
+        protocol: table.word("protocol", &[("tcp", 6), ("udp", 17)], &["http", "https"]),
+        mode: table.word("mode", &modes, &["proxy"]),
+        pool: table.string("pool", "the name of a pool"),
+        gue_port: table.integer("gue_port", 1, 65_535, "(a UDP port)"),
+        gue_variant: table.integer("gue_variant", 0, 1, ""),
+        on_down: table.word("on_down", ON_DOWN, &[]),
+    }
+}
+
+fn read_listener_port(table: &mut TableReader<'_, '_>) -> Option<Located<(u16, u16)>> {
+    let (_, value) = table.take("port")?;
+    let value: &Spanned<DeValue<'_>> = value;
+    if let DeValue::String(text) = value.get_ref() {
+        return match units::parse_port_range(text) {
+            Ok(range) => Some(Located::new(range, value.span().into())),
+            Err(error) => {
+                let finding = Diagnostic::error(value.span().into(), format!("port: {error}"));
+                table.diagnostics().push(finding.help("write a port like 80 or a range like \"8000-8099\""));
+                None
+            }
+        };
+    }
+    let port = table.integer_of("port", value, 1, 65_535, "(or a range like \"8000-8099\")")?;
+    Some(port.map(|port| (port as u16, port as u16)))
+}
+
+fn read_pool(table: &mut TableReader<'_, '_>) -> Pool {
+    let name = read_name(table);
+    let algorithms = [
+        ("maglev", Algorithm::Maglev),
+        ("round-robin", Algorithm::RoundRobin),
+        ("source-hash", Algorithm::SourceHash),
+    ];
+    table.not_built("health", "remove it: set a backend's state by hand (weir backend drain)");
+    let pool = Pool {
+        span: table.span(),
+        name,
+        algorithm: table.word(
+            "algorithm",
+            &algorithms,
+            &["least-conn", "random-two", "least-latency", "ring-hash"],
+        ),
+        slots: table.integer("slots", 2, weir_balance::maglev::MAX_SLOTS, "slots, a prime number"),
+        on_down: table.word("on_down", ON_DOWN, &[]),
+        backends: table.tables("backend", "pool.backend", read_backend),
+    };
+    pool
+}
+
+fn read_backend(table: &mut TableReader<'_, '_>) -> Backend {
+    let name = read_name(table);
+    table.require("address", "\"198.18.1.11:8080\"");
+    let states = [("ready", AdminState::Ready), ("drain", AdminState::Drain), ("maint", AdminState::Maint)];
+    table.not_built("health", "remove it: set a backend's state by hand (weir backend drain)");
+    Backend {
+        name,
+        address: table.parsed(
+            "address",
+            "\"ip:port\", \"[ipv6]:port\", or an address alone to keep the client's port",
+            units::parse_backend_address,
+        ),
+        weight: table.integer("weight", 0, 65_535, "(0 = no new flows)"),
+        state: table.word("state", &states, &[]),
+    }
+}

@@ -1,0 +1,434 @@
+//! How is the balancer? Read from shared memory alone, so that it can be answered with ctlplane down.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use hugepages::generation::ControlPage;
+use hugepages::segment::SegmentDir;
+use serde::{Deserialize, Serialize};
+use weir_abi::columns::{BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, WorkerColumn};
+use weir_abi::image::MAX_TABLE_BYTES;
+use weir_abi::record::{AdminState, Algorithm, Mode};
+use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, table_name};
+
+use crate::counters::Counters;
+use crate::model::{algorithm_name, format_ports, protocol_name};
+use crate::publish::{instance_directory, read_root};
+use crate::units::format_backend_address;
+
+/// Version of the JSON form.
+pub const SCHEMA: u32 = 1;
+
+/// Counters of one row, by column name.
+pub type Columns = BTreeMap<String, u64>;
+
+/// Everything that `weir status` tells.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the instance.
+    pub instance: String,
+    /// The published generation; 0 = none.
+    pub generation: u64,
+    /// The generation that each worker runs.
+    pub acked: Vec<u64>,
+    /// The packet process.
+    pub dataplane: Dataplane,
+    /// The daemon.
+    pub ctlplane: Ctlplane,
+    /// Ports.
+    pub ports: Vec<Port>,
+    /// Listeners.
+    pub listeners: Vec<Listener>,
+    /// Pools.
+    pub pools: Vec<Pool>,
+    /// Workers.
+    pub workers: Vec<Worker>,
+    /// Packets dropped, by reason; all workers.
+    pub drops: Columns,
+    /// Whether what is in force differs from the operator's file; `null` while ctlplane, which knows, is down.
+    pub drift: Option<bool>,
+    /// How.
+    pub drift_details: Vec<String>,
+    /// What could not be read, and why.
+    pub missing: Vec<String>,
+}
+
+/// The packet process.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Dataplane {
+    /// starting, waiting, running, refused, stopping, or down.
+    pub state: String,
+    /// 0 = there never was one.
+    pub pid: u64,
+    /// Number of workers.
+    pub workers: usize,
+    /// The generation that it would not take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<Refusal>,
+}
+
+/// A generation that the dataplane would not take.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Which.
+    pub generation: u64,
+    /// The dataplane's code.
+    pub code: u64,
+    /// The dataplane's words.
+    pub text: String,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Ctlplane {
+    /// running or down.
+    pub state: String,
+    /// 0 = there never was one.
+    pub pid: u64,
+}
+
+/// A port.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Port {
+    /// Name.
+    pub name: String,
+    /// Device.
+    pub device: String,
+    /// [`PortColumn`]s.
+    pub counters: Columns,
+}
+
+/// A listener.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Listener {
+    /// Name.
+    pub name: String,
+    /// Stable index.
+    pub index: u32,
+    /// Name of the vip.
+    pub vip: String,
+    /// Its address.
+    pub address: String,
+    /// tcp or udp.
+    pub protocol: String,
+    /// Port or range.
+    pub port: String,
+    /// Mode.
+    pub mode: String,
+    /// Name of the pool.
+    pub pool: String,
+    /// [`ListenerColumn`]s.
+    pub counters: Columns,
+}
+
+/// A pool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pool {
+    /// Name.
+    pub name: String,
+    /// Stable index.
+    pub index: u32,
+    /// Algorithm.
+    pub algorithm: String,
+    /// Backends, removed ones that may still hold flows included.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Backend {
+    /// Name.
+    pub name: String,
+    /// Stable index.
+    pub index: u32,
+    /// `ip`, `ip:port` or `[ipv6]:port`.
+    pub address: String,
+    /// Weight in force.
+    pub weight: u32,
+    /// ready, drain, maint or removed.
+    pub state: String,
+    /// Down by health.
+    pub down: bool,
+    /// Share of the pool's slots, 0 to 1.
+    pub slot_share: f64,
+    /// [`BackendColumn`]s.
+    pub counters: Columns,
+}
+
+/// A worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Worker {
+    /// From 0.
+    pub index: usize,
+    /// Milliseconds since it was last round its loop; absent where it never was.
+    pub silent_ms: Option<u64>,
+    /// [`WorkerColumn`]s.
+    pub counters: Columns,
+    /// rx + steered_in + generated − tx − steered_out − consumed − held − dropped: 0 when quiet.
+    pub balance: i64,
+}
+
+/// How the whole is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// All runs and agrees.
+    Good,
+    /// Something is down, refused or behind.
+    Degraded,
+    /// Nothing of this instance is there.
+    Unreachable,
+}
+
+/// Longest that a worker may be silent before it counts as hanging.
+const SILENT_MS: u64 = 2_000;
+
+impl Status {
+    /// Reads the shared memory of an instance; what is not there is in [`Status::missing`].
+    pub fn read(shm: &Path, instance: &str) -> Self {
+        let mut status = Self { schema: SCHEMA, instance: instance.to_owned(), ..Self::default() };
+        "down".clone_into(&mut status.dataplane.state);
+        "down".clone_into(&mut status.ctlplane.state);
+        let directory = match SegmentDir::open_existing(instance_directory(shm, instance)) {
+            Ok(directory) => directory,
+            Err(error) => {
+                status.missing.push(error.to_string());
+                return status;
+            }
+        };
+        let control = match ControlPage::open_read_only(&directory) {
+            Ok(control) => control,
+            Err(error) => {
+                status.missing.push(error.to_string());
+                return status;
+            }
+        };
+        status.read_processes(&control);
+        let counters = Counters::open(&directory)
+            .map_err(|error| status.missing.push(format!("counters: {error}")))
+            .ok();
+        status.read_workers(&control, counters.as_ref());
+        status.read_tables(&directory, counters.as_ref());
+        status
+    }
+
+    fn read_processes(&mut self, control: &ControlPage) {
+        let dataplane = control.dataplane();
+        self.generation = control.published();
+        let known = dataplane.state.map_or_else(|| "down".to_owned(), |state| state.to_string());
+        self.dataplane = Dataplane {
+            state: if dataplane.is_alive { known } else { "down".to_owned() },
+            pid: dataplane.pid,
+            workers: dataplane.workers.len(),
+            refusal: dataplane.refusal.map(|refusal| Refusal {
+                generation: refusal.generation,
+                code: refusal.code,
+                text: refusal.text,
+            }),
+        };
+        let ctlplane = control.ctlplane();
+        self.ctlplane = Ctlplane {
+            state: if ctlplane.is_alive { "running" } else { "down" }.to_owned(),
+            pid: ctlplane.pid,
+        };
+        self.acked = dataplane.workers.iter().map(|worker| worker.acked_generation).collect();
+    }
+
+    fn read_workers(&mut self, control: &ControlPage, counters: Option<&Counters>) {
+        let now = hugepages::generation::monotonic_ns();
+        for (index, worker) in control.dataplane().workers.iter().enumerate() {
+            let row = counters
+                .filter(|counters| index + 1 < counters.areas())
+                .map(|counters| counters.row_of_area(WorkerColumn::GROUP, 0, index))
+                .unwrap_or_default();
+            let silent_ms =
+                (worker.heartbeat_ns != 0).then(|| now.saturating_sub(worker.heartbeat_ns) / 1_000_000);
+            self.workers.push(Worker { index, silent_ms, balance: balance(&row), counters: row });
+        }
+        if let Some(counters) = counters {
+            self.drops = counters.row(DROP_GROUP, 0);
+        }
+    }
+
+    fn read_tables(&mut self, directory: &SegmentDir, counters: Option<&Counters>) {
+        if self.generation == 0 {
+            self.missing.push("nothing was published yet: start weir-ctlplane --config FILE".to_owned());
+            return;
+        }
+        let Some(root) = read_root(directory, self.generation) else {
+            self.missing.push(format!("the root of generation {} cannot be read", self.generation));
+            return;
+        };
+        let row = |group: &str, index: u32| {
+            counters.map(|counters| counters.row(group, index as usize)).unwrap_or_default()
+        };
+        if let Err(error) = self.read_node(directory, &root, &row) {
+            self.missing.push(format!("ports: {error}"));
+        }
+        for reference in root.tables.iter().skip(2) {
+            let table = read_table(directory, reference.id)
+                .and_then(|bytes| PoolTable::parse(reference, &bytes).map_err(|error| error.to_string()));
+            match table {
+                Ok(table) => self.pools.push(pool(&table, &row)),
+                Err(error) => self.missing.push(format!("a pool: {error}")),
+            }
+        }
+        if let Err(error) = self.read_listeners(directory, &root, &row) {
+            self.missing.push(format!("listeners: {error}"));
+        }
+    }
+
+    fn read_node(
+        &mut self,
+        directory: &SegmentDir,
+        root: &Root,
+        row: &dyn Fn(&str, u32) -> Columns,
+    ) -> Result<(), String> {
+        let reference = root.tables.first().ok_or("the root names no node table")?;
+        let bytes = read_table(directory, reference.id)?;
+        let node = NodeTable::parse(reference, &bytes).map_err(|error| error.to_string())?;
+        self.ports = (0u32..)
+            .zip(&node.ports)
+            .map(|(index, port)| Port {
+                name: port.name.to_string(),
+                device: port.device.to_string(),
+                counters: row(PortColumn::GROUP, index),
+            })
+            .collect();
+        Ok(())
+    }
+
+    fn read_listeners(
+        &mut self,
+        directory: &SegmentDir,
+        root: &Root,
+        row: &dyn Fn(&str, u32) -> Columns,
+    ) -> Result<(), String> {
+        let reference = root.tables.get(1).ok_or("the root names no listeners table")?;
+        let bytes = read_table(directory, reference.id)?;
+        let table = ListenersTable::parse(reference, &bytes).map_err(|error| error.to_string())?;
+        for listener in &table.listeners {
+            let vip = table.vips.get(listener.vip as usize);
+            let pool = self.pools.iter().find(|pool| pool.index == listener.pool);
+            self.listeners.push(Listener {
+                name: listener.name.to_string(),
+                index: listener.index,
+                vip: vip.map_or_else(String::new, |vip| vip.name.to_string()),
+                address: vip
+                    .and_then(|vip| vip.address.ip())
+                    .map_or_else(String::new, |address| address.to_string()),
+                protocol: protocol_name(listener.protocol).to_owned(),
+                port: format_ports((listener.port_first, listener.port_last)),
+                mode: Mode::from_u8(listener.mode).map_or("unknown", Mode::name).to_owned(),
+                pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
+                counters: row(ListenerColumn::GROUP, listener.index),
+            });
+        }
+        Ok(())
+    }
+
+    /// Good, degraded or unreachable: the exit code of `weir status`.
+    pub fn health(&self) -> Health {
+        if self.dataplane.state == "down" && self.ctlplane.state == "down" {
+            return Health::Unreachable;
+        }
+        if self.complaints().is_empty() { Health::Good } else { Health::Degraded }
+    }
+
+    /// What keeps the whole from being good, each with what to do.
+    pub fn complaints(&self) -> Vec<String> {
+        let mut list = Vec::new();
+        match self.dataplane.state.as_str() {
+            "running" => {}
+            "down" => list.push("weir-dataplane is not running: start it".to_owned()),
+            state => list.push(format!("weir-dataplane is {state}: see its log")),
+        }
+        if self.ctlplane.state == "down" {
+            list.push(
+                "weir-ctlplane is not running: traffic goes on by the last generation; start it".to_owned(),
+            );
+        }
+        if let Some(refusal) = &self.dataplane.refusal {
+            list.push(format!("generation {} was refused: {}", refusal.generation, refusal.text));
+        }
+        let up = self.dataplane.state == "running";
+        for (worker, acked) in self.acked.iter().enumerate() {
+            if up && *acked != self.generation {
+                list.push(format!(
+                    "worker {worker} runs generation {acked}, published is {}",
+                    self.generation
+                ));
+            }
+        }
+        for worker in &self.workers {
+            if let Some(silent) = worker.silent_ms
+                && up
+                && silent > SILENT_MS
+            {
+                list.push(format!(
+                    "worker {} has been silent for {silent} ms: restart weir-dataplane",
+                    worker.index
+                ));
+            }
+        }
+        for pool in &self.pools {
+            let configured = pool.backends.iter().any(|backend| backend.state != "removed");
+            if configured && pool.backends.iter().all(|backend| backend.slot_share == 0.0) {
+                list.push(format!("pool {} has no backend that takes new flows: make one ready", pool.name));
+            }
+        }
+        list.extend(self.missing.iter().cloned());
+        list
+    }
+}
+
+fn read_table(directory: &SegmentDir, id: u64) -> Result<Vec<u8>, String> {
+    directory.read(&table_name(id), MAX_TABLE_BYTES).map_err(|error| error.to_string())
+}
+
+fn pool(table: &PoolTable, row: &dyn Fn(&str, u32) -> Columns) -> Pool {
+    let mut taken = vec![0u32; table.backends.len()];
+    for slot in &table.slots {
+        if let Some(count) = taken.get_mut(usize::from(*slot)) {
+            *count += 1;
+        }
+    }
+    let backends = table
+        .backends
+        .iter()
+        .zip(&taken)
+        .map(|(backend, taken)| Backend {
+            name: backend.name.to_string(),
+            index: backend.index,
+            address: backend
+                .address
+                .ip()
+                .map_or_else(String::new, |ip| format_backend_address(ip, backend.address.port)),
+            weight: backend.weight,
+            state: AdminState::from_u8(backend.admin).map_or("unknown", AdminState::name).to_owned(),
+            down: backend.down != 0,
+            slot_share: f64::from(*taken) / (table.slots.len().max(1) as f64),
+            counters: row(BackendColumn::GROUP, backend.index),
+        })
+        .collect();
+    Pool {
+        name: table.pool.name.to_string(),
+        index: table.pool.index,
+        algorithm: Algorithm::from_u8(table.pool.algorithm).map_or("unknown", algorithm_name).to_owned(),
+        backends,
+    }
+}
+
+/// What came in less what went out, by [`WorkerColumn`]'s equation.
+fn balance(row: &Columns) -> i64 {
+    use WorkerColumn::{Consumed, Dropped, Generated, Held, RxPackets, SteeredIn, SteeredOut, TxPackets};
+    let sum = |columns: &[WorkerColumn]| {
+        columns
+            .iter()
+            .fold(0u64, |sum, column| sum.wrapping_add(row.get(column.name()).copied().unwrap_or(0)))
+    };
+    let left = sum(&[RxPackets, SteeredIn, Generated]);
+    let right = sum(&[TxPackets, SteeredOut, Consumed, Held, Dropped]);
+    left.wrapping_sub(right).cast_signed()
+}

@@ -1,0 +1,172 @@
+//! How are durations, port ranges, addresses and CPU lists written?
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+/// A duration: a whole number and its unit, `ms`, `s`, `m` or `h`. The error says what is expected.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let expected = || format!("\"{text}\" is not a duration");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(expected()),
+    };
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(expected)
+}
+
+/// A duration as [`parse_duration`] reads it.
+pub fn format_duration(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    match milliseconds {
+        0 => "0s".to_owned(),
+        m if m % 3_600_000 == 0 => format!("{}h", m / 3_600_000),
+        m if m % 60_000 == 0 => format!("{}m", m / 60_000),
+        m if m % 1_000 == 0 => format!("{}s", m / 1_000),
+        m => format!("{m}ms"),
+    }
+}
+
+/// `"80"` or `"8000-8099"`: first and last port, 1 to 65535.
+pub fn parse_port_range(text: &str) -> Result<(u16, u16), String> {
+    let wrong = || format!("\"{text}\" is not a port or a range of ports");
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let first: u16 = first.trim().parse().map_err(|_| wrong())?;
+    let last: u16 = last.trim().parse().map_err(|_| wrong())?;
+    if first == 0 {
+        return Err("port 0 cannot be used".to_owned());
+    }
+    if first > last {
+        return Err(format!("the range {first}-{last} ends before it starts"));
+    }
+    Ok((first, last))
+}
+
+/// `"192.0.2.1/24"`: an address and a prefix length.
+pub fn parse_prefixed(text: &str) -> Result<(IpAddr, u8), String> {
+    let Some((address, length)) = text.split_once('/') else {
+        return Err(format!("\"{text}\" has no prefix length"));
+    };
+    let address: IpAddr = address.parse().map_err(|_| format!("\"{address}\" is not an IP address"))?;
+    let bits = family_bits(address);
+    match length.parse::<u8>() {
+        Ok(length) if length <= bits => Ok((address, length)),
+        _ => Err(format!("\"/{length}\" is not a prefix length from 0 to {bits}")),
+    }
+}
+
+/// A backend's address: `"ip"`, `"ip:port"` or `"[v6]:port"`; port 0 is "the client's".
+pub fn parse_backend_address(text: &str) -> Result<(IpAddr, u16), String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok((address, 0));
+    }
+    if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'))
+        && let Ok(address) = inner.parse::<std::net::Ipv6Addr>()
+    {
+        return Ok((address.into(), 0));
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(socket) if socket.port() == 0 => Err(format!("\"{text}\" has port 0")),
+        Ok(socket) => Ok((socket.ip(), socket.port())),
+        Err(_) => Err(format!("\"{text}\" is not an address")),
+    }
+}
+
+/// An address and port as [`parse_backend_address`] reads it.
+pub fn format_backend_address(address: IpAddr, port: u16) -> String {
+    if port == 0 { address.to_string() } else { SocketAddr::new(address, port).to_string() }
+}
+
+/// `"1-3,5"`: CPU numbers in the order given, each once.
+pub fn parse_cpu_list(text: &str) -> Result<Vec<u16>, String> {
+    let wrong = || format!("\"{text}\" is not a list of CPUs");
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let first: u16 = first.trim().parse().map_err(|_| wrong())?;
+        let last: u16 = last.trim().parse().map_err(|_| wrong())?;
+        if first > last || last == u16::MAX {
+            return Err(wrong());
+        }
+        for cpu in first..=last {
+            if cpus.contains(&cpu) {
+                return Err(format!("CPU {cpu} is listed twice"));
+            }
+            cpus.push(cpu);
+        }
+    }
+    Ok(cpus)
+}
+
+/// Bits of an address of that family: 32 or 128.
+pub fn family_bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// "IPv4" or "IPv6".
+pub fn family_name(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// The network of a prefix: host bits cleared.
+pub fn network(address: IpAddr, length: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
+            std::net::Ipv4Addr::from(u32::from(v4) & mask).into()
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(length.min(128))).unwrap_or(0);
+            std::net::Ipv6Addr::from(u128::from(v6) & mask).into()
+        }
+    }
+}
+
+/// Whether the prefix covers the address; never across families.
+pub fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
+    prefix.is_ipv4() == address.is_ipv4() && network(prefix, length) == network(address, length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_round_trip_and_refuse_the_rest() {
+        for text in ["250ms", "2s", "5m", "1h", "90s"] {
+            assert_eq!(format_duration(parse_duration(text).unwrap()), text);
+        }
+        for text in
+            ["", "5", "s", "1.5s", "-1s", "5 s", "5d", "99999999999999999999h", "18446744073709551615h"]
+        {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_lists_and_addresses() {
+        assert_eq!(parse_port_range("8000-8099"), Ok((8000, 8099)));
+        assert_eq!(parse_port_range("80"), Ok((80, 80)));
+        for text in ["0", "0-5", "9-8", "65536", "a", "1-2-3", ""] {
+            assert!(parse_port_range(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_cpu_list("1-3,5"), Ok(vec![1, 2, 3, 5]));
+        for text in ["", "1,1", "3-1", "65535", "a"] {
+            assert!(parse_cpu_list(text).is_err(), "{text}");
+        }
+        for text in ["198.18.1.1:80", "198.18.1.1", "[2001:db8::1]:80", "2001:db8::1"] {
+            let (address, port) = parse_backend_address(text).unwrap();
+            assert_eq!(format_backend_address(address, port), text);
+        }
+        for text in ["198.18.1.1:0", "host:80", "", "2001:db8::1:x"] {
+            assert!(parse_backend_address(text).is_err(), "{text}");
+        }
+        assert!(covers([198, 18, 0, 254].into(), 24, [198, 18, 0, 9].into()));
+        assert!(covers([0, 0, 0, 0].into(), 0, [198, 18, 0, 9].into()));
+        assert!(!covers([198, 18, 0, 254].into(), 24, [198, 18, 1, 9].into()));
+    }
+}
