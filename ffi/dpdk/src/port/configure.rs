@@ -150,7 +150,7 @@ pub enum ConfigureError {
         needed: u32,
     },
     /// The driver's refusal.
-    #[error("port {device}: {operation}: {errno}")]
+    #[error("port {device}: {operation}: {errno}{}", hint(.device))]
     Driver {
         /// The port.
         device: DeviceSpec,
@@ -159,6 +159,17 @@ pub enum ConfigureError {
         /// What DPDK reported.
         errno: Errno,
     },
+}
+
+/// What the driver's error number hides.
+fn hint(device: &DeviceSpec) -> &'static str {
+    match device {
+        DeviceSpec::AfXdp(_) => {
+            "; has the pool 4,096 packets or more per queue, and is no other process, or one that has just ended, \
+             receiving from this interface through AF_XDP?"
+        }
+        _ => "",
+    }
 }
 
 impl Capabilities {

@@ -8,6 +8,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// The kernel frees an interface's queue some time after its socket is closed, from a work queue behind an RCU grace
+/// period. Without a pause, one in 50 attempts to open the interface again at once found it busy, on two loaded cores.
+const RELEASE: Duration = Duration::from_millis(200);
 
 /// Descriptors, and the kernel's names of the sockets behind them, which are never used twice.
 #[derive(Debug, Default)]
@@ -39,12 +45,17 @@ impl XdpSockets {
     /// Closes those that the driver has not closed. Only after it has closed the port.
     pub(super) fn close_leftovers(&mut self) {
         let now = open_sockets();
+        let mut closed = false;
         for (file, name) in std::mem::take(&mut self.0) {
             if now.get(&file) == Some(&name) {
                 // SAFETY: the descriptor is still the AF_XDP socket that the driver opened for this port, and the
                 // driver, its one owner, is done with the port.
                 unsafe { libc::close(file) };
+                closed = true;
             }
+        }
+        if closed {
+            thread::sleep(RELEASE);
         }
     }
 }
