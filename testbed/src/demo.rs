@@ -68,8 +68,7 @@ pub(crate) fn demo(mut ready: Ready, choice: IoChoice, keep: bool) -> Result<()>
         .iter()
         .map(|&(listener, mode, family, number, _)| {
             let target = SocketAddr::new(vip(family, number), VIP_PORT);
-            let step =
-                Step::start(format!("{REQUESTS} requests to {listener} ({mode}, {})", family.name()));
+            let step = Step::start(format!("{REQUESTS} requests to {listener} ({mode}, {})", family.name()));
             let tally = http::load(&stage.lab.client, target, REQUESTS, AT_ONCE)?;
             step.end(&format!("{} answered", tally.answered()));
             Ok(tally)

@@ -9,7 +9,10 @@
 //! demo, scenario, bench, fuzz   what the user asked for
 //! ```
 #![forbid(unsafe_code)]
-#![allow(clippy::indexing_slicing, reason = "a test program on its own data: a panic here is a failed test, not an outage")]
+#![allow(
+    clippy::indexing_slicing,
+    reason = "a test program on its own data: a panic here is a failed test, not an outage"
+)]
 
 mod command;
 mod config;
@@ -17,6 +20,7 @@ mod console;
 mod demo;
 mod interrupt;
 mod run;
+mod scenario;
 mod setup;
 mod status;
 mod supervisor;
@@ -60,6 +64,8 @@ enum Action {
     },
     /// End what `up` or `demo --keep` left running.
     Down,
+    /// Formatting, lints, unit tests, then every end-to-end scenario.
+    Test(scenario::Choice),
     /// Remove what crashed runs left behind.
     Clean,
 }
@@ -69,11 +75,25 @@ fn main() -> ExitCode {
     match act(arguments.action) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("\nerror: {error:#}");
+            if !error.is::<Quiet>() {
+                eprintln!("\nerror: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }
 }
+
+/// A failure that has been told already.
+#[derive(Debug)]
+struct Quiet;
+
+impl std::fmt::Display for Quiet {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("failed")
+    }
+}
+
+impl std::error::Error for Quiet {}
 
 fn act(action: Action) -> Result<()> {
     setup::require()?;
@@ -83,6 +103,11 @@ fn act(action: Action) -> Result<()> {
         Action::Demo { io, keep } => demo::demo(setup::prepare()?, io, keep),
         Action::Up { io } => demo::up(setup::prepare()?, io),
         Action::Down => demo::down(),
+        Action::Test(choice) if choice.only_lists() => {
+            scenario::list();
+            Ok(())
+        }
+        Action::Test(choice) => scenario::run(&setup::prepare()?, &choice),
         Action::Clean => clean(),
     }
 }

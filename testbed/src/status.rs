@@ -167,16 +167,15 @@ impl Status {
 }
 
 fn counter_of(rows: &[Counted], name: &str, counter: &str) -> u64 {
-    rows.iter()
-        .find(|row| row.name == name)
-        .and_then(|row| row.counters.get(counter))
-        .copied()
-        .unwrap_or(0)
+    rows.iter().find(|row| row.name == name).and_then(|row| row.counters.get(counter)).copied().unwrap_or(0)
 }
 
 fn nonzero(counters: &Counters) -> String {
-    let words: Vec<String> =
-        counters.iter().filter(|(_, value)| **value != 0).map(|(name, value)| format!("{name} {value}")).collect();
+    let words: Vec<String> = counters
+        .iter()
+        .filter(|(_, value)| **value != 0)
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
     if words.is_empty() { "none".to_owned() } else { words.join(", ") }
 }
 

@@ -105,8 +105,9 @@ impl Process {
         let log = self.open_log()?;
         let mut command = self.program.command();
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child =
-            command.spawn().with_context(|| format!("could not start `{}`", crate::command::show(&command)))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("could not start `{}`", crate::command::show(&command)))?;
         let pid = Pid::from_raw(child.id() as i32).ok_or_else(|| anyhow!("a child with pid 0"))?;
         self.handle = Some(pidfd_open(pid, PidfdFlags::empty()).context("could not open a pidfd")?);
         self.child = Some(child);
@@ -224,7 +225,8 @@ impl Drop for Process {
 
 /// The last lines of a file, indented; says so when there is nothing.
 pub(crate) fn tail(path: &Path, lines: usize) -> String {
-    let text = std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text =
+        std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();
     if all.is_empty() {
         return format!("    (nothing in {})", path.display());
@@ -290,8 +292,10 @@ mod tests {
     fn last_words_are_shown() {
         let logs = std::env::temp_dir().join(format!("weir-words-{}", std::process::id()));
         std::fs::create_dir_all(&logs).unwrap();
-        let program =
-            Program { stays: true, ..Program::new("talker", "sh", &["-c", "echo a; echo b; echo c; exit 3"]) };
+        let program = Program {
+            stays: true,
+            ..Program::new("talker", "sh", &["-c", "echo a; echo b; echo c; exit 3"])
+        };
         let mut process = Process::start(program, &logs).unwrap();
         assert_eq!(process.wait(Duration::from_secs(5)).unwrap().code(), Some(3));
         assert_eq!(process.last_words(2), "    b\n    c\n");

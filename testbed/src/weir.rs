@@ -58,22 +58,29 @@ impl Weir {
         let path = run.path("weir.toml");
         std::fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
         let (state, sockets) = (run.path("state"), run.path("run"));
-        let mut ctlplane = Program::new("weir-ctlplane", &binaries.ctlplane, &[
-            "--config",
-            &path.display().to_string(),
-            "--instance",
-            run.name(),
-            "--state-dir",
-            &state.display().to_string(),
-            "--run-dir",
-            &sockets.display().to_string(),
-            "--shm-dir",
-            SHM,
-        ]);
+        let mut ctlplane = Program::new(
+            "weir-ctlplane",
+            &binaries.ctlplane,
+            &[
+                "--config",
+                &path.display().to_string(),
+                "--instance",
+                run.name(),
+                "--state-dir",
+                &state.display().to_string(),
+                "--run-dir",
+                &sockets.display().to_string(),
+                "--shm-dir",
+                SHM,
+            ],
+        );
         ctlplane.stays = options.stays;
-        let mut dataplane =
-            Program::new("weir-dataplane", &binaries.dataplane, &["--instance", run.name(), "--shm-dir", SHM])
-                .within(&lab.lb);
+        let mut dataplane = Program::new(
+            "weir-dataplane",
+            &binaries.dataplane,
+            &["--instance", run.name(), "--shm-dir", SHM],
+        )
+        .within(&lab.lb);
         dataplane.arguments.extend(options.dataplane_arguments.iter().cloned());
         dataplane.stays = options.stays;
         let ctlplane = Process::start(ctlplane, &run.logs())?;

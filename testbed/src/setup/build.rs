@@ -33,7 +33,11 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = match owner {
         Ok((user, group)) if user != 0 && std::env::var_os("SUDO_UID").is_some() => {
             let mut command = Command::new("setpriv");
-            command.arg(format!("--reuid={user}")).arg(format!("--regid={group}")).arg("--init-groups").arg(program);
+            command
+                .arg(format!("--reuid={user}"))
+                .arg(format!("--regid={group}"))
+                .arg("--init-groups")
+                .arg(program);
             command
         }
         _ => Command::new(program),

@@ -52,8 +52,10 @@ fn install_arguments(missing: &[&str]) -> Vec<String> {
 }
 
 fn missing() -> Result<Vec<&'static str>> {
-    let Ok(output) =
-        Command::new("dpkg-query").args(["-W", "-f", "${Package} ${db:Status-Abbrev}\n"]).args(PACKAGES).output()
+    let Ok(output) = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${db:Status-Abbrev}\n"])
+        .args(PACKAGES)
+        .output()
     else {
         bail!(
             "this is not a Debian system (no dpkg-query): install the equivalents of {} by hand, and put a \
@@ -62,8 +64,7 @@ fn missing() -> Result<Vec<&'static str>> {
         );
     };
     let known = String::from_utf8_lossy(&output.stdout);
-    let installed: Vec<&str> =
-        known.lines().filter_map(|line| line.trim().strip_suffix(" ii")).collect();
+    let installed: Vec<&str> = known.lines().filter_map(|line| line.trim().strip_suffix(" ii")).collect();
     Ok(PACKAGES.into_iter().filter(|name| !installed.contains(name)).collect())
 }
 
@@ -80,7 +81,11 @@ fn apt(arguments: &[String], must: bool) -> Result<bool> {
         .status()
         .context("could not start apt-get")?;
     if !status.success() && must {
-        bail!("apt-get {} failed ({status}); {LOG} ends with:\n{}", arguments.join(" "), tail(Path::new(LOG), 12));
+        bail!(
+            "apt-get {} failed ({status}); {LOG} ends with:\n{}",
+            arguments.join(" "),
+            tail(Path::new(LOG), 12)
+        );
     }
     Ok(status.success())
 }
@@ -96,7 +101,8 @@ impl NoServices {
         if Path::new(POLICY).exists() {
             return Ok(Self { made: false });
         }
-        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n").with_context(|| format!("could not write {POLICY}"))?;
+        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")
+            .with_context(|| format!("could not write {POLICY}"))?;
         let made = Self { made: true };
         std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
         Ok(made)

@@ -167,7 +167,9 @@ impl Lab {
         }
         for segment in SEGMENTS {
             match self.io {
-                Io::AfXdp | Io::AfPacket => self.plug(&self.lb, segment, segment, &format!("lb-{segment}"))?,
+                Io::AfXdp | Io::AfPacket => {
+                    self.plug(&self.lb, segment, segment, &format!("lb-{segment}"))?
+                }
                 // a TAP dies with its process, so it sits behind a bridge of its own whose uplink stays
                 Io::Tap => {
                     let uplink = format!("{segment}-up");
@@ -199,15 +201,11 @@ impl Lab {
             CLIENT.0, CLIENT.1
         ))?;
         self.router.sysctl(&[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")])?;
-        self.router.ip(
-            "addr add 198.18.0.253/24 dev wan\naddr add 2001:db8:18::253/64 dev wan nodad\n\
-             addr add 198.18.1.253/24 dev lan\naddr add 2001:db8:19::253/64 dev lan nodad\n",
-        )?;
+        self.router.ip("addr add 198.18.0.253/24 dev wan\naddr add 2001:db8:18::253/64 dev wan nodad\n\
+             addr add 198.18.1.253/24 dev lan\naddr add 2001:db8:19::253/64 dev lan nodad\n")?;
         for (position, namespace) in self.backends.iter().enumerate() {
-            namespace.sysctl(&[
-                ("net.ipv4.conf.all.arp_ignore", "1"),
-                ("net.ipv4.conf.all.arp_announce", "2"),
-            ])?;
+            namespace
+                .sysctl(&[("net.ipv4.conf.all.arp_ignore", "1"), ("net.ipv4.conf.all.arp_announce", "2")])?;
             let (v4, v6) = (backend(Family::Ipv4, position + 1), backend(Family::Ipv6, position + 1));
             namespace.ip(&format!(
                 "addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n\

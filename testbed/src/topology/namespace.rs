@@ -138,11 +138,35 @@ pub(crate) fn enter(name: &str) -> Result<()> {
 
 /// Lays a veth pair with one queue per direction between two namespaces; both ends are up, without addresses.
 pub(crate) fn link(from: &Namespace, from_name: &str, to: &Namespace, to_name: &str, mtu: u16) -> Result<()> {
-    command::call("ip", &[
-        "-n", from.name(), "link", "add", from_name, "mtu", &mtu.to_string(), "numtxqueues", "1", "numrxqueues",
-        "1", "type", "veth", "peer", "name", to_name, "netns", to.name(), "mtu", &mtu.to_string(), "numtxqueues",
-        "1", "numrxqueues", "1",
-    ])?;
+    command::call(
+        "ip",
+        &[
+            "-n",
+            from.name(),
+            "link",
+            "add",
+            from_name,
+            "mtu",
+            &mtu.to_string(),
+            "numtxqueues",
+            "1",
+            "numrxqueues",
+            "1",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            to_name,
+            "netns",
+            to.name(),
+            "mtu",
+            &mtu.to_string(),
+            "numtxqueues",
+            "1",
+            "numrxqueues",
+            "1",
+        ],
+    )?;
     from.ip(&format!("link set {from_name} addrgenmode none\nlink set {from_name} up\n"))?;
     to.ip(&format!("link set {to_name} addrgenmode none\nlink set {to_name} up\n"))?;
     Ok(())

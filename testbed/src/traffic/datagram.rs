@@ -32,7 +32,8 @@ impl Servers {
         for (position, (namespace, addresses)) in lab.backends.iter().zip(addresses).enumerate() {
             for &address in addresses {
                 let place = SocketAddr::new(address, port);
-                let socket = namespace.run(|| UdpSocket::bind(place))?.with_context(|| format!("bind {place}"))?;
+                let socket =
+                    namespace.run(|| UdpSocket::bind(place))?.with_context(|| format!("bind {place}"))?;
                 socket.set_read_timeout(Some(Duration::from_millis(100)))?;
                 let (stop, name) = (Arc::clone(&servers.stop), backend_name(position + 1));
                 servers.threads.push(std::thread::spawn(move || answer(&socket, &name, &stop)));
@@ -97,7 +98,8 @@ pub(crate) fn load(from: &Namespace, target: SocketAddr, requests: u64) -> Resul
     let mut tally = Tally::default();
     for number in 0..requests {
         let start = Instant::now();
-        let outcome = socket(from, target).and_then(|socket| ask(&socket, format!("question {number}").as_bytes()));
+        let outcome =
+            socket(from, target).and_then(|socket| ask(&socket, format!("question {number}").as_bytes()));
         interrupt::check()?;
         tally.record(outcome, start.elapsed());
     }

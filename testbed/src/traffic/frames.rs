@@ -316,7 +316,8 @@ mod tests {
                 ip.icmp(if ip.from.is_ipv4() { 8 } else { 128 }, 0, [0, 1, 0, 1], b"ping"),
             ] {
                 let frame = link.ip(&packet);
-                let parsed = weir_net::parse::parse(&frame, &weir_net::parse::ParseOptions::default()).unwrap();
+                let parsed =
+                    weir_net::parse::parse(&frame, &weir_net::parse::ParseOptions::default()).unwrap();
                 assert!(weir_net::checksum::l4_is_valid(&frame, &parsed), "{frame:02x?}");
             }
         }

@@ -36,7 +36,8 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects, from the namespace that the calling thread is in.
     pub(crate) fn open(target: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&target, PATIENCE).with_context(|| format!("connect to {target}"))?;
+        let stream =
+            TcpStream::connect_timeout(&target, PATIENCE).with_context(|| format!("connect to {target}"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;

@@ -57,7 +57,8 @@ pub(crate) fn write(path: &Path, frames: &[Vec<u8>]) -> Result<()> {
 /// Reads a whole capture.
 pub(crate) fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
     let bytes = std::fs::read(path).with_context(|| format!("could not read {}", path.display()))?;
-    let word = |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
+    let word =
+        |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?)) };
     // net_pcap writes nanosecond captures; both have the same records
     if !matches!(word(0), Some(MAGIC | 0xa1b2_3c4d)) {
         bail!("{} is not a capture file", path.display());

@@ -26,7 +26,8 @@ pub(crate) const FILE: &str = "/file";
 pub(crate) fn start_nginx(run: &Run, lab: &Lab, stays: bool) -> Result<Vec<Process>> {
     let root = run.path("servers");
     let content: Vec<u8> = (0..FILE_BYTES).map(|position| (position % 251) as u8).collect();
-    std::fs::write(root.join("file"), content).with_context(|| format!("could not write in {}", root.display()))?;
+    std::fs::write(root.join("file"), content)
+        .with_context(|| format!("could not write in {}", root.display()))?;
     let mut servers = Vec::new();
     for (position, namespace) in lab.backends.iter().enumerate() {
         let name = backend_name(position + 1);

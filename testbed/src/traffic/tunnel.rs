@@ -79,7 +79,9 @@ impl Decapsulator {
             socket.set_read_timeout(Some(Duration::from_millis(100)))?;
             let (seen, stop) = (Arc::clone(&decapsulator.seen), Arc::clone(&decapsulator.stop));
             let tun = Arc::clone(&tun);
-            decapsulator.threads.push(std::thread::spawn(move || unwrap_all(socket, wrapping, &tun, &seen, &stop)));
+            decapsulator
+                .threads
+                .push(std::thread::spawn(move || unwrap_all(socket, wrapping, &tun, &seen, &stop)));
         }
         Ok(decapsulator)
     }
@@ -133,7 +135,8 @@ fn receive_gue(socket: &Socket, buffer: &mut [u8], seen: &Seen) -> Option<usize>
     let mut peek = [std::mem::MaybeUninit::<u8>::uninit(); 1];
     // the address comes with a peek, the bytes with a plain read: no uninitialised memory to vouch for
     let (_, from) = socket.peek_from(&mut peek).ok()?;
-    if let (Some(port), Ok(mut ports)) = (from.as_socket().map(|from| from.port()), seen.source_ports.lock()) {
+    if let (Some(port), Ok(mut ports)) = (from.as_socket().map(|from| from.port()), seen.source_ports.lock())
+    {
         ports.insert(port);
     }
     let mut reader: &Socket = socket;
@@ -175,7 +178,10 @@ mod tests {
         let packet = [0x45, 0, 0, 20];
         assert_eq!(inner_packet(&packet, Wrapping::Gue), Some(&packet[..]));
         assert_eq!(inner_packet(&[0x00, 4, 0, 0, 0x45, 0, 0, 20], Wrapping::Gue), Some(&packet[..]));
-        assert_eq!(inner_packet(&[0x01, 4, 0, 0, 9, 9, 9, 9, 0x45, 0, 0, 20], Wrapping::Gue), Some(&packet[..]));
+        assert_eq!(
+            inner_packet(&[0x01, 4, 0, 0, 9, 9, 9, 9, 0x45, 0, 0, 20], Wrapping::Gue),
+            Some(&packet[..])
+        );
         assert_eq!(inner_packet(&[0x20, 4, 0, 0, 0x45], Wrapping::Gue), None);
         assert_eq!(inner_packet(&[0x00, 6, 0, 0, 0x45], Wrapping::Gue), None);
         assert_eq!(inner_packet(&[0xff], Wrapping::Gue), None);
@@ -209,12 +215,19 @@ mod tests {
                 let raw = lab
                     .router
                     .run(|| {
-                        Socket::new(Domain::for_address((target, 0).into()), Type::RAW, Some(Protocol::from(protocol)))
+                        Socket::new(
+                            Domain::for_address((target, 0).into()),
+                            Type::RAW,
+                            Some(Protocol::from(protocol)),
+                        )
                     })
                     .unwrap()
                     .unwrap();
-                let any: IpAddr =
-                    if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                let any: IpAddr = if target.is_ipv4() {
+                    Ipv4Addr::UNSPECIFIED.into()
+                } else {
+                    Ipv6Addr::UNSPECIFIED.into()
+                };
                 let gue = lab.router.run(|| UdpSocket::bind((any, 0))).unwrap().unwrap();
                 let mut variant_0 = vec![0, protocol as u8, 0, 0];
                 variant_0.extend(&packet);
@@ -226,7 +239,10 @@ mod tests {
                             _ => gue.send_to(&variant_0, (target, GUE_PORT))?,
                         };
                         let mut buffer = [0u8; 64];
-                        Ok(asker.recv_from(&mut buffer).ok().map(|(length, from)| (buffer[..length].to_vec(), from)))
+                        Ok(asker
+                            .recv_from(&mut buffer)
+                            .ok()
+                            .map(|(length, from)| (buffer[..length].to_vec(), from)))
                     })
                     .unwrap_or_else(|error| panic!("{way} {inner:?} in {outer:?}: {error}"));
                     assert_eq!(answer, (b"app-1 hello".to_vec(), SocketAddr::new(vip(inner, 1), 7)));
