@@ -147,7 +147,18 @@ struct Device {
     /// The pools that the receive queues fill themselves from.
     pools: Vec<PacketPool>,
     xdp_sockets: xdp_socket::XdpSockets,
+    /// What transmit queues must check before the driver sees a packet.
+    tx_limit: Option<TxLimit>,
     _environment: EalHandle,
+}
+
+/// What a driver takes on trust.
+#[derive(Clone, Copy, Debug)]
+struct TxLimit {
+    /// Packets of several segments can't be sent: they are gathered into one before.
+    gather: bool,
+    /// net_af_xdp copies packets of other pools into buffers of its own without looking at their length.
+    packet_len: usize,
 }
 
 /// DPDK's port numbers that a `Device` exists for.
@@ -193,6 +204,7 @@ impl Port {
             started: false,
             pools: Vec::new(),
             xdp_sockets: xdp_socket::XdpSockets::default(),
+            tx_limit: None,
             _environment: environment.clone(),
         });
         Ok(Self { inner, state: State::Opened, capabilities: None, reta_size: 0, _not_sync: PhantomData })
@@ -250,7 +262,9 @@ impl Port {
             return Err(self.order("take its queues"));
         };
         let rx = (0..capabilities.rx_queues).map(|queue| RxQueue(Queue::new(&self.inner, queue))).collect();
-        let tx = (0..capabilities.tx_queues).map(|queue| TxQueue(Queue::new(&self.inner, queue))).collect();
+        let tx = (0..capabilities.tx_queues)
+            .map(|queue| TxQueue { queue: Queue::new(&self.inner, queue), limit: self.inner.tx_limit })
+            .collect();
         self.state = State::Running;
         Ok((rx, tx))
     }
@@ -362,7 +376,10 @@ impl Queue {
 pub struct RxQueue(Queue);
 
 /// A transmit queue, for the worker that it is moved to.
-pub struct TxQueue(Queue);
+pub struct TxQueue {
+    queue: Queue,
+    limit: Option<TxLimit>,
+}
 
 impl RxQueue {
     /// Adds received packets to the batch, up to its capacity, and returns how many. Never waits.
@@ -396,14 +413,20 @@ impl RxQueue {
 }
 
 impl TxQueue {
-    /// Takes what the device accepts out of the front of the batch; the rest stays, in order. Returns how many.
+    /// Takes what the device accepts out of the front of the batch; the rest stays, in order. Returns how many. A packet
+    /// that the device can't send (longer than its buffers, or in segments that can't be gathered) stays first: drop
+    /// what is still there after a bounded number of attempts.
     #[inline]
     pub fn burst<const N: usize>(&mut self, batch: &mut ArrayVec<Mbuf, N>) -> usize {
-        let offered = u16::try_from(batch.len()).unwrap_or(u16::MAX);
+        let sendable = match self.limit {
+            None => batch.len(),
+            Some(limit) => sendable(batch, limit),
+        };
+        let offered = u16::try_from(sendable).unwrap_or(u16::MAX);
         let packets = batch.as_mut_ptr().cast::<*mut sys::rte_mbuf>();
         // SAFETY: rte_eth_tx_burst must not run on one queue in parallel: see RxQueue::burst. The driver owns the
         // packets that it reports as sent; the batch forgets exactly those.
-        let sent = unsafe { sys::weir_tx_burst(self.0.port, self.0.index, packets, offered) };
+        let sent = unsafe { sys::weir_tx_burst(self.queue.port, self.queue.index, packets, offered) };
         forget_front(batch, usize::from(sent));
         usize::from(sent)
     }
@@ -416,12 +439,12 @@ impl TxQueue {
 
     /// Which of the port's transmit queues this is.
     pub fn index(&self) -> u16 {
-        self.0.index
+        self.queue.index
     }
 
     /// DPDK's number of the port.
     pub fn port_id(&self) -> u16 {
-        self.0.port
+        self.queue.port
     }
 }
 
@@ -433,8 +456,18 @@ impl fmt::Debug for RxQueue {
 
 impl fmt::Debug for TxQueue {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.describe("TxQueue", formatter)
+        self.queue.describe("TxQueue", formatter)
     }
+}
+
+/// How many packets at the front of the batch the driver may see.
+#[inline]
+fn sendable(batch: &mut [Mbuf], limit: TxLimit) -> usize {
+    let fits = |packet: &mut Mbuf| {
+        packet.packet_len() <= limit.packet_len
+            && (!limit.gather || packet.segment_count() == 1 || packet.linearize())
+    };
+    batch.iter_mut().position(|packet| !fits(packet)).unwrap_or(batch.len())
 }
 
 /// The bus, name and arguments that EAL plugs the device in with.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dpdk::mbuf;
 use dpdk::port::{OpenError, PortConfig};
-use dpdk::{Burst, Eal, EalConfig, PacketPool, Port};
+use dpdk::{Burst, Eal, EalConfig, Mbuf, PacketPool, Port};
 use weir_os::interface;
 use weir_os::namespace::NetworkNamespace;
 use weir_os::packet_socket::PacketSocket;
@@ -56,6 +56,12 @@ fn frame(number: usize) -> Vec<u8> {
     frame
 }
 
+fn packet(pool: &PacketPool, bytes: &[u8]) -> Mbuf {
+    let mut packet = pool.alloc().unwrap();
+    assert!(packet.fill(bytes));
+    packet
+}
+
 /// Sends frames into the port and back out of it again; each comes back exactly as it went in.
 fn echo(eal: &Eal, device: &str, far: impl FnOnce() -> PacketSocket) {
     let pool = PacketPool::new(eal, "echo", 8191, 64, 2048, None).unwrap();
@@ -91,8 +97,24 @@ fn echo(eal: &Eal, device: &str, far: impl FnOnce() -> PacketSocket) {
         let received = received.unwrap_or_else(|| unreachable!("{device}: frame {number} did not come back"));
         assert_eq!(&buffer[..received.length], sent, "{device}: frame {number}");
     }
+    // In segments, and with a buffer that the device's own pool does not have room for.
+    let mut head = packet(&pool, &frame(1)[..40]);
+    head.chain(packet(&pool, &frame(1)[40..])).unwrap();
+    let mut batch = Burst::from_iter([head]);
+    assert_eq!(tx[0].burst(&mut batch), 1, "{device}: segments are gathered where they must be");
+    let received = socket.receive(&mut buffer, WAIT).unwrap().unwrap();
+    assert_eq!(&buffer[..received.length], frame(1), "{device}");
+    if device.starts_with("af_xdp:") {
+        let large = PacketPool::new(eal, "large", 8, 0, 4096, None).unwrap();
+        batch.push(packet(&pool, &frame(2)));
+        batch.push(packet(&large, &[0xff; 4096]));
+        assert_eq!(tx[0].burst(&mut batch), 1, "{device}");
+        assert_eq!((batch.len(), tx[0].burst(&mut batch)), (1, 0), "{device}: what can't be sent stays");
+    }
+    batch.clear();
+    let sent = FRAMES as u64 + if device.starts_with("af_xdp:") { 2 } else { 1 };
     let stats = port.stats();
-    assert_eq!((stats.rx_packets, stats.tx_packets), (FRAMES as u64, FRAMES as u64), "{device}");
+    assert_eq!((stats.rx_packets, stats.tx_packets), (FRAMES as u64, sent), "{device}");
     assert_eq!(mbuf::ledger() - before, 0, "{device}");
     drop((port, rx, tx, socket));
     // net_af_xdp never gives back its fill ring, nor what its completion ring holds: 2,048 each.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use dpdk_sys as sys;
 
 use super::xdp_socket::Watch;
-use super::{DeviceSpec, Port, PortError, State};
+use super::{DeviceSpec, Port, PortError, State, TxLimit};
 use crate::mempool::PacketPool;
 use crate::text::Errno;
 
@@ -209,6 +209,8 @@ impl Port {
             watch.finish(&mut device.xdp_sockets);
         }
         let granted = granted?;
+        let limit = tx_limit(&spec, &granted, pools);
+        Arc::get_mut(&mut self.inner).ok_or(PortError::QueuesInUse(spec))?.tx_limit = limit;
         self.state = State::Configured;
         self.reta_size = info.reta_size;
         self.capabilities = Some(granted.clone());
@@ -419,6 +421,20 @@ impl Plan {
             key,
             offloads,
         })
+    }
+}
+
+/// What must be checked of each packet before this device's driver sees it.
+fn tx_limit(spec: &DeviceSpec, granted: &Capabilities, pools: &[PacketPool]) -> Option<TxLimit> {
+    let gather = !granted.multi_segment_tx;
+    match spec {
+        // They free, pass on or read packets of any form.
+        DeviceSpec::Null { .. } | DeviceSpec::Ring(_) | DeviceSpec::Pcap { .. } => None,
+        DeviceSpec::AfXdp(_) => {
+            let room = pools.iter().map(PacketPool::data_room).min().unwrap_or(0);
+            Some(TxLimit { gather, packet_len: usize::from(room) })
+        }
+        _ => gather.then_some(TxLimit { gather, packet_len: usize::MAX }),
     }
 }
 
