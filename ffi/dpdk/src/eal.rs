@@ -42,7 +42,7 @@ impl LogLevel {
 /// What EAL is started with.
 #[derive(Clone, Debug)]
 pub struct EalConfig {
-    /// Keeps the files of several DPDK processes apart.
+    /// Keeps the files of several DPDK processes apart. Processes without files (`in_memory`) may share one.
     pub file_prefix: String,
     /// No files at all: nothing to clean up after a crash, no secondary processes.
     pub in_memory: bool,

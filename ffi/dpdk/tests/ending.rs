@@ -6,7 +6,7 @@ use dpdk::{Burst, Eal, EalConfig, PacketPool, Port, mbuf};
 #[test]
 fn dropping_the_last_part_ends_dpdk() {
     let config = EalConfig {
-        file_prefix: format!("weir-ending-{}", std::process::id()),
+        file_prefix: "weir-test".to_owned(),
         no_huge: true,
         no_pci: true,
         memory_mb: Some(64),

@@ -154,7 +154,7 @@ fn kernel_devices_echo_every_frame() {
     let namespace = Namespace(format!("weir-dpdk-{}", std::process::id()));
     run("ip", &["netns", "add", &namespace.0]);
     let config = EalConfig {
-        file_prefix: namespace.0.clone(),
+        file_prefix: "weir-test".to_owned(),
         no_huge: true,
         no_pci: true,
         memory_mb: Some(256),

@@ -9,7 +9,7 @@ use dpdk::{Burst, Eal, EalConfig, PacketPool, lcore};
 #[test]
 fn the_environment_ends_after_everything_in_it_and_never_starts_again() {
     let config = EalConfig {
-        file_prefix: format!("weir-lifecycle-{}", std::process::id()),
+        file_prefix: "weir-test".to_owned(),
         no_huge: true,
         no_pci: true,
         memory_mb: Some(64),

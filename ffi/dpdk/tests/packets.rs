@@ -18,7 +18,7 @@ fn environment() -> &'static EalHandle {
     static ENVIRONMENT: OnceLock<EalHandle> = OnceLock::new();
     ENVIRONMENT.get_or_init(|| {
         let config = EalConfig {
-            file_prefix: format!("weir-packets-{}", std::process::id()),
+            file_prefix: "weir-test".to_owned(),
             no_huge: true,
             no_pci: true,
             memory_mb: Some(256),
