@@ -18,7 +18,9 @@ mod command;
 mod config;
 mod console;
 mod demo;
+mod fuzz;
 mod interrupt;
+mod random;
 mod run;
 mod scenario;
 mod setup;
@@ -66,6 +68,8 @@ enum Action {
     Down,
     /// Formatting, lints, unit tests, then every end-to-end scenario.
     Test(scenario::Choice),
+    /// Run the parsers and the L4 engine on broken input.
+    Fuzz(fuzz::Choice),
     /// Remove what crashed runs left behind.
     Clean,
 }
@@ -96,8 +100,11 @@ impl std::fmt::Display for Quiet {
 impl std::error::Error for Quiet {}
 
 fn act(action: Action) -> Result<()> {
-    setup::require()?;
     interrupt::install()?;
+    if let Action::Fuzz(choice) = &action {
+        return fuzz::run(choice);
+    }
+    setup::require()?;
     match action {
         Action::Setup => setup::prepare().map(|ready| println!("  ready: {}", ready.binaries.weir.display())),
         Action::Demo { io, keep } => demo::demo(setup::prepare()?, io, keep),
@@ -108,6 +115,7 @@ fn act(action: Action) -> Result<()> {
             Ok(())
         }
         Action::Test(choice) => scenario::run(&setup::prepare()?, &choice),
+        Action::Fuzz(_) => Ok(()),
         Action::Clean => clean(),
     }
 }
