@@ -171,6 +171,11 @@ impl<M: Memory> Engine<M> {
         self.shared.snat.interned()
     }
 
+    /// The storage of the IPv4 records, for a header that is kept with them.
+    pub fn storage_v4(&mut self) -> &mut M::V4 {
+        self.v4.storage()
+    }
+
     /// Live flows, IPv4 and IPv6.
     pub fn live(&self) -> (u32, u32) {
         (self.v4.live(), self.v6.live())
@@ -541,7 +546,8 @@ where
         direction: Direction,
         tuple: &Tuple<A>,
     ) -> bool {
-        if entry.protocol() != tuple.protocol {
+        // a guess may be older than the flow's end: an earlier packet of the same burst can have freed the record
+        if entry.protocol() != tuple.protocol || entry.state() == State::Free as u8 {
             return false;
         }
         match direction {

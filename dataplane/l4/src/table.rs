@@ -10,8 +10,11 @@ use std::ops::DerefMut;
 use crate::entry::{Address, Entry, Flow, State};
 use crate::index::{Bucket, Candidate, Direction, Index, MAX_SLOTS};
 
-/// Records that [`FlowTable::make_room`] looks at before it gives up.
-const EVICTION_WINDOW: usize = 64;
+/// Records that [`FlowTable::make_room`] looks at before it gives up: a table half full of established flows, which lie
+/// together, must not hide the flood behind them.
+const EVICTION_REACH: usize = 512;
+/// Records among which it compares ages, from the first one that may go.
+const EVICTION_WINDOW: usize = 16;
 /// End of the list of free records.
 const NO_SLOT: u32 = u32::MAX;
 
@@ -133,6 +136,11 @@ where
     /// Records that the table can hold.
     pub fn capacity(&self) -> usize {
         self.entries.len().min(MAX_SLOTS)
+    }
+
+    /// The storage of the records.
+    pub fn storage(&mut self) -> &mut E {
+        &mut self.entries
     }
 
     /// Records in use.
@@ -260,7 +268,14 @@ where
     pub fn make_room(&mut self, now: u32, lifetimes: &Lifetimes) -> Option<u32> {
         let capacity = self.capacity();
         let mut best: Option<(u8, u32, u32)> = None;
-        for _ in 0..EVICTION_WINDOW.min(capacity) {
+        let mut window = EVICTION_WINDOW;
+        for _ in 0..EVICTION_REACH.min(capacity) {
+            if best.is_some() {
+                window -= 1;
+                if window == 0 {
+                    break;
+                }
+            }
             let slot = self.hand;
             self.hand = if slot + 1 >= capacity { 0 } else { slot + 1 };
             let Some(entry) = self.entries.get(slot) else { continue };

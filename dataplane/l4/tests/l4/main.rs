@@ -1,0 +1,20 @@
+//! What becomes of packets that go through one engine, judged by bytes made without the code under test?
+//!
+//! [`packets`] makes frames and checks them with its own sums and smoltcp's parser; [`world`] holds an engine with its accounts.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test stops where it goes wrong"
+)]
+#![expect(unreachable_pub, reason = "nothing is reachable from outside a test")]
+
+mod flows;
+mod full;
+mod modes;
+mod on_down;
+mod packets;
+mod source_nat;
+mod states;
+mod world;
