@@ -198,13 +198,13 @@ fn write(
             put(datagram, 0, header.bytes())?;
         }
     }
-    let ports = match outer.tunnel {
+    let (ports, gue_header) = match outer.tunnel {
         Tunnel::Ipip => return Some(()),
-        Tunnel::GueVariant1(ports) => ports,
+        Tunnel::GueVariant1(ports) => (ports, 0),
         Tunnel::GueVariant0(ports) => {
             // Version 0, no control message, no optional fields; the inner protocol; no flags.
             put(datagram, ip_len + udp::HEADER_LEN, [0, carried.0, 0, 0])?;
-            ports
+            (ports, GUE_HEADER_LEN)
         }
     };
     let len = total_len - ip_len as u16;
@@ -214,7 +214,11 @@ fn write(
             Ends::V4 { src, dst } => checksum::pseudo_v4(*src, *dst, Protocol::UDP, len),
             Ends::V6 { src, dst } => checksum::pseudo_v6(src, dst, Protocol::UDP, u32::from(len)),
         };
-        let sum = u64::from(checksum::sum(datagram.get(ip_len..usize::from(total_len))?));
+        // The headers' words are added as numbers: loading back what was just stored in pieces would wait for it.
+        let between = if gue_header == 0 { 0 } else { u64::from(carried.0) };
+        let headers = u64::from(ports.src_port) + u64::from(ports.dst_port) + u64::from(len) + between;
+        let inner_packet = datagram.get(ip_len + udp::HEADER_LEN + gue_header..usize::from(total_len))?;
+        let sum = headers + u64::from(checksum::sum(inner_packet));
         let checksum = checksum::udp_transmit(!checksum::fold(sum + u64::from(pseudo)));
         put(datagram, ip_len + udp::field::CHECKSUM, checksum.to_be_bytes())?;
     }

@@ -15,7 +15,7 @@ use crate::icmpv6;
 use crate::ipv4;
 use crate::ipv6;
 use crate::ndp;
-use crate::parse::{Kind, ParseOptions, Parsed, parse};
+use crate::parse::{Kind, ParseOptions, Parsed, parse, parse_any};
 use crate::rewrite;
 use crate::tcp;
 use crate::tcp_reset;
@@ -28,7 +28,10 @@ const V6: ([u8; 16], u16) = ([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 pub fn fuzz_parse(data: &[u8]) {
     // Accepting a checksum as verified must be safe too, and lets mutated headers further in.
     for options in [ParseOptions { l3_checksum_ok: true }, ParseOptions::default()] {
-        let Ok(parsed) = parse(data, &options) else { continue };
+        let outcome = parse(data, &options);
+        let mut slowly = Parsed::default();
+        assert_eq!(outcome, parse_any(data, &options, &mut slowly).map(|()| slowly), "the fast path differs");
+        let Ok(parsed) = outcome else { continue };
         match parsed.kind {
             Kind::Arp => {
                 let _ = arp::parse(data, &parsed);

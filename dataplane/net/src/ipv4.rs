@@ -94,7 +94,7 @@ impl Header {
 #[inline(always)]
 pub const fn is_source(address: u32) -> bool {
     let top = address >> 24;
-    top != 0 && top != 127 && top < 224
+    (top.wrapping_sub(1) < 223) & (top != 127)
 }
 
 /// Whether an address can be the destination of a packet on a wire: any source, any multicast group, the limited

@@ -87,6 +87,34 @@ pub struct Parsed {
     pub dst_port: u16,
 }
 
+impl Default for Parsed {
+    /// A frame of which nothing is known: [`Kind::Other`], all else zero.
+    #[inline(always)]
+    fn default() -> Parsed {
+        Parsed {
+            kind: Kind::Other,
+            protocol: Protocol(0),
+            ttl: 0,
+            tos: 0,
+            tcp_flags: 0,
+            icmp_type: 0,
+            icmp_code: 0,
+            dont_fragment: false,
+            more_fragments: false,
+            has_ports: false,
+            ether_type: 0,
+            vlan: None,
+            l3: 0,
+            l4: 0,
+            l3_len: 0,
+            fragment_offset: 0,
+            identification: 0,
+            src_port: 0,
+            dst_port: 0,
+        }
+    }
+}
+
 impl Parsed {
     /// The IP version, if it is IP.
     #[inline(always)]
@@ -211,49 +239,188 @@ impl Parsed {
 /// Reads a frame from its Ethernet header to its transport header.
 #[inline]
 pub fn parse(frame: &[u8], options: &ParseOptions) -> Result<Parsed, Malformed> {
+    let mut parsed = Parsed::default();
+    parse_into(frame, options, &mut parsed).map(|()| parsed)
+}
+
+/// As [`parse`], into a place that the caller has: for bursts, where copying the result out of a `Result` costs as much as
+/// parsing (wide loads right after narrow stores wait for them). After an error `parsed` holds nothing of use.
+#[inline]
+pub fn parse_into(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed) -> Result<(), Malformed> {
+    if fast_v4(frame, options, parsed) || fast_v6(frame, parsed) {
+        return Ok(());
+    }
+    parse_any(frame, options, parsed)
+}
+
+/// The whole parser. What the fast paths accept, it accepts with the same result; what they leave, it names.
+pub(crate) fn parse_any(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed) -> Result<(), Malformed> {
     let Some(header) = chunk::<{ eth::HEADER_LEN }>(frame, 0) else { return Err(Malformed::ShortFrame) };
-    let mut parsed = Parsed {
-        kind: Kind::Other,
-        protocol: Protocol(0),
-        ttl: 0,
-        tos: 0,
-        tcp_flags: 0,
-        icmp_type: 0,
-        icmp_code: 0,
-        dont_fragment: false,
-        more_fragments: false,
-        has_ports: false,
-        ether_type: be16(header[12], header[13]),
-        vlan: None,
-        l3: eth::HEADER_LEN as u16,
-        l4: 0,
-        l3_len: 0,
-        fragment_offset: 0,
-        identification: 0,
-        src_port: 0,
-        dst_port: 0,
-    };
-    if parsed.ether_type == eth::VLAN {
+    let mut link = Link { ether_type: be16(header[12], header[13]), vlan: None, l3: eth::HEADER_LEN };
+    if link.ether_type == eth::VLAN {
         let Some(tag) = chunk::<{ eth::TAG_LEN }>(frame, eth::HEADER_LEN) else {
             return Err(Malformed::ShortFrame);
         };
-        parsed.vlan = Some(be16(tag[0], tag[1]) & eth::VLAN_ID);
-        parsed.ether_type = be16(tag[2], tag[3]);
-        parsed.l3 += eth::TAG_LEN as u16;
+        link.vlan = Some(be16(tag[0], tag[1]) & eth::VLAN_ID);
+        link.ether_type = be16(tag[2], tag[3]);
+        link.l3 += eth::TAG_LEN;
     }
-    match parsed.ether_type {
-        eth::IPV4 => parse_v4(frame, &mut parsed, options)?,
-        eth::IPV6 => parse_v6(frame, &mut parsed)?,
-        eth::ARP => parsed.kind = Kind::Arp,
-        _ => {}
+    // Each family fills the result with one assignment at its end: until then, everything stays in registers.
+    match link.ether_type {
+        eth::IPV4 => parse_v4(frame, link, options, parsed),
+        eth::IPV6 => parse_v6(frame, link, parsed),
+        ether_type => {
+            let kind = if ether_type == eth::ARP { Kind::Arp } else { Kind::Other };
+            *parsed = Parsed { kind, ether_type, vlan: link.vlan, l3: link.l3 as u16, ..Parsed::default() };
+            Ok(())
+        }
     }
-    Ok(parsed)
+}
+
+/// What the Ethernet header said.
+#[derive(Clone, Copy)]
+struct Link {
+    ether_type: u16,
+    vlan: Option<u16>,
+    l3: usize,
+}
+
+/// What the IP headers say about the transport.
+#[derive(Clone, Copy)]
+struct Carried {
+    kind: Kind,
+    protocol: Protocol,
+    more_fragments: bool,
+    fragment_offset: u16,
+    identification: u32,
+}
+
+/// What the transport header says; all zero for a later fragment or a protocol without one.
+#[derive(Clone, Copy, Default)]
+struct Transport {
+    has_ports: bool,
+    src_port: u16,
+    dst_port: u16,
+    tcp_flags: u8,
+    icmp_type: u8,
+    icmp_code: u8,
+}
+
+/// The frame that nearly every frame is: untagged, IPv4 without options, no fragment, TCP or UDP. All conditions are joined
+/// into one branch without a reason; false leaves the frame, good or bad, to [`parse_any`].
+#[inline(always)]
+fn fast_v4(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed) -> bool {
+    const L3: usize = eth::HEADER_LEN;
+    const L4: usize = L3 + ipv4::HEADER_LEN;
+    let Some(head) = frame.first_chunk::<{ L4 + udp::HEADER_LEN }>() else { return false };
+    if [head[12], head[13], head[14]] != [0x08, 0x00, 0x45] {
+        return false;
+    }
+    let word = |at: usize| u32_at(head, L3 + at).unwrap_or(0);
+    let words = [word(0), word(4), word(8), word(12), word(16)];
+    let sum = words.iter().map(|word| u64::from(*word)).sum();
+    let [first, second, third, src, dst] = words;
+    let (total_len, ttl, protocol) = (first as u16, (third >> 24) as u8, Protocol((third >> 16) as u8));
+    let payload_len = usize::from(total_len).wrapping_sub(ipv4::HEADER_LEN);
+    let plain = (options.l3_checksum_ok | (checksum::fold(sum) == 0xffff))
+        & ipv4::is_source(src)
+        & ipv4::is_source(dst)
+        & (src != dst)
+        & (ttl != 0)
+        & (second as u16 & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET) == 0)
+        & (payload_len <= frame.len() - L4);
+    if !plain {
+        return false;
+    }
+    let Some(tcp_flags) = fast_transport(frame, L4, protocol, payload_len) else { return false };
+    let (src_port, dst_port) = tcp::ports(&[head[L4], head[L4 + 1], head[L4 + 2], head[L4 + 3]]);
+    *parsed = Parsed {
+        kind: Kind::Ipv4,
+        protocol,
+        ttl,
+        tos: (first >> 16) as u8,
+        tcp_flags,
+        dont_fragment: second as u16 & ipv4::DONT_FRAGMENT != 0,
+        has_ports: true,
+        ether_type: eth::IPV4,
+        l3: L3 as u16,
+        l4: L4 as u16,
+        l3_len: total_len,
+        identification: second >> 16,
+        src_port,
+        dst_port,
+        ..Parsed::default()
+    };
+    true
+}
+
+/// As [`fast_v4`], for IPv6 without extension headers.
+#[inline(always)]
+fn fast_v6(frame: &[u8], parsed: &mut Parsed) -> bool {
+    const L3: usize = eth::HEADER_LEN;
+    const L4: usize = L3 + ipv6::HEADER_LEN;
+    let Some(head) = frame.first_chunk::<{ L4 + udp::HEADER_LEN }>() else { return false };
+    let Some(header) = chunk::<{ ipv6::HEADER_LEN }>(head, L3) else { return false };
+    let (Some(src), Some(dst)) =
+        (chunk::<16>(header, ipv6::field::SRC), chunk::<16>(header, ipv6::field::DST))
+    else {
+        return false;
+    };
+    let (payload_len, ttl) = (be16(header[4], header[5]), header[ipv6::field::HOP_LIMIT]);
+    // Global and unique local unicast start with one of the bits 0010 to 1111 1101; the rest has ways of its own.
+    let ordinary = |address: &[u8; 16]| (0x20..0xfe).contains(&address[0]);
+    let plain = ([head[12], head[13]] == [0x86, 0xdd])
+        & (header[0] >> 4 == 6)
+        & ordinary(src)
+        & ordinary(dst)
+        & (src != dst)
+        & (ttl != 0)
+        & (usize::from(payload_len) <= frame.len() - L4);
+    let Some(l3_len) = payload_len.checked_add(ipv6::HEADER_LEN as u16).filter(|_| plain) else {
+        return false;
+    };
+    let protocol = Protocol(header[ipv6::field::NEXT_HEADER]);
+    let Some(tcp_flags) = fast_transport(frame, L4, protocol, usize::from(payload_len)) else { return false };
+    let (src_port, dst_port) = tcp::ports(&[head[L4], head[L4 + 1], head[L4 + 2], head[L4 + 3]]);
+    *parsed = Parsed {
+        kind: Kind::Ipv6,
+        protocol,
+        ttl,
+        tos: header[0] << 4 | header[1] >> 4,
+        tcp_flags,
+        dont_fragment: true,
+        has_ports: true,
+        ether_type: eth::IPV6,
+        l3: L3 as u16,
+        l4: L4 as u16,
+        l3_len,
+        src_port,
+        dst_port,
+        ..Parsed::default()
+    };
+    true
+}
+
+/// The flags of a well-formed TCP segment, zero for a well-formed UDP datagram, `None` for all else.
+#[inline(always)]
+fn fast_transport(frame: &[u8], l4: usize, protocol: Protocol, payload_len: usize) -> Option<u8> {
+    if protocol == Protocol::TCP {
+        let header = chunk::<{ tcp::HEADER_LEN }>(frame, l4)?;
+        let header_len = usize::from(header[tcp::field::DATA_OFFSET] >> 4) * 4;
+        let flags = header[tcp::field::FLAGS];
+        let fits = (header_len >= tcp::HEADER_LEN) & (header_len <= payload_len) & !tcp::flags_are_bad(flags);
+        fits.then_some(flags)
+    } else {
+        let header = chunk::<{ udp::HEADER_LEN }>(frame, l4)?;
+        let len = usize::from(be16(header[4], header[5]));
+        ((protocol == Protocol::UDP) & (len >= udp::HEADER_LEN) & (len <= payload_len)).then_some(0)
+    }
 }
 
 /// RFC 791 §3.1 and RFC 1122 §3.2.1.
 #[inline(always)]
-fn parse_v4(frame: &[u8], parsed: &mut Parsed, options: &ParseOptions) -> Result<(), Malformed> {
-    let packet = frame.get(parsed.l3_offset()..).unwrap_or_default();
+fn parse_v4(frame: &[u8], link: Link, options: &ParseOptions, parsed: &mut Parsed) -> Result<(), Malformed> {
+    let packet = frame.get(link.l3..).unwrap_or_default();
     let Some(header) = chunk::<{ ipv4::HEADER_LEN }>(packet, 0) else { return Err(Malformed::ShortFrame) };
     let mut header_len = ipv4::HEADER_LEN;
     if header[0] != 0x45 {
@@ -292,32 +459,52 @@ fn parse_v4(frame: &[u8], parsed: &mut Parsed, options: &ParseOptions) -> Result
     if src == dst {
         return Err(Malformed::Land);
     }
-    parsed.ttl = header[ipv4::field::TTL];
-    if parsed.ttl == 0 {
+    let ttl = header[ipv4::field::TTL];
+    if ttl == 0 {
         return Err(Malformed::TtlZero);
     }
-    parsed.kind = Kind::Ipv4;
-    parsed.tos = header[ipv4::field::TOS];
-    parsed.protocol = Protocol(header[ipv4::field::PROTOCOL]);
-    parsed.l3_len = total_len;
-    parsed.l4 = parsed.l3 + header_len as u16;
-    parsed.identification = u32::from(be16(header[4], header[5]));
     let fragment = be16(header[6], header[7]);
-    parsed.dont_fragment = fragment & ipv4::DONT_FRAGMENT != 0;
+    let carried = Carried {
+        kind: Kind::Ipv4,
+        protocol: Protocol(header[ipv4::field::PROTOCOL]),
+        more_fragments: fragment & ipv4::MORE_FRAGMENTS != 0,
+        fragment_offset: (fragment & ipv4::FRAGMENT_OFFSET) << 3,
+        identification: u32::from(be16(header[4], header[5])),
+    };
     let payload = packet.get(header_len..).unwrap_or_default();
     if fragment & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET) != 0 {
-        parsed.more_fragments = fragment & ipv4::MORE_FRAGMENTS != 0;
-        parsed.fragment_offset = (fragment & ipv4::FRAGMENT_OFFSET) << 3;
         // RFC 791 §3.1: the whole packet's length is a 16-bit number too.
-        check_fragment(parsed, payload.len(), header_len)?;
+        check_fragment(&carried, payload.len(), header_len)?;
     }
-    transport(payload, parsed)
+    let transport = transport(payload, carried)?;
+    *parsed = Parsed {
+        kind: Kind::Ipv4,
+        protocol: carried.protocol,
+        ttl,
+        tos: header[ipv4::field::TOS],
+        tcp_flags: transport.tcp_flags,
+        icmp_type: transport.icmp_type,
+        icmp_code: transport.icmp_code,
+        dont_fragment: fragment & ipv4::DONT_FRAGMENT != 0,
+        more_fragments: carried.more_fragments,
+        has_ports: transport.has_ports,
+        ether_type: eth::IPV4,
+        vlan: link.vlan,
+        l3: link.l3 as u16,
+        l4: (link.l3 + header_len) as u16,
+        l3_len: total_len,
+        fragment_offset: carried.fragment_offset,
+        identification: carried.identification,
+        src_port: transport.src_port,
+        dst_port: transport.dst_port,
+    };
+    Ok(())
 }
 
 /// RFC 8200 §3 and §4.
 #[inline(always)]
-fn parse_v6(frame: &[u8], parsed: &mut Parsed) -> Result<(), Malformed> {
-    let packet = frame.get(parsed.l3_offset()..).unwrap_or_default();
+fn parse_v6(frame: &[u8], link: Link, parsed: &mut Parsed) -> Result<(), Malformed> {
+    let packet = frame.get(link.l3..).unwrap_or_default();
     let Some(header) = chunk::<{ ipv6::HEADER_LEN }>(packet, 0) else { return Err(Malformed::ShortFrame) };
     if header[0] >> 4 != 6 {
         return Err(Malformed::BadVersion);
@@ -346,58 +533,81 @@ fn parse_v6(frame: &[u8], parsed: &mut Parsed) -> Result<(), Malformed> {
     if src == dst {
         return Err(Malformed::Land);
     }
-    parsed.ttl = header[ipv6::field::HOP_LIMIT];
-    if parsed.ttl == 0 {
+    let ttl = header[ipv6::field::HOP_LIMIT];
+    if ttl == 0 {
         return Err(Malformed::TtlZero);
     }
-    parsed.kind = Kind::Ipv6;
-    parsed.tos = header[0] << 4 | header[1] >> 4;
-    parsed.l3_len = total_len;
-    parsed.dont_fragment = true;
-    parsed.protocol = next;
+    let mut carried = Carried {
+        kind: Kind::Ipv6,
+        protocol: next,
+        more_fragments: false,
+        fragment_offset: 0,
+        identification: 0,
+    };
     let mut headers_len = ipv6::HEADER_LEN;
     if !matches!(next, Protocol::TCP | Protocol::UDP | Protocol::ICMPV6) {
-        headers_len = extensions(packet, parsed, next)?;
+        (carried, headers_len) = extensions(packet, next)?;
     }
-    parsed.l4 = parsed.l3 + headers_len as u16;
-    transport(packet.get(headers_len..).unwrap_or_default(), parsed)?;
+    let transport = transport(packet.get(headers_len..).unwrap_or_default(), carried)?;
     if ipv6::is_unspecified(src)
-        && !(parsed.protocol == Protocol::ICMPV6 && icmpv6::may_be_unspecified(parsed.icmp_type))
+        && !(carried.protocol == Protocol::ICMPV6 && icmpv6::may_be_unspecified(transport.icmp_type))
     {
         return Err(Malformed::MartianSource);
     }
+    *parsed = Parsed {
+        kind: Kind::Ipv6,
+        protocol: carried.protocol,
+        ttl,
+        tos: header[0] << 4 | header[1] >> 4,
+        tcp_flags: transport.tcp_flags,
+        icmp_type: transport.icmp_type,
+        icmp_code: transport.icmp_code,
+        dont_fragment: true,
+        more_fragments: carried.more_fragments,
+        has_ports: transport.has_ports,
+        ether_type: eth::IPV6,
+        vlan: link.vlan,
+        l3: link.l3 as u16,
+        l4: (link.l3 + headers_len) as u16,
+        l3_len: total_len,
+        fragment_offset: carried.fragment_offset,
+        identification: carried.identification,
+        src_port: transport.src_port,
+        dst_port: transport.dst_port,
+    };
     Ok(())
 }
 
-/// The length of the IPv6 header and its extensions.
+/// What follows the extension headers, and the length of all IPv6 headers.
 #[cold]
-fn extensions(packet: &[u8], parsed: &mut Parsed, next: Protocol) -> Result<usize, Malformed> {
+fn extensions(packet: &[u8], next: Protocol) -> Result<(Carried, usize), Malformed> {
     let chain = extension::walk(packet, ipv6::HEADER_LEN, next)?;
-    parsed.protocol = chain.protocol;
-    parsed.identification = chain.identification;
-    parsed.more_fragments = chain.more_fragments;
-    parsed.fragment_offset = chain.fragment_offset;
-    if parsed.is_fragment() {
+    let carried = Carried {
+        kind: Kind::Ipv6,
+        protocol: chain.protocol,
+        more_fragments: chain.more_fragments,
+        fragment_offset: chain.fragment_offset,
+        identification: chain.identification,
+    };
+    if carried.more_fragments || carried.fragment_offset != 0 {
         // RFC 8200 §4.5: the reassembled payload length is a 16-bit number; the fixed header does not count.
-        check_fragment(parsed, packet.len() - chain.offset, 0)?;
+        check_fragment(&carried, packet.len() - chain.offset, 0)?;
     }
-    Ok(chain.offset)
+    Ok((carried, chain.offset))
 }
 
 /// Refuses fragments whose only use is to slip something past a receiver.
 #[cold]
-fn check_fragment(parsed: &Parsed, payload_len: usize, header_len: usize) -> Result<(), Malformed> {
-    if payload_len == 0 || (parsed.more_fragments && !payload_len.is_multiple_of(8)) {
+fn check_fragment(carried: &Carried, payload_len: usize, header_len: usize) -> Result<(), Malformed> {
+    let offset = usize::from(carried.fragment_offset);
+    if payload_len == 0 || (carried.more_fragments && !payload_len.is_multiple_of(8)) {
         return Err(Malformed::BadFragment);
     }
-    if usize::from(parsed.fragment_offset) + payload_len + header_len > usize::from(u16::MAX) {
+    if offset + payload_len + header_len > usize::from(u16::MAX) {
         return Err(Malformed::FragmentTooLong);
     }
     // RFC 1858 §4.2, RFC 3128: no honest sender cuts within a transport header, and such a fragment overwrites flags.
-    if parsed.fragment_offset != 0
-        && usize::from(parsed.fragment_offset) < tcp::HEADER_LEN
-        && parsed.protocol == Protocol::TCP
-    {
+    if offset != 0 && offset < tcp::HEADER_LEN && carried.protocol == Protocol::TCP {
         return Err(Malformed::TinyFragment);
     }
     Ok(())
@@ -428,56 +638,46 @@ fn options_v4(header: &[u8]) -> Result<(), Malformed> {
 
 /// Reads ports, flags, type and code. `payload` is what the IP packet carries from the transport header on.
 #[inline(always)]
-fn transport(payload: &[u8], parsed: &mut Parsed) -> Result<(), Malformed> {
-    if parsed.fragment_offset != 0 {
-        return Ok(());
+fn transport(payload: &[u8], carried: Carried) -> Result<Transport, Malformed> {
+    if carried.fragment_offset != 0 {
+        return Ok(Transport::default());
     }
-    match parsed.protocol {
+    let short = if carried.more_fragments { Malformed::TinyFragment } else { Malformed::ShortL4 };
+    match carried.protocol {
         Protocol::TCP => {
-            let Some(header) = chunk::<{ tcp::HEADER_LEN }>(payload, 0) else { return Err(short(parsed)) };
+            let Some(header) = chunk::<{ tcp::HEADER_LEN }>(payload, 0) else { return Err(short) };
             let header_len = usize::from(header[tcp::field::DATA_OFFSET] >> 4) * 4;
             if header_len < tcp::HEADER_LEN {
                 return Err(Malformed::BadTcpOffset);
             }
             if header_len > payload.len() {
-                return Err(if parsed.more_fragments {
-                    Malformed::TinyFragment
-                } else {
-                    Malformed::BadTcpOffset
-                });
+                return Err(if carried.more_fragments { short } else { Malformed::BadTcpOffset });
             }
-            parsed.tcp_flags = header[tcp::field::FLAGS];
-            if tcp::flags_are_bad(parsed.tcp_flags) {
+            let tcp_flags = header[tcp::field::FLAGS];
+            if tcp::flags_are_bad(tcp_flags) {
                 return Err(Malformed::BadTcpFlags);
             }
-            (parsed.src_port, parsed.dst_port) = tcp::ports(&[header[0], header[1], header[2], header[3]]);
-            parsed.has_ports = true;
+            let (src_port, dst_port) = tcp::ports(&[header[0], header[1], header[2], header[3]]);
+            Ok(Transport { has_ports: true, src_port, dst_port, tcp_flags, ..Transport::default() })
         }
         Protocol::UDP => {
-            let Some(header) = chunk::<{ udp::HEADER_LEN }>(payload, 0) else { return Err(short(parsed)) };
+            let Some(header) = chunk::<{ udp::HEADER_LEN }>(payload, 0) else { return Err(short) };
             let len = usize::from(be16(header[4], header[5]));
-            if len < udp::HEADER_LEN || (len > payload.len() && !parsed.more_fragments) {
+            if len < udp::HEADER_LEN || (len > payload.len() && !carried.more_fragments) {
                 return Err(Malformed::BadUdpLength);
             }
-            (parsed.src_port, parsed.dst_port) = tcp::ports(&[header[0], header[1], header[2], header[3]]);
-            parsed.has_ports = true;
+            let (src_port, dst_port) = tcp::ports(&[header[0], header[1], header[2], header[3]]);
+            Ok(Transport { has_ports: true, src_port, dst_port, ..Transport::default() })
         }
         // ICMPv6 in IPv4 and the reverse mean nothing to anyone; they carry no type.
         Protocol::ICMP | Protocol::ICMPV6
-            if (parsed.protocol == Protocol::ICMP) == (parsed.kind == Kind::Ipv4) =>
+            if (carried.protocol == Protocol::ICMP) == (carried.kind == Kind::Ipv4) =>
         {
-            let Some(header) = chunk::<8>(payload, 0) else { return Err(short(parsed)) };
-            [parsed.icmp_type, parsed.icmp_code, ..] = *header;
+            let Some(header) = chunk::<8>(payload, 0) else { return Err(short) };
+            Ok(Transport { icmp_type: header[0], icmp_code: header[1], ..Transport::default() })
         }
-        _ => {}
+        _ => Ok(Transport::default()),
     }
-    Ok(())
-}
-
-/// A transport header that ends early.
-#[cold]
-fn short(parsed: &Parsed) -> Malformed {
-    if parsed.more_fragments { Malformed::TinyFragment } else { Malformed::ShortL4 }
 }
 
 #[cfg(test)]

@@ -167,7 +167,7 @@ pub fn sequence_len(segment: &[u8]) -> u32 {
 pub const fn flags_are_bad(flags: u8) -> bool {
     // At most one of SYN, FIN and RST may be set, and at least one flag of the six of RFC 793.
     let control = flags & (SYN | FIN | RST);
-    control & control.wrapping_sub(1) != 0 || flags & (SYN | FIN | RST | ACK | PSH | URG) == 0
+    (control & control.wrapping_sub(1) != 0) | (flags & (SYN | FIN | RST | ACK | PSH | URG) == 0)
 }
 
 /// A header without options, whose checksum is filled in by [`Header::bytes`].
