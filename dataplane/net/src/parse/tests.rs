@@ -4,6 +4,7 @@ use smoltcp::wire::{IpProtocol, TcpControl};
 
 use super::*;
 use crate::buffer::{PacketBuf, VecBuf};
+use crate::icmpv6;
 use crate::sample::{self, CLIENT_PORT, VIP_PORT, client, edit_v4, vip};
 
 const BOTH: [Family; 2] = [Family::V4, Family::V6];
