@@ -1,0 +1,542 @@
+//! From a snapshot to running workers: DPDK, ports, queues, tables, rings, threads. Runs once per process.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use dpdk::port::{Capabilities, PortConfig};
+use dpdk::ring::{Consumer, Producer};
+use dpdk::{ArrayVec, DeviceSpec, Eal, EalConfig, EalHandle, PacketPool, Port, RxQueue, TxQueue, lcore};
+use hugepages::generation::{Adopter, WorkerAck};
+use hugepages::segment::{Access, SegmentDir};
+use hugepages::spsc;
+use weir_abi::counters::Layout;
+use weir_abi::record::{IDLE_ADAPTIVE, NodeRecord};
+use weir_l4::snat::ReplyOwner;
+use weir_l4::{Engine, Spread};
+use weir_net::Mac;
+use weir_net::hash::{SYMMETRIC_KEY, Toeplitz};
+
+use crate::books::{self, Books, Words};
+use crate::links::Links;
+use crate::memory::{self, remember_snat};
+use crate::messages::{FromWorker, ToWorker};
+use crate::output::{Output, PortOut, Way};
+use crate::snapshot::Snapshot;
+use crate::view::View;
+use crate::worker::{Input, Peers, Worker, tick_now};
+
+/// Packets in flight between two workers.
+const STEER_RING: u32 = 2_048;
+/// Messages between the management thread and a worker.
+const MESSAGES: usize = 4_096;
+/// Buffers of a port unless the configuration says otherwise: AF_XDP holds 4,096 of them per queue, the rest is for rings, batches and bursts.
+const DEFAULT_BUFFERS: u32 = 16_383;
+/// Buffers that each worker's cache of a pool holds.
+const POOL_CACHE: u32 = 256;
+
+/// Why the dataplane can't start.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct LaunchError {
+    what: String,
+    why: String,
+}
+
+impl LaunchError {
+    /// The control page can't be used.
+    pub fn control(error: hugepages::generation::ControlError) -> Self {
+        Self { what: "control page".to_owned(), why: error.to_string() }
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(&dyn std::fmt::Display) -> LaunchError {
+    let what = what.into();
+    move |why| LaunchError { what, why: why.to_string() }
+}
+
+/// Where segments live and how memory is taken.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// Name of the instance.
+    pub instance: &'a str,
+    /// The instance's directory in shared memory.
+    pub shared: &'a SegmentDir,
+    /// The instance's directory for flow tables: hugetlbfs, or `shared`.
+    pub tables: &'a SegmentDir,
+    /// Without hugepages.
+    pub no_huge: bool,
+    /// DPDK's own log level.
+    pub log_level: dpdk::eal::LogLevel,
+}
+
+/// A worker as the management thread knows it.
+pub struct Handle {
+    /// Orders to it.
+    pub orders: spsc::Producer<ToWorker>,
+    /// Reports from it.
+    pub reports: spsc::Consumer<FromWorker>,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Whether its thread has ended, which it does only when told to.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// All that runs.
+pub struct Running {
+    /// Workers by index.
+    pub workers: Vec<Handle>,
+    /// Ports by index.
+    pub ports: Vec<Port>,
+    /// Link addresses of the ports.
+    pub macs: Vec<Mac>,
+    /// The management thread's counters.
+    pub books: Books,
+    /// DPDK; must be dropped last.
+    eal: Eal,
+}
+
+impl Running {
+    /// Stops workers and ports, in order. Returns how many packets were not given back: zero, or there is a leak.
+    pub fn stop(self) -> u64 {
+        let Self { mut workers, mut ports, eal, .. } = self;
+        for worker in &mut workers {
+            while worker.orders.push(ToWorker::Stop).is_err() && !worker.thread.is_finished() {
+                std::thread::yield_now();
+            }
+        }
+        for worker in workers {
+            if worker.thread.join().is_err() {
+                tracing::error!("a worker ended by a panic; its message is above");
+            }
+        }
+        for port in &mut ports {
+            if let Err(error) = port.stop() {
+                tracing::warn!("{error}");
+            }
+        }
+        drop(ports);
+        let lost = dpdk::mbuf::ledger_total();
+        if let Err(error) = eal.end() {
+            tracing::warn!("{error}");
+        }
+        lost.unsigned_abs()
+    }
+}
+
+/// Checks a device string, for errors before anything is opened.
+fn device_of(text: &str) -> Result<DeviceSpec, LaunchError> {
+    text.parse().map_err(|error: dpdk::device::DeviceError| failed("device")(&error))
+}
+
+/// Starts everything.
+pub fn launch(
+    place: &Place<'_>,
+    snapshot: &Snapshot,
+    view: &Arc<View>,
+    adopter: &mut Adopter,
+) -> Result<Running, LaunchError> {
+    let node = &snapshot.node.node;
+    let workers = node.worker_count as usize;
+    let devices = snapshot
+        .node
+        .ports
+        .iter()
+        .map(|port| device_of(port.device.as_str()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let buffers = if node.buffers == 0 { DEFAULT_BUFFERS } else { node.buffers };
+    let eal = start_eal(place, &devices, buffers, node)?;
+    let mut parts = Vec::new();
+    for (port, device) in snapshot.node.ports.iter().zip(&devices) {
+        parts.push(open_port(&eal.handle(), port, device, workers as u16, buffers, node)?);
+    }
+    let spread = Arc::new(spread_of(workers as u16, &parts));
+    let layout = books::layout(workers, node.backend_capacity as usize);
+    let words = open_counters(place.shared, &layout)?;
+    let macs: Vec<Mac> = parts.iter().map(|part| part.mac).collect();
+    let books = Books::open(&layout, &words, workers).ok_or_else(|| failed("counters")(&"no area"))?;
+    let mut wiring = Wiring::new(&eal.handle(), workers)?;
+    let mut lots: Vec<Lot> = (0..workers).map(|_| Lot::default()).collect();
+    for (index, part) in parts.iter_mut().enumerate() {
+        deal_queues(index as u16, part, &mut lots, &mut wiring)?;
+    }
+    let port_of_device = port_numbers(&parts);
+    let pools: Vec<PacketPool> = parts.iter().map(|part| part.pool.clone()).collect();
+    adopter.set_workers(workers);
+    let mut handles = Vec::new();
+    for (index, lot) in lots.into_iter().enumerate() {
+        let (orders, orders_in) = spsc::ring(MESSAGES);
+        let (reports_out, reports) = spsc::ring(MESSAGES);
+        let ack = adopter.worker(index).ok_or_else(|| failed("workers")(&"at most 64 workers can be"))?;
+        let books = Books::open(&layout, &words, index).ok_or_else(|| failed("counters")(&"no area"))?;
+        let plan = Plan {
+            index: index as u16,
+            workers: workers as u16,
+            cpu: node.worker_cpus.get(index).copied().unwrap_or(u16::MAX),
+            adaptive: node.idle == IDLE_ADAPTIVE,
+            flows: (node.flows_ipv4, node.flows_ipv6),
+            lot,
+            peers: wiring.peers_of(index, &spread),
+            port_of_device: port_of_device.clone(),
+            pools: pools.clone(),
+            view: Arc::clone(view),
+            books,
+            orders: orders_in,
+            reports: reports_out,
+            ack,
+            reply_owner: reply_owner(&spread, index as u16, workers as u16),
+        };
+        handles.push(Handle { orders, reports, thread: spawn(plan, place.tables.path(), eal.handle())? });
+    }
+    let ports = parts.into_iter().map(|part| part.port).collect();
+    Ok(Running { workers: handles, ports, macs, books, eal })
+}
+
+fn start_eal(
+    place: &Place<'_>,
+    devices: &[DeviceSpec],
+    buffers: u32,
+    node: &NodeRecord,
+) -> Result<Eal, LaunchError> {
+    let pci: Vec<String> = devices
+        .iter()
+        .filter_map(|device| if let DeviceSpec::Pci(address) = device { Some(address.clone()) } else { None })
+        .collect();
+    // mbuf header, headroom and alignment beside the data room
+    let each = u64::from(buffer_bytes(node)) + 128 + 128 + 64;
+    let megabytes = devices.len() as u64 * u64::from(buffers) * each / (1 << 20) + 64;
+    let config = EalConfig {
+        file_prefix: format!("weir-{}", place.instance),
+        no_huge: place.no_huge,
+        no_pci: pci.is_empty(),
+        pci_allow: pci,
+        memory_mb: place.no_huge.then_some(megabytes as u32),
+        log_level: place.log_level,
+        ..EalConfig::default()
+    };
+    Eal::init(&config).map_err(|error| failed("DPDK")(&error))
+}
+
+fn buffer_bytes(node: &NodeRecord) -> u16 {
+    if node.buffer_bytes == 0 { dpdk::mempool::DATA_ROOM } else { node.buffer_bytes as u16 }
+}
+
+/// An opened port and its queues.
+struct OpenPort {
+    port: Port,
+    pool: PacketPool,
+    rx: Vec<RxQueue>,
+    tx: Vec<TxQueue>,
+    capabilities: Capabilities,
+    mac: Mac,
+    mtu: u16,
+    vlan: Option<u16>,
+    filter: bool,
+}
+
+fn open_port(
+    environment: &EalHandle,
+    record: &weir_abi::record::PortRecord,
+    device: &DeviceSpec,
+    workers: u16,
+    buffers: u32,
+    node: &NodeRecord,
+) -> Result<OpenPort, LaunchError> {
+    let name = record.name.as_str();
+    let what = || format!("port {name:?}");
+    let pool_name: String = format!("port-{name}").chars().map(plain).take(16).collect();
+    let cache = POOL_CACHE.min(buffers / 2);
+    let pool = PacketPool::new(environment, &pool_name, buffers, cache, buffer_bytes(node), None)
+        .map_err(|error| failed(what())(&error))?;
+    let wanted = if record.queues == 0 { workers } else { record.queues.min(workers) };
+    let mut port = Port::open(environment, device, wanted).map_err(|error| failed(what())(&error))?;
+    let descriptors = if record.descriptors == 0 { 1_024 } else { record.descriptors };
+    let wish = PortConfig {
+        rx_queues: wanted,
+        tx_queues: workers,
+        rx_descriptors: descriptors,
+        tx_descriptors: descriptors,
+        mtu: record.mtu,
+        rss_key: Some(SYMMETRIC_KEY.to_vec()),
+        ..PortConfig::default()
+    };
+    let mut capabilities =
+        port.configure(&wish, std::slice::from_ref(&pool)).map_err(|error| failed(what())(&error))?;
+    if capabilities.mtu < record.mtu {
+        let why = format!(
+            "the device carries IP packets of at most {} bytes, mtu is {}; set mtu = {}",
+            capabilities.mtu, record.mtu, capabilities.mtu
+        );
+        return Err(failed(what())(&why));
+    }
+    port.start().map_err(|error| failed(what())(&error))?;
+    if let Some(now) = port.capabilities() {
+        capabilities = now.clone();
+    }
+    let (rx, tx) = port.take_queues().map_err(|error| failed(what())(&error))?;
+    let mac = port.mac().map(Mac).ok_or_else(|| failed(what())(&"the device tells no link address"))?;
+    tracing::info!(
+        "port {name:?}: {device}, driver {}, {mac}, {} receive and {} transmit queues, RSS {}",
+        capabilities.driver,
+        rx.len(),
+        tx.len(),
+        if capabilities.rss.is_some() { "yes" } else { "no" },
+    );
+    let filter = !matches!(device, DeviceSpec::Pcap { .. } | DeviceSpec::Null { .. } | DeviceSpec::Ring(_));
+    let vlan = (record.vlan != 0).then_some(record.vlan);
+    Ok(OpenPort { port, pool, rx, tx, capabilities, mac, mtu: record.mtu, vlan, filter })
+}
+
+fn plain(character: char) -> char {
+    if character.is_ascii_alphanumeric() { character } else { '-' }
+}
+
+/// RSS decides where all ports hash alike with as many queues as workers, software elsewhere.
+fn spread_of(workers: u16, ports: &[OpenPort]) -> Spread {
+    if workers <= 1 {
+        return Spread::Alone;
+    }
+    let rss = |port: &OpenPort| -> Option<(Vec<u8>, Vec<u16>)> {
+        let rss = port.capabilities.rss.as_ref()?;
+        let spreads = (0..workers).all(|queue| rss.reta.contains(&queue));
+        (port.filter && spreads && port.rx.len() == usize::from(workers))
+            .then(|| (rss.key.clone(), rss.reta.clone()))
+    };
+    let all: Option<Vec<_>> = ports.iter().map(rss).collect();
+    if let Some(all) = all
+        && let Some((key, reta)) = all.first()
+        && all.iter().all(|other| other == &(key.clone(), reta.clone()))
+        && let Some(key) = key.first_chunk::<40>()
+    {
+        tracing::info!("{workers} workers: the NICs spread packets by RSS");
+        let toeplitz = Box::new(Toeplitz::new(key));
+        return Spread::Rss { workers, toeplitz, indirection: reta.clone().into_boxed_slice() };
+    }
+    tracing::info!("{workers} workers: packets are spread in software");
+    Spread::Hash { workers }
+}
+
+fn reply_owner(spread: &Spread, worker: u16, workers: u16) -> ReplyOwner {
+    match spread {
+        Spread::Alone => ReplyOwner::Alone,
+        Spread::Hash { .. } => ReplyOwner::Remainder { worker, workers },
+        Spread::Rss { toeplitz, indirection, .. } => {
+            ReplyOwner::Rss { queue: worker, toeplitz: toeplitz.clone(), indirection: indirection.clone() }
+        }
+    }
+}
+
+fn open_counters(shared: &SegmentDir, layout: &Layout) -> Result<Words, LaunchError> {
+    // a reader keeps the old segment mapped and notices that it was replaced
+    shared.remove("counters").map_err(|error| failed("counters")(&error))?;
+    let words = shared
+        .map_atomics("counters", layout.words(), Access::Create)
+        .map_err(|error| failed("counters")(&error))?;
+    let words = Words(Arc::new(words));
+    let start = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    layout.describe(&words, start.map_or(0, |since| since.as_millis() as u64));
+    Ok(words)
+}
+
+/// What a worker gets of the ports.
+#[derive(Default)]
+struct Lot {
+    inputs: Vec<Input>,
+    outputs: Vec<PortOut>,
+}
+
+/// Rings between workers, before they are dealt.
+struct Wiring {
+    environment: EalHandle,
+    steer_out: Vec<Vec<Option<Producer>>>,
+    steer_in: Vec<Vec<Consumer>>,
+    transmit_in: Vec<Vec<Consumer>>,
+    rings: u32,
+}
+
+impl Wiring {
+    fn new(environment: &EalHandle, workers: usize) -> Result<Self, LaunchError> {
+        let mut wiring = Self {
+            environment: environment.clone(),
+            steer_out: (0..workers).map(|_| (0..workers).map(|_| None).collect()).collect(),
+            steer_in: (0..workers).map(|_| Vec::new()).collect(),
+            transmit_in: (0..workers).map(|_| Vec::new()).collect(),
+            rings: 0,
+        };
+        for from in 0..workers {
+            for to in (0..workers).filter(|to| *to != from) {
+                let (producer, consumer) = wiring.ring()?;
+                if let Some(place) = wiring.steer_out.get_mut(from).and_then(|row| row.get_mut(to)) {
+                    *place = Some(producer);
+                }
+                if let Some(row) = wiring.steer_in.get_mut(to) {
+                    row.push(consumer);
+                }
+            }
+        }
+        Ok(wiring)
+    }
+
+    fn ring(&mut self) -> Result<(Producer, Consumer), LaunchError> {
+        self.rings += 1;
+        let name = format!("weir-{}", self.rings);
+        dpdk::ring::Ring::new(&self.environment, &name, STEER_RING).map_err(|error| failed("ring")(&error))
+    }
+
+    fn peers_of(&mut self, worker: usize, spread: &Arc<Spread>) -> Peers {
+        let take =
+            |rows: &mut Vec<Vec<Consumer>>| rows.get_mut(worker).map(std::mem::take).unwrap_or_default();
+        Peers {
+            steer_out: self.steer_out.get_mut(worker).map(std::mem::take).unwrap_or_default(),
+            steer_in: take(&mut self.steer_in),
+            transmit_in: take(&mut self.transmit_in),
+            spread: Arc::clone(spread),
+        }
+    }
+}
+
+/// Receive queue `q` goes to worker `q` modulo their number; worker `w` sends by queue `w`, or by a ring to the owner of queue
+/// `w` modulo their number.
+fn deal_queues(
+    index: u16,
+    part: &mut OpenPort,
+    lots: &mut [Lot],
+    wiring: &mut Wiring,
+) -> Result<(), LaunchError> {
+    let workers = lots.len();
+    for (at, queue) in part.rx.drain(..).enumerate() {
+        if let Some(lot) = lots.get_mut(at % workers) {
+            lot.inputs.push(Input { port: index, queue, filter: part.filter });
+        }
+    }
+    let own = part.tx.len().min(workers).max(1);
+    let mut queues = part.tx.drain(..);
+    for (worker, lot) in lots.iter_mut().enumerate() {
+        let way = match queues.next() {
+            Some(queue) => Way::Own(queue),
+            None => {
+                let (producer, consumer) = wiring.ring()?;
+                if let Some(row) = wiring.transmit_in.get_mut(worker % own) {
+                    row.push(consumer);
+                }
+                Way::Lent(producer)
+            }
+        };
+        let batch = ArrayVec::new();
+        lot.outputs.push(PortOut { mac: part.mac, vlan: part.vlan, mtu: part.mtu, way, batch });
+    }
+    Ok(())
+}
+
+fn port_numbers(parts: &[OpenPort]) -> Vec<u16> {
+    let highest = parts.iter().map(|part| usize::from(part.port.id())).max().unwrap_or(0);
+    let mut numbers = vec![0; highest + 1];
+    for (index, part) in parts.iter().enumerate() {
+        if let Some(place) = numbers.get_mut(usize::from(part.port.id())) {
+            *place = index as u16;
+        }
+    }
+    numbers
+}
+
+/// What a worker's thread needs to become one.
+struct Plan {
+    index: u16,
+    workers: u16,
+    cpu: u16,
+    adaptive: bool,
+    flows: (u32, u32),
+    lot: Lot,
+    peers: Peers,
+    port_of_device: Vec<u16>,
+    pools: Vec<PacketPool>,
+    view: Arc<View>,
+    books: Books,
+    orders: spsc::Consumer<ToWorker>,
+    reports: spsc::Producer<FromWorker>,
+    ack: WorkerAck,
+    reply_owner: ReplyOwner,
+}
+
+/// Starts a worker and waits until it is ready, so that its errors are the caller's.
+fn spawn(plan: Plan, tables: &Path, environment: EalHandle) -> Result<JoinHandle<()>, LaunchError> {
+    let name = format!("worker-{}", plan.index);
+    let tables = tables.to_owned();
+    let (ready, outcome) = mpsc::sync_channel(1);
+    let body = move || {
+        let tsc_hz = lcore::tsc_hz(&environment);
+        match become_worker(plan, &tables, &environment) {
+            Ok((worker, guard)) => {
+                let _ = ready.send(Ok(()));
+                worker.run(tsc_hz);
+                drop(guard);
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name(name.clone()).spawn(body);
+    let thread = thread.map_err(|error| failed(name.clone())(&error))?;
+    match outcome.recv() {
+        Ok(Ok(())) => Ok(thread),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(failed(name)(&"its thread ended before it was ready")),
+    }
+}
+
+/// In the worker's thread: pinned first, so that its tables come from its own NUMA node.
+fn become_worker(
+    plan: Plan,
+    tables: &Path,
+    environment: &EalHandle,
+) -> Result<(Worker, lcore::LcoreGuard), LaunchError> {
+    let what = format!("worker {}", plan.index);
+    if plan.cpu != u16::MAX {
+        weir_os::cpu::pin_current_thread(&[usize::from(plan.cpu)]).map_err(|error| failed(&*what)(&error))?;
+    }
+    let guard = lcore::register_current_thread(environment).map_err(|error| failed(&*what)(&error))?;
+    let directory = SegmentDir::open(tables).map_err(|error| failed(&*what)(&error))?;
+    let opened =
+        memory::open(&directory, u32::from(plan.index), u32::from(plan.workers), plan.flows.0, plan.flows.1)
+            .map_err(|error| failed(&*what)(&error))?;
+    if let Some(reason) = &opened.discarded {
+        tracing::warn!("{what}: the flows of the previous process are discarded: {reason}");
+    }
+    let mut books = plan.books;
+    let services = Arc::clone(&plan.view.services);
+    let (mut engine, recovery) =
+        Engine::new(services, opened.tables, plan.reply_owner, opened.seed, tick_now(), &mut books);
+    let names = engine.snat_addresses().to_vec();
+    remember_snat(engine.storage_v4().header_mut(), &names);
+    books.add(weir_abi::columns::WorkerColumn::FlowsRecovered, u64::from(recovery.recovered));
+    books.add(weir_abi::columns::WorkerColumn::FlowsDiscarded, u64::from(recovery.discarded));
+    books.set(weir_abi::columns::WorkerColumn::Generation, plan.view.generation);
+    tracing::info!(
+        "{what}: ready, {} flows of the previous process recovered, {} discarded",
+        recovery.recovered,
+        recovery.discarded
+    );
+    let worker = Worker {
+        index: plan.index,
+        inputs: plan.lot.inputs,
+        output: Output { ports: plan.lot.outputs },
+        peers: plan.peers,
+        port_of_device: plan.port_of_device,
+        pools: plan.pools,
+        engine,
+        view: plan.view,
+        books,
+        orders: plan.orders,
+        reports: plan.reports,
+        ack: plan.ack,
+        adaptive: plan.adaptive,
+        links: Links::default(),
+    };
+    Ok((worker, guard))
+}

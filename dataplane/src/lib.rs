@@ -1,0 +1,25 @@
+//! The packet process as a library: what `weir-dataplane` is made of.
+//!
+//! ```text
+//! management ── adopts generations (snapshot → view), neighbours, statistics
+//!   └ launch ─▶ worker × n ── the loop: classify, engine (weir-l4), output
+//!                  ├ local   answers to ARP, NDP, echo
+//!                  ├ links   next hops' addresses, packets that wait for one
+//!                  └ books   counters; drops: every reason
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod books;
+pub mod drops;
+pub mod launch;
+pub mod links;
+pub mod local;
+pub mod management;
+pub mod memory;
+pub mod messages;
+pub mod neighbour;
+pub mod output;
+pub mod packet;
+pub mod snapshot;
+pub mod view;
+pub mod worker;

@@ -1,0 +1,619 @@
+//! The loop: packets in, stage by stage, packets out. One per worker thread; shares nothing but rings.
+//!
+//! ```text
+//! round:  messages ─▶ bursts of each receive queue ─┬▶ steered packets ─▶ lent transmissions ─▶ flush ─▶ idle
+//!         burst:  parse, steer, prepare │ guess │ process, deliver
+//! ```
+//!
+//! No allocation, lock, system call or formatting per packet. (A round that finds nothing may sleep; housekeeping every
+//! millisecond reads the clock.)
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dpdk::ring::{Consumer, Producer};
+use dpdk::{ArrayVec, BURST, Burst, PacketPool, RxQueue, lcore, mbuf};
+use hugepages::generation::{WorkerAck, monotonic_ns};
+use hugepages::spsc;
+use weir_abi::columns::{PortColumn, WorkerColumn};
+use weir_l4::engine::Engine;
+use weir_l4::rate::TICKS_PER_SECOND;
+use weir_l4::{Lookup, Owner, Spread, Verdict};
+use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse};
+
+use crate::books::{Books, Way};
+use crate::drops::WorkerReason;
+use crate::links::{Hold, Links};
+use crate::local::{self, Outcome};
+use crate::memory::{SegmentMemory, remember_snat};
+use crate::messages::{FromWorker, ToWorker};
+use crate::output::Output;
+use crate::packet::Packet;
+use crate::view::{Hop, View};
+
+/// Nanoseconds of a tick of the engine's clock.
+pub const TICK_NS: u64 = 1_000_000_000 / TICKS_PER_SECOND as u64;
+/// Between two rounds of housekeeping.
+const HOUSEKEEPING_NS: u64 = 1_000_000;
+/// The whole table is looked at for silent flows in so many rounds of housekeeping: two seconds.
+const SWEEP_ROUNDS: usize = 2_000;
+/// Empty rounds before an adaptive worker sleeps.
+const SPIN_ROUNDS: u32 = 256;
+/// First and longest sleep of an adaptive worker. A queue of 1,024 overflows after 200 µs only above 5 Mpps, and a worker
+/// under such load does not sleep.
+const SLEEP_FIRST: Duration = Duration::from_micros(20);
+const SLEEP_MOST: Duration = Duration::from_micros(200);
+
+/// On a steered packet: its ports are in the low 32 bits (it is a later fragment).
+const STEERED_PORTS: u64 = 1 << 63;
+/// On a steered packet: the receiver is the home of its fragments.
+const STEERED_HOME: u64 = 1 << 62;
+
+/// A receive queue and what its frames must look like.
+#[derive(Debug)]
+pub struct Input {
+    /// Index of the port.
+    pub port: u16,
+    /// The queue.
+    pub queue: RxQueue,
+    /// Whether frames for other stations can arrive (not on captures and loopbacks, whose frames have any address).
+    pub filter: bool,
+}
+
+/// Rings to and from the other workers, by worker; `None` at this worker's own place.
+#[derive(Debug)]
+pub struct Peers {
+    /// Packets for their owner.
+    pub steer_out: Vec<Option<Producer>>,
+    /// Packets of ours that others received.
+    pub steer_in: Vec<Consumer>,
+    /// Packets that others send through our queues.
+    pub transmit_in: Vec<Consumer>,
+    /// How the owner is found.
+    pub spread: Arc<Spread>,
+}
+
+/// All that a worker has.
+pub struct Worker {
+    /// Which one.
+    pub index: u16,
+    /// Receive queues.
+    pub inputs: Vec<Input>,
+    /// Ports.
+    pub output: Output,
+    /// Other workers.
+    pub peers: Peers,
+    /// DPDK's ports by number → index, for steered packets.
+    pub port_of_device: Vec<u16>,
+    /// Pools by port, for packets that Weir makes.
+    pub pools: Vec<PacketPool>,
+    /// Balancing.
+    pub engine: Engine<SegmentMemory>,
+    /// The generation in use.
+    pub view: Arc<View>,
+    /// Counters.
+    pub books: Books,
+    /// From the management thread.
+    pub orders: spsc::Consumer<ToWorker>,
+    /// To the management thread.
+    pub reports: spsc::Producer<FromWorker>,
+    /// This worker's line of the control page.
+    pub ack: WorkerAck,
+    /// Sleep when there is nothing to do.
+    pub adaptive: bool,
+    /// Link addresses.
+    pub links: Links,
+}
+
+/// A packet between the stages.
+struct Work {
+    packet: Packet,
+    parsed: Parsed,
+    lookup: Lookup,
+    port: u16,
+}
+
+type Stage = ArrayVec<Work, BURST>;
+
+/// Where a packet came from.
+#[derive(Clone, Copy)]
+enum Origin {
+    Nic { filter: bool },
+    Peer(u64),
+}
+
+/// Clocks of a worker.
+struct Clock {
+    tick: u32,
+    housekeeping_tsc: u64,
+    period_tsc: u64,
+    start_tsc: u64,
+}
+
+impl Worker {
+    /// Runs until told to stop.
+    pub fn run(mut self, tsc_hz: u64) {
+        self.ack.ack(self.view.generation);
+        let period_tsc = (tsc_hz / 1_000_000_000 * HOUSEKEEPING_NS).max(tsc_hz / 1_000);
+        let now = lcore::tsc();
+        let mut clock = Clock { tick: tick_now(), housekeeping_tsc: now, period_tsc, start_tsc: now };
+        let mut steering: Vec<Burst> = self.peers.steer_out.iter().map(|_| Burst::new()).collect();
+        let mut empty_rounds = 0;
+        let mut round_start = now;
+        while self.take_orders() {
+            let found = self.round(&clock, &mut steering);
+            let round_end = lcore::tsc();
+            self.books.add(WorkerColumn::Polls, 1);
+            if found {
+                self.books.add(WorkerColumn::BusyCycles, round_end - round_start);
+                empty_rounds = 0;
+            } else {
+                self.books.add(WorkerColumn::EmptyPolls, 1);
+                empty_rounds += 1;
+                self.idle(empty_rounds);
+            }
+            round_start = round_end;
+            if round_end.wrapping_sub(clock.housekeeping_tsc) >= clock.period_tsc {
+                self.housekeep(&mut clock, round_end);
+            }
+        }
+        self.end();
+    }
+
+    /// One round; whether it found packets.
+    fn round(&mut self, clock: &Clock, steering: &mut [Burst]) -> bool {
+        let mut found = false;
+        for at in 0..self.inputs.len() {
+            let mut burst = Burst::new();
+            let Some(input) = self.inputs.get_mut(at) else { continue };
+            let (port, filter) = (input.port, input.filter);
+            if input.queue.burst(&mut burst) == 0 {
+                continue;
+            }
+            found = true;
+            let bytes: u64 = burst.iter().map(|packet| packet.packet_len() as u64).sum();
+            self.books.add(WorkerColumn::RxPackets, burst.len() as u64);
+            self.books.port(usize::from(port), PortColumn::RxPackets, burst.len() as u64);
+            self.books.port(usize::from(port), PortColumn::RxBytes, bytes);
+            self.burst(&mut burst, port, Origin::Nic { filter }, clock.tick, steering);
+        }
+        if !self.peers.steer_in.is_empty() {
+            found |= self.peer_packets(clock.tick, steering);
+        }
+        if found {
+            self.flush_steering(steering);
+            self.output.flush(&self.books);
+            self.books.settle();
+        }
+        found
+    }
+
+    /// Packets that other workers handed over.
+    fn peer_packets(&mut self, tick: u32, steering: &mut [Burst]) -> bool {
+        let mut found = false;
+        for at in 0..self.peers.steer_in.len() {
+            let mut burst = Burst::new();
+            let popped = self.peers.steer_in.get_mut(at).map_or(0, |ring| ring.pop_burst(&mut burst));
+            self.books.add(WorkerColumn::SteeredIn, popped as u64);
+            found |= popped > 0;
+            for packet in burst.drain(..) {
+                let port = self.port_of_device.get(usize::from(packet.port())).copied().unwrap_or(0);
+                let origin = Origin::Peer(packet.user());
+                let mut one = Burst::new();
+                one.push(packet);
+                self.burst(&mut one, port, origin, tick, steering);
+            }
+        }
+        for at in 0..self.peers.transmit_in.len() {
+            let mut burst = Burst::new();
+            let popped = self.peers.transmit_in.get_mut(at).map_or(0, |ring| ring.pop_burst(&mut burst));
+            self.books.add(WorkerColumn::SteeredIn, popped as u64);
+            found |= popped > 0;
+            for packet in burst.drain(..) {
+                let port = packet.user() as u16;
+                self.output.send(port, packet, &self.books);
+            }
+        }
+        found
+    }
+
+    fn flush_steering(&mut self, steering: &mut [Burst]) {
+        for (ring, batch) in self.peers.steer_out.iter_mut().zip(steering) {
+            if batch.is_empty() {
+                continue;
+            }
+            let handed = ring.as_mut().map_or(0, |ring| ring.push_burst(batch));
+            self.books.add(WorkerColumn::SteeredOut, handed as u64);
+            if !batch.is_empty() {
+                self.books.dropped(WorkerReason::SteerRingFull, batch.len() as u64);
+                mbuf::free_bulk(batch);
+            }
+        }
+    }
+
+    /// A burst through the stages.
+    #[inline]
+    fn burst(&mut self, burst: &mut Burst, port: u16, origin: Origin, tick: u32, steering: &mut [Burst]) {
+        for packet in burst.iter() {
+            hugepages::prefetch::read_slice_at(packet.data(), 0);
+        }
+        let mut stage = Stage::new();
+        for packet in burst.drain(..) {
+            if let Some(work) = self.classify(Packet(packet), port, origin, tick, steering) {
+                stage.push(work);
+            }
+        }
+        for work in &mut stage {
+            self.engine.guess(&work.parsed, &mut work.lookup);
+        }
+        for mut work in stage.drain(..) {
+            let verdict =
+                self.engine.process(&mut work.packet, &work.parsed, work.lookup, tick, &mut self.books);
+            self.execute(work, verdict, tick);
+        }
+    }
+
+    /// First stage: what is this packet, and is it ours? `None`: it was dealt with.
+    #[inline]
+    fn classify(
+        &mut self,
+        mut packet: Packet,
+        port: u16,
+        origin: Origin,
+        tick: u32,
+        steering: &mut [Burst],
+    ) -> Option<Work> {
+        if packet.0.segment_count() > 1 && !packet.0.linearize() {
+            self.books.dropped(WorkerReason::MultiSegment, 1);
+            return None;
+        }
+        let checksum = packet.0.ip_checksum();
+        if checksum == mbuf::Checksum::Bad || packet.0.l4_checksum() == mbuf::Checksum::Bad {
+            let ip = checksum == mbuf::Checksum::Bad;
+            let reason = if ip { WorkerReason::BadIpChecksum } else { WorkerReason::BadL4Checksum };
+            self.books.dropped(reason, 1);
+            return None;
+        }
+        let options = ParseOptions { l3_checksum_ok: checksum == mbuf::Checksum::Good };
+        let mut parsed = match parse(packet.data(), &options) {
+            Ok(parsed) => parsed,
+            Err(reason) => {
+                self.books.dropped(reason, 1);
+                return None;
+            }
+        };
+        if let Origin::Nic { filter } = origin
+            && !self.accept_link(&packet, &parsed, port, filter)
+        {
+            return None;
+        }
+        match parsed.kind {
+            Kind::Ipv4 => {}
+            Kind::Ipv6 => {
+                let ndp = matches!(
+                    parsed.icmp_type,
+                    icmpv6::NEIGHBOR_SOLICITATION | icmpv6::NEIGHBOR_ADVERTISEMENT
+                );
+                if parsed.protocol == Protocol::ICMPV6 && ndp {
+                    self.neighbour_message(packet, &parsed, port);
+                    return None;
+                }
+            }
+            Kind::Arp => {
+                self.neighbour_message(packet, &parsed, port);
+                return None;
+            }
+            Kind::Other => {
+                self.books.dropped(WorkerReason::UnknownEtherType, 1);
+                return None;
+            }
+        }
+        let alone = matches!(*self.peers.spread, Spread::Alone);
+        if !alone || parsed.is_fragment() {
+            packet = self.own(packet, &mut parsed, origin, tick, steering)?;
+        }
+        let lookup = self.engine.prepare(packet.data(), &parsed);
+        Some(Work { packet, parsed, lookup, port })
+    }
+
+    #[inline]
+    fn accept_link(&mut self, packet: &Packet, parsed: &Parsed, port: u16, filter: bool) -> bool {
+        let Some(out) = self.output.ports.get(usize::from(port)) else { return false };
+        let destination = eth::destination(packet.data());
+        if filter && destination != out.mac && !destination.is_multicast() {
+            self.books.dropped(WorkerReason::OtherStation, 1);
+            return false;
+        }
+        // IEEE 802.1Q §6.9: identifier 0 is a priority tag, no VLAN
+        if parsed.vlan.filter(|vlan| *vlan != 0) != out.vlan {
+            self.books.dropped(WorkerReason::WrongVlan, 1);
+            return false;
+        }
+        true
+    }
+
+    /// Fragments get their ports, and a packet of another worker's flow goes there.
+    fn own(
+        &mut self,
+        mut packet: Packet,
+        parsed: &mut Parsed,
+        origin: Origin,
+        tick: u32,
+        steering: &mut [Burst],
+    ) -> Option<Packet> {
+        let tag = match origin {
+            Origin::Nic { .. } => 0,
+            Origin::Peer(tag) => tag,
+        };
+        if tag & STEERED_PORTS != 0 {
+            parsed.src_port = (tag >> 16) as u16;
+            parsed.dst_port = tag as u16;
+            parsed.has_ports = true;
+            return Some(packet);
+        }
+        let steered = matches!(origin, Origin::Peer(_));
+        if steered && tag & STEERED_HOME == 0 {
+            return Some(packet);
+        }
+        if parsed.is_fragment() {
+            let home = self.peers.spread.fragment_home(packet.data(), parsed);
+            if let Owner::Worker(home) = home
+                && home != self.index
+                && !steered
+            {
+                packet.0.set_user(STEERED_HOME);
+                self.steer(home, packet, steering);
+                return None;
+            }
+            if !self.engine.follow_fragment(packet.data(), parsed, tick) {
+                self.books.dropped(weir_l4::DropReason::FragmentWithoutFirst, 1);
+                return None;
+            }
+        }
+        let own_hash = !parsed.is_fragment();
+        match self.peers.spread.owner(&self.view.services, packet.data(), parsed, own_hash) {
+            Owner::Worker(owner) if owner != self.index => {
+                let ports = (u64::from(parsed.src_port) << 16) | u64::from(parsed.dst_port);
+                packet.0.set_user(if parsed.is_fragment() { STEERED_PORTS | ports } else { 0 });
+                self.steer(owner, packet, steering);
+                None
+            }
+            Owner::Worker(_) | Owner::Any => Some(packet),
+        }
+    }
+
+    fn steer(&mut self, owner: u16, packet: Packet, steering: &mut [Burst]) {
+        let full = steering.get(usize::from(owner)).is_none_or(ArrayVec::is_full);
+        if full {
+            self.flush_steering(steering);
+        }
+        match steering.get_mut(usize::from(owner)) {
+            Some(batch) => batch.push(packet.0),
+            None => self.books.dropped(WorkerReason::SteerRingFull, 1),
+        }
+    }
+
+    /// Last stage: the packet leaves, waits, or ends.
+    #[inline]
+    fn execute(&mut self, work: Work, verdict: Verdict, tick: u32) {
+        match verdict {
+            Verdict::ToBackend(delivery) => {
+                self.books.delivered(&delivery, Way::In);
+                let backend = self.view.services.backend(delivery.backend);
+                let Some(backend) = backend else {
+                    self.books.dropped(WorkerReason::NoRoute, 1);
+                    return;
+                };
+                let (egress, id) = (backend.egress, crate::neighbour::NeighbourId(backend.next_hop));
+                match self.links.of_id(id) {
+                    Some(mac) => self.output.forward(egress, work.packet, delivery.l3, mac, &self.books),
+                    None => {
+                        let hop = self.view.route(backend.address);
+                        let address = backend.address;
+                        self.unresolved(work.packet, delivery.l3, hop, address);
+                    }
+                }
+            }
+            Verdict::ToClient(delivery) => {
+                self.books.delivered(&delivery, Way::Out);
+                self.to_client(work, delivery.l3, tick);
+            }
+            Verdict::Reply => self.answer(work.packet, work.port),
+            Verdict::Local => {
+                let mut packet = work.packet;
+                let outcome = local::other(&mut packet, &work.parsed);
+                self.conclude(outcome, packet, work.port);
+            }
+            Verdict::Drop(reason) => self.books.dropped(reason, 1),
+        }
+    }
+
+    #[inline]
+    fn to_client(&mut self, mut work: Work, l3: u16, tick: u32) {
+        let destination = destination_bits(work.packet.data(), &work.parsed);
+        let Some(hop) = self.view.route(destination) else {
+            self.books.dropped(WorkerReason::NoRoute, 1);
+            return;
+        };
+        let (port, mac) = match hop {
+            Hop::Gateway(port, id, _) => (port, self.links.of_id(id)),
+            Hop::OnLink(port) => (port, self.links.of_address(port, destination)),
+        };
+        let mtu = self.output.ports.get(usize::from(port)).map_or(0, |out| out.mtu);
+        if work.parsed.l3_len > mtu {
+            match self.engine.answer_too_big(&mut work.packet, &work.parsed, mtu, tick) {
+                Verdict::Reply => self.answer(work.packet, work.port),
+                _ => self.books.dropped(weir_l4::DropReason::TooBig, 1),
+            }
+            return;
+        }
+        match mac {
+            Some(mac) => self.output.forward(port, work.packet, l3, mac, &self.books),
+            None => self.unresolved(work.packet, l3, Some(hop), destination),
+        }
+    }
+
+    #[cold]
+    fn unresolved(&mut self, packet: Packet, l3: u16, hop: Option<Hop>, destination: u128) {
+        let (port, address) = match hop {
+            Some(Hop::Gateway(port, _, gateway)) => (port, weir_l4::bits_of(gateway)),
+            Some(Hop::OnLink(port)) => (port, destination),
+            None => {
+                self.books.dropped(WorkerReason::NoRoute, 1);
+                return;
+            }
+        };
+        match self.links.hold(packet, l3, port, address) {
+            (Hold::First, _) => {
+                let address = weir_l4::address_of(address);
+                // a full ring costs a repetition: housekeeping asks again for all that wait
+                let _ = self.reports.push(FromWorker::Wanted { port, address });
+            }
+            (Hold::Waits, _) => {}
+            (Hold::Full, packet) => {
+                self.books.dropped(WorkerReason::NeighbourQueueFull, 1);
+                drop(packet);
+            }
+        }
+        self.books.set(WorkerColumn::Held, self.links.held() as u64);
+    }
+
+    /// Sends an answer that stands in its question's buffer.
+    fn answer(&mut self, packet: Packet, port: u16) {
+        self.books.add(WorkerColumn::Consumed, 1);
+        self.books.add(WorkerColumn::Generated, 1);
+        self.output.send(port, packet.0, &self.books);
+    }
+
+    #[cold]
+    fn neighbour_message(&mut self, mut packet: Packet, parsed: &Parsed, port: u16) {
+        let mac = self.output.ports.get(usize::from(port)).map_or(Mac::ZERO, |out| out.mac);
+        let reports = &mut self.reports;
+        // a full ring loses hearsay, and answers come again
+        let learn = |report| drop(reports.push(report));
+        let outcome = if parsed.kind == Kind::Arp {
+            local::arp(&self.view, port, mac, &mut packet, parsed, learn)
+        } else {
+            local::ndp(&self.view, port, mac, &mut packet, parsed, learn)
+        };
+        self.conclude(outcome, packet, port);
+    }
+
+    fn conclude(&mut self, outcome: Outcome, packet: Packet, port: u16) {
+        match outcome {
+            Outcome::Answer => self.answer(packet, port),
+            Outcome::Consumed => self.books.add(WorkerColumn::Consumed, 1),
+            Outcome::Drop(reason) => self.books.dropped(reason, 1),
+        }
+    }
+
+    /// Messages of the management thread; `false`: stop.
+    #[inline]
+    fn take_orders(&mut self) -> bool {
+        while let Some(order) = self.orders.pop() {
+            match order {
+                ToWorker::Adopt(view) => self.adopt(view),
+                ToWorker::Neighbour(update) => self.neighbour(&update),
+                ToWorker::Send(port, frame) => self.send_frame(port, &frame),
+                ToWorker::Stop => return false,
+            }
+        }
+        true
+    }
+
+    #[cold]
+    fn adopt(&mut self, view: Arc<View>) {
+        let old = self.engine.adopt(Arc::clone(&view.services), &mut self.books);
+        let names: Vec<u128> = self.engine.snat_addresses().to_vec();
+        remember_snat(self.engine.storage_v4().header_mut(), &names);
+        for (out, port) in self.output.ports.iter_mut().zip(&view.ports) {
+            out.vlan = port.vlan;
+        }
+        let generation = view.generation;
+        let previous = std::mem::replace(&mut self.view, view);
+        drop(old);
+        if let Err(FromWorker::Retired(view)) = self.reports.push(FromWorker::Retired(previous)) {
+            // the ring is full of hearsay: this generation's memory is freed here, once, rather than leaked
+            drop(view);
+        }
+        self.books.set(WorkerColumn::Generation, generation);
+        self.ack.ack(generation);
+    }
+
+    #[cold]
+    fn neighbour(&mut self, update: &crate::neighbour::Update) {
+        let (output, books) = (&mut self.output, &self.books);
+        self.links.update(update, |packet, l3, port, mac| match mac {
+            Some(mac) => output.forward(port, packet, l3, mac, books),
+            None => books.dropped(WorkerReason::NeighbourFailed, 1),
+        });
+        self.output.flush(&self.books);
+        self.books.set(WorkerColumn::Held, self.links.held() as u64);
+    }
+
+    #[cold]
+    fn send_frame(&mut self, port: u16, frame: &[u8]) {
+        let Some(mut packet) = self.pools.get(usize::from(port)).and_then(PacketPool::alloc) else { return };
+        if packet.fill(frame) {
+            self.books.add(WorkerColumn::Generated, 1);
+            self.output.send(port, packet, &self.books);
+            self.output.flush(&self.books);
+        }
+    }
+
+    #[inline]
+    fn idle(&mut self, empty_rounds: u32) {
+        if !self.adaptive || empty_rounds < SPIN_ROUNDS {
+            std::hint::spin_loop();
+            return;
+        }
+        if empty_rounds == SPIN_ROUNDS {
+            self.output.reclaim();
+        }
+        let step = ((empty_rounds - SPIN_ROUNDS) / 16).min(8);
+        std::thread::sleep((SLEEP_FIRST * (1 << step)).min(SLEEP_MOST));
+    }
+
+    fn housekeep(&mut self, clock: &mut Clock, now_tsc: u64) {
+        clock.housekeeping_tsc = now_tsc;
+        clock.tick = tick_now();
+        self.ack.beat(monotonic_ns());
+        let (v4, v6) = self.engine.capacity();
+        self.engine.sweep(v4.max(v6).div_ceil(SWEEP_ROUNDS), clock.tick, &mut self.books);
+        for (port, address) in self.links.waiting_for() {
+            let _ = self.reports.push(FromWorker::Wanted { port, address });
+        }
+        let (flows_v4, flows_v6) = self.engine.live();
+        self.books.set(WorkerColumn::FlowsIpv4, u64::from(flows_v4));
+        self.books.set(WorkerColumn::FlowsIpv6, u64::from(flows_v6));
+        self.books.set(WorkerColumn::CapacityIpv4, v4 as u64);
+        self.books.set(WorkerColumn::CapacityIpv6, v6 as u64);
+        self.books.set(WorkerColumn::TotalCycles, now_tsc - clock.start_tsc);
+        self.books.set(WorkerColumn::BuffersOwned, mbuf::ledger() as u64);
+        self.books.set(WorkerColumn::Held, self.links.held() as u64);
+    }
+
+    /// Lets go of everything, so that the ledger ends at zero.
+    fn end(mut self) {
+        let held = self.links.take_held();
+        self.books.set(WorkerColumn::Held, 0);
+        self.books.dropped(WorkerReason::Shutdown, held.len() as u64);
+        drop(held);
+        self.output.flush(&self.books);
+        self.books.settle();
+        self.books.set(WorkerColumn::BuffersOwned, mbuf::ledger() as u64);
+    }
+}
+
+#[inline]
+fn destination_bits(frame: &[u8], parsed: &Parsed) -> u128 {
+    match parsed.kind {
+        Kind::Ipv4 => 0xffff_0000_0000 | u128::from(parsed.dst_v4(frame)),
+        _ => u128::from_be_bytes(parsed.dst_v6(frame)),
+    }
+}
+
+/// The engine's clock: ticks of CLOCK_MONOTONIC, which goes on across processes.
+pub fn tick_now() -> u32 {
+    (monotonic_ns() / TICK_NS) as u32
+}
