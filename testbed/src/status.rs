@@ -43,6 +43,9 @@ pub(crate) struct ProcessStatus {
     /// Why the dataplane refused what was published.
     #[serde(default)]
     pub(crate) refusal: Option<String>,
+    /// Which generation that was.
+    #[serde(default)]
+    pub(crate) refused_generation: Option<u64>,
 }
 
 /// Something with a name and counters.

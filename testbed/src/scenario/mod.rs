@@ -6,7 +6,11 @@
 mod carry;
 mod change;
 mod crash;
+mod hostile;
+mod raw;
+mod reach;
 mod rig;
+mod size;
 mod workers;
 mod workspace;
 
@@ -80,10 +84,19 @@ impl Choice {
 }
 
 fn all() -> Vec<Scenario> {
-    [carry::scenarios(), change::scenarios(), crash::scenarios(), workers::scenarios()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        carry::scenarios(),
+        change::scenarios(),
+        crash::scenarios(),
+        workers::scenarios(),
+        reach::scenarios(),
+        size::scenarios(),
+        raw::scenarios(),
+        hostile::scenarios(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Prints the names.

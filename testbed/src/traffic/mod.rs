@@ -4,5 +4,6 @@ pub(crate) mod datagram;
 pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod pcap;
+pub(crate) mod probe;
 pub(crate) mod servers;
 pub(crate) mod tunnel;
