@@ -307,15 +307,14 @@ where
     E: DerefMut<Target = [A::Entry]>,
     B: DerefMut<Target = [Bucket]>,
 {
-    FlowTable::recover(entries, buckets, seed, |flow| {
+    let (table, recovery) = FlowTable::recover(entries, buckets, seed, |flow| {
         // a clock that ran on without us, or a torn tick: both would make the flow immortal or dead at once
-        if flow.last_seen > now {
-            return None;
-        }
-        let hashes = hashes_of(services, snat, flow, seed)?;
+        if flow.last_seen > now { None } else { hashes_of(services, snat, flow, seed) }
+    });
+    for (_, flow) in table.flows() {
         accounts.flow_created(flow.listener, flow.backend);
-        Some(hashes)
-    })
+    }
+    (table, recovery)
 }
 
 /// Hash of a flow's forward tuple and, where replies are seen, of its reverse one.
@@ -529,12 +528,27 @@ where
             return self.process_portless(packet, parsed);
         }
         let tuple = tuple_of::<A>(packet.data(), parsed);
-        match self.find(&tuple, lookup) {
+        if parsed.is_later_fragment() {
+            // its ports are known from its first, but there are none in it to rewrite
+            return self.process_tuple(packet, &Parsed { has_ports: false, ..*parsed }, &tuple, lookup);
+        }
+        self.process_tuple(packet, parsed, &tuple, lookup)
+    }
+
+    #[inline]
+    fn process_tuple<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        lookup: Lookup,
+    ) -> Verdict {
+        match self.find(tuple, lookup) {
             Some(Candidate { slot, direction: Direction::Forward }) => {
-                self.forward(packet, parsed, &tuple, lookup.hash, slot)
+                self.forward(packet, parsed, tuple, lookup.hash, slot)
             }
             Some(Candidate { slot, direction: Direction::Reverse }) => self.reverse(packet, parsed, slot),
-            None => self.miss(packet, parsed, &tuple, lookup.hash),
+            None => self.miss(packet, parsed, tuple, lookup.hash),
         }
     }
 
@@ -739,7 +753,14 @@ where
         if listener.mode == Mode::Fullnat && is_tcp && !is_syn && state.is_none() {
             return Verdict::Drop(DropReason::NoFlow);
         }
-        let Some(index) = self.shared.select(listener, tuple) else { return self.no_backend(listener) };
+        // a RST begins nothing and takes nobody's turn
+        let begins_nothing = is_tcp && parsed.tcp_flags & tcp::RST != 0;
+        let selected = if begins_nothing {
+            self.shared.select_by_hash(listener, tuple)
+        } else {
+            self.shared.select(listener, tuple)
+        };
+        let Some(index) = selected else { return self.no_backend(listener) };
         let services = Arc::clone(&self.shared.services);
         let Some(backend) = services.backend(index) else { return self.no_backend(listener) };
         let mut way = Way {
@@ -750,8 +771,7 @@ where
             hash,
             fallback: false,
         };
-        // a RST begins nothing: it follows the hash, as the packets before it did
-        if is_tcp && parsed.tcp_flags & tcp::RST != 0 {
+        if begins_nothing {
             return if listener.mode == Mode::Fullnat {
                 Verdict::Drop(DropReason::NoFlow)
             } else {

@@ -2,7 +2,8 @@
 //!
 //! The identity of a flow (client, ports, listener, backend, source NAT) is covered by `check`; a record that a
 //! killed process left half-written does not verify and is discarded. `state` and `last_seen` change with packets and are
-//! range-checked instead. A free record has state [`State::Free`] and links to the next free one in `last_seen`.
+//! range-checked instead. A free record has state [`State::Free`], links to the next free one in `last_seen`, and does not
+//! verify: a flipped bit in its state must not revive a flow whose source port another one has by now.
 
 use std::fmt::Debug;
 
@@ -235,6 +236,8 @@ pub trait Entry:
     fn state(&self) -> u8;
     /// Changes the state.
     fn set_state(&mut self, state: State);
+    /// Frees the record; `next` is the next free one.
+    fn free(&mut self, next: u32);
     /// Tick of the last packet; of a free record, the next free one.
     fn last_seen(&self) -> u32;
     /// Changes the tick.
@@ -398,6 +401,12 @@ macro_rules! entry {
                 self.state = state as u8;
             }
             #[inline]
+            fn free(&mut self, next: u32) {
+                self.state = State::Free as u8;
+                self.check = 0;
+                self.last_seen = next;
+            }
+            #[inline]
             fn last_seen(&self) -> u32 {
                 self.last_seen
             }
@@ -466,5 +475,6 @@ mod tests {
     fn a_zeroed_record_is_free() {
         let entry = EntryV6::read_from_bytes(&[0; 48]).unwrap();
         assert_eq!(State::from_u8(entry.state()), Some(State::Free));
+        assert!(!entry.verifies());
     }
 }

@@ -44,7 +44,11 @@ pub fn services() -> Services {
                     port_last: ports.1,
                     mode,
                     pool,
-                    on_down: [OnDown::Reselect, OnDown::Reset, OnDown::Keep][usize::from(index) % 3],
+                    on_down: match index % 3 {
+                        0 => OnDown::Reselect,
+                        1 => OnDown::Reset,
+                        _ => OnDown::Keep,
+                    },
                     gue_variant: (index & 1) as u8,
                     gue_port: 6080,
                     retired: false,

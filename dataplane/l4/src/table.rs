@@ -235,8 +235,7 @@ where
     fn release(&mut self, slot: u32) {
         let free = self.free;
         if let Some(entry) = self.entries.get_mut(slot as usize) {
-            entry.set_state(State::Free);
-            entry.set_last_seen(free);
+            entry.free(free);
             self.free = slot;
         }
     }

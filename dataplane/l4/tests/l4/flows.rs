@@ -8,7 +8,7 @@ use weir_l4::services::Algorithm;
 use weir_l4::{DropReason, Mode, OnDown, Parts, Verdict};
 
 use crate::packets::{ACK, Packet, SYN, TCP, UDP};
-use crate::world::{World, backend, client, first, listener, names, pair, pool};
+use crate::world::{Change, World, backend, client, first, listener, names, pair, pool};
 
 const MODES: [Mode; 5] = [Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Nat, Mode::Fullnat];
 
@@ -108,10 +108,10 @@ fn a_retired_listener_serves_its_flows_until_they_end() {
 #[test]
 fn an_index_that_means_something_else_takes_no_flow_over() {
     let nat = || pair(Mode::Nat, TCP, 4);
-    let changes: [(&str, fn(&mut Parts), bool); 6] = [
-        ("the backend's address", |parts| parts.backends[0].1 = backend("198.18.1.9:8080"), false),
-        ("the backend's port", |parts| parts.backends[0].1 = backend("198.18.1.1:9090"), false),
-        ("no such backend", |parts| drop(parts.backends.remove(0)), false),
+    let changes: [(&str, Change, bool); 6] = [
+        ("the backend's address", |parts| parts.backends[1].1 = backend("198.18.1.9:8080"), false),
+        ("the backend's port", |parts| parts.backends[1].1 = backend("198.18.1.1:9090"), false),
+        ("no such backend", |parts| parts.backends.truncate(1), false),
         ("the listener's mode", |parts| parts.listeners[0].mode = Mode::Dsr, true),
         ("the listener's vip", |parts| parts.listeners[0].vip += 1, true),
         ("no such listener", |parts| parts.listeners.clear(), true),
@@ -120,6 +120,7 @@ fn an_index_that_means_something_else_takes_no_flow_over() {
         let mut world = World::new(nat(), 100);
         let flows = begin(&mut world, TCP, 4, 40);
         let mut parts = nat();
+        parts.backends.reverse();
         change(&mut parts);
         world.adopt(parts);
         let of_first = flows.iter().filter(|(_, backend)| *backend == 0).count();

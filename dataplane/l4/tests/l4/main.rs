@@ -11,10 +11,17 @@
 #![expect(unreachable_pub, reason = "nothing is reachable from outside a test")]
 
 mod flows;
+mod fragments;
 mod full;
+mod icmp_errors;
+mod limits;
 mod modes;
+mod mutation;
 mod on_down;
 mod packets;
+mod recovery;
+mod shares;
 mod source_nat;
 mod states;
+mod steering;
 mod world;

@@ -10,8 +10,8 @@ use weir_l4::services::Algorithm;
 use weir_l4::snat::ReplyOwner;
 use weir_l4::table::Lifetimes;
 use weir_l4::{
-    Accounts, Backend, Delivery, DropReason, Engine, Listener, Mode, OnDown, Parts, Pool, Services, Tables,
-    Verdict, bits_of, fuzz,
+    Accounts, Backend, Delivery, DropReason, Engine, Listener, Memory, Mode, OnDown, Parts, Pool, Services,
+    Tables, Verdict, bits_of, fuzz,
 };
 use weir_net::{PacketBuf, ParseOptions, VecBuf, parse};
 
@@ -25,6 +25,9 @@ pub const WEIR_V4: &str = "198.18.0.1";
 pub const WEIR_V6: &str = "2001:db8::1";
 pub const SNAT_V4: &str = "198.18.0.2";
 pub const SNAT_V6: &str = "2001:db8::2";
+
+/// What makes one generation of another.
+pub type Change = fn(&mut Parts);
 
 /// Everything that the engine reports.
 #[derive(Clone, Debug, Default)]
@@ -53,8 +56,8 @@ impl Accounts for Ledger {
     }
 }
 
-pub struct World {
-    pub engine: Engine<HeapMemory>,
+pub struct World<M: Memory = HeapMemory> {
+    pub engine: Engine<M>,
     pub ledger: Ledger,
     pub now: u32,
 }
@@ -73,7 +76,9 @@ impl World {
             Engine::new(Arc::new(Services::new(parts)), tables(records), owner, seed, 0, &mut ledger).0;
         Self { engine, ledger, now: 0 }
     }
+}
 
+impl<M: Memory> World<M> {
     /// One frame through parse, fragments and the engine's three steps.
     pub fn send(&mut self, frame: &[u8]) -> Outcome {
         let mut parsed = parse(frame, &ParseOptions::default()).unwrap();
