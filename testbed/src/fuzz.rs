@@ -32,7 +32,7 @@ pub(crate) struct Target {
 }
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 4] = [
+pub(crate) static TARGETS: [Target; 4] = [
     Target { name: "abi-snapshot", body: weir_abi::fuzz::snapshot, seeds: snapshot_seeds },
     Target { name: "abi-counters", body: weir_abi::fuzz::counters, seeds: counters_seeds },
     Target { name: "net-parse", body: weir_net::fuzz::fuzz_parse, seeds: frame_seeds },

@@ -3,9 +3,12 @@
 //! A scenario is a function that fails with words. After each, the rig checks what must hold after every test: packets
 //! are conserved, no buffer is owned, no process has crashed.
 
+mod capture;
 mod carry;
 mod change;
 mod crash;
+mod flood;
+mod fuzzing;
 mod hostile;
 mod raw;
 mod reach;
@@ -84,19 +87,20 @@ impl Choice {
 }
 
 fn all() -> Vec<Scenario> {
-    [
+    let groups = [
         carry::scenarios(),
+        capture::scenarios(),
+        reach::scenarios(),
+        size::scenarios(),
         change::scenarios(),
         crash::scenarios(),
         workers::scenarios(),
-        reach::scenarios(),
-        size::scenarios(),
         raw::scenarios(),
+        flood::scenarios(),
         hostile::scenarios(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+        fuzzing::scenarios(),
+    ];
+    groups.into_iter().flatten().collect()
 }
 
 /// Prints the names.
