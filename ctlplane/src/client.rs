@@ -14,8 +14,10 @@ use tokio::time::timeout;
 
 use crate::api::Failure;
 
-/// Longer than the daemon waits for acks.
-const LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for the answer to a change: longer than the daemon waits for acks.
+const CHANGE_LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for the answer to a question.
+const QUESTION_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -83,9 +85,10 @@ impl Client {
             .enable_all()
             .build()
             .map_err(|error| self.protocol(error.to_string()))?;
+        let limit = if method == Method::GET { QUESTION_LIMIT } else { CHANGE_LIMIT };
         let (status, body) = runtime
-            .block_on(async { timeout(LIMIT, self.exchange(method, path, body)).await })
-            .map_err(|_| self.protocol("no answer within 30 s".to_owned()))??;
+            .block_on(async { timeout(limit, self.exchange(method, path, body)).await })
+            .map_err(|_| self.protocol(format!("no answer within {} s", limit.as_secs())))??;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| self.protocol(error.to_string()));
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
@@ -220,7 +220,10 @@ async fn route(engine: &Mutex<Engine>, request: Request<Incoming>) -> Result<Ans
             };
             let (pool, backend) = (decode(pool)?, decode(backend)?);
             let body = read_body(body).await?;
-            let request: BackendRequest = serde_json::from_slice(&body).map_err(|error| {
+            // through a map: serde would read an array as the fields in order
+            let object: Result<serde_json::Map<String, serde_json::Value>, _> = serde_json::from_slice(&body);
+            let request = object.and_then(|map| serde_json::from_value::<BackendRequest>(map.into()));
+            let request = request.map_err(|error| {
                 let expected = r#"send {"weight": 0..65535} or {"state": "ready" | "drain" | "maint"}"#;
                 Refused::new(
                     StatusCode::BAD_REQUEST,
@@ -263,15 +266,19 @@ impl Query {
 }
 
 async fn read_body(body: Incoming) -> Result<Vec<u8>, Refused> {
+    let too_large = || {
+        let message = format!("the body is larger than {MAX_BODY_BYTES} bytes");
+        Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+    };
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Err(too_large());
+    }
     match timeout(REQUEST_LIMIT, Limited::new(body, MAX_BODY_BYTES).collect()).await {
         Err(_) => Err(Refused::new(
             StatusCode::REQUEST_TIMEOUT,
             "the body did not arrive within 10 s; send it again",
         )),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let message = format!("the body is larger than {MAX_BODY_BYTES} bytes");
-            Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message))
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(error)) => {
             Err(Refused::new(StatusCode::BAD_REQUEST, format!("the body could not be read: {error}")))
         }

@@ -3,6 +3,7 @@
 //! Every change goes one way: candidate state → compile → save → publish. A step that fails leaves the old state in force.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use weir_abi::record::AdminState;
@@ -137,7 +138,7 @@ impl Engine {
         let mut store = Store::open(options.state_dir.join(&options.instance))?;
         let loaded = store.load()?;
         let (text, name) = match &loaded {
-            Some(state) => (state.config.clone(), "the applied configuration".to_owned()),
+            Some(state) => (state.config.to_string(), "the applied configuration".to_owned()),
             None => {
                 let path = options.config.clone();
                 let text =
@@ -150,7 +151,7 @@ impl Engine {
             tracing::warn!("{}", report.render(false).trim_end());
         }
         let mut state = loaded.unwrap_or_default();
-        state.config = text;
+        state.config = text.into();
         if state.indices.pools.is_empty() && state.indices.listeners.is_empty() {
             crate::recover::take_over_indices(&snapshots, &mut state);
         }
@@ -219,7 +220,7 @@ impl Engine {
     fn apply_or_try(&mut self, text: &str, name: &str, dry_run: bool) -> Result<Change, EngineError> {
         let (model, warnings) = check(text, name, &self.options.machine)?;
         let mut state = self.state.clone();
-        text.clone_into(&mut state.config);
+        state.config = text.into();
         reconcile_overrides(&mut state.overrides, Some(&self.model), &model);
         state.indices.assign(&model, self.snapshots.published().max(state.generation) + 1)?;
         let needs_restart = if self.snapshots.dataplane().is_alive {
@@ -332,11 +333,12 @@ impl Engine {
         self.snapshots.beat();
         let mut indices = self.state.indices.clone_if_leaving();
         let Some(indices) = indices.as_mut() else {
+            self.quiet = QuietTimers::default();
             self.snapshots.retire()?;
             return Ok(());
         };
         if self.quiet.release(indices, &self.snapshots, self.state.generation, now) {
-            let state = State { indices: indices.clone(), ..self.state.clone() };
+            let state = State { indices: Arc::new(indices.clone()), ..self.state.clone() };
             let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
             self.put_in_force(state, self.model.clone(), &compiled)?;
         }
@@ -377,7 +379,7 @@ impl Engine {
     pub fn drift(&self) -> Vec<String> {
         let mut drift = Vec::new();
         match std::fs::read_to_string(&self.options.config) {
-            Ok(text) if text == self.state.config => {}
+            Ok(text) if *text == *self.state.config => {}
             Ok(_) => drift.push(format!(
                 "{} differs from the applied configuration; weir apply puts it in force",
                 self.options.config.display()

@@ -2,6 +2,8 @@
 //!
 //! Flow entries of a running dataplane pin those indices, so a daemon that lost its state takes them over.
 
+use std::sync::Arc;
+
 use weir_abi::image::MAX_TABLE_BYTES;
 use weir_abi::record::{AdminState, BackendRecord, Mode};
 use weir_abi::{ListenersTable, PoolTable, Root, table_name};
@@ -12,6 +14,7 @@ use crate::state::{BackendEntry, ListenerEntry, Phase, PoolEntry, State};
 /// Fills empty indices from the published generation, as far as its tables can be read.
 pub(crate) fn take_over_indices(snapshots: &Snapshots, state: &mut State) {
     let Some(root) = snapshots.current() else { return };
+    let indices = Arc::make_mut(&mut state.indices);
     tracing::warn!(
         "no kept state: indices are taken over from generation {} in shared memory; runtime overrides are lost",
         root.generation
@@ -19,13 +22,13 @@ pub(crate) fn take_over_indices(snapshots: &Snapshots, state: &mut State) {
     for (reference, table) in pools(snapshots, &root) {
         let backends = table.backends.iter().filter_map(|b| backend(b, root.generation)).collect();
         let entry = PoolEntry { index: table.pool.index, phase: Phase::Active, backends, revision: 0 };
-        if state.indices.pools.insert(table.pool.name.as_str().to_owned(), entry).is_some() {
+        if indices.pools.insert(table.pool.name.as_str().to_owned(), entry).is_some() {
             tracing::warn!("{}: a second pool of that name is ignored", table_name(reference));
         }
     }
     for (listener, vip) in listeners(snapshots, &root) {
         let Some(mode) = Mode::from_u8(listener.mode) else { continue };
-        state.indices.listeners.push(ListenerEntry {
+        indices.listeners.push(ListenerEntry {
             name: listener.name.as_str().to_owned(),
             vip,
             protocol: listener.protocol,
@@ -34,7 +37,7 @@ pub(crate) fn take_over_indices(snapshots: &Snapshots, state: &mut State) {
             phase: Phase::Active,
         });
     }
-    state.indices.revision += 1;
+    indices.revision += 1;
 }
 
 fn backend(record: &BackendRecord, generation: u64) -> Option<BackendEntry> {

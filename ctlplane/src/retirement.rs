@@ -81,6 +81,10 @@ impl QuietTimers {
         let next = generation + 1;
         let mut changed = false;
         indices.listeners.retain_mut(|entry| {
+            if entry.phase == Phase::Active {
+                self.listeners.remove(&entry.index);
+                return true;
+            }
             // a listener leaves the tables at once, so there is no quarantine to wait for
             let free = matches!(entry.phase, Phase::Removed(since) | Phase::Quarantined(since) if acked >= since)
                 && is_quiet(&mut self.listeners, entry.index, flows(Kind::Listener, entry.index), now);
@@ -89,14 +93,17 @@ impl QuietTimers {
         });
         let mut touched = Vec::new();
         for (name, pool) in &mut indices.pools {
-            let before = changed;
+            let mut here = false;
             pool.backends.retain_mut(|backend| match backend.phase {
-                Phase::Active => true,
+                Phase::Active => {
+                    self.backends.remove(&backend.index);
+                    true
+                }
                 Phase::Removed(since) => {
                     let count = flows(Kind::Backend, backend.index);
                     if acked >= since && is_quiet(&mut self.backends, backend.index, count, now) {
                         backend.phase = Phase::Quarantined(next);
-                        changed = true;
+                        here = true;
                     }
                     true
                 }
@@ -105,17 +112,18 @@ impl QuietTimers {
                     if free {
                         self.backends.remove(&backend.index);
                     }
-                    changed |= free;
+                    here |= free;
                     !free
                 }
             });
             let holds_flows = pool.backends.iter().any(|b| matches!(b.phase, Phase::Removed(_)));
             if matches!(pool.phase, Phase::Removed(_)) && !holds_flows {
                 pool.phase = Phase::Quarantined(next);
-                changed = true;
+                here = true;
             }
-            if changed != before {
+            if here {
                 touched.push(name.clone());
+                changed = true;
             }
         }
         indices.pools.retain(|_, pool| {

@@ -169,12 +169,15 @@ pub struct Backend {
 const ON_DOWN: &[(&str, OnDown)] =
     &[("reselect", OnDown::Reselect), ("reset", OnDown::Reset), ("keep", OnDown::Keep)];
 
-/// Reads the file; every mistake goes to `diagnostics`.
-pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Schema {
+/// Reads the file; every mistake goes to `diagnostics`. `None` where it is not TOML.
+pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Schema> {
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let span = error.span().unwrap_or(0..0).into();
         diagnostics.push(Diagnostic::error(span, format!("TOML syntax: {}", error.message())));
+    }
+    if !errors.is_empty() {
+        return None;
     }
     let root = Span { start: 0, end: 0 };
     let mut reader = TableReader::new("the file", document.get_ref(), root, diagnostics);
@@ -188,10 +191,8 @@ pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Schema {
     reader.not_built("route", "remove [[route]]: a listener names its pool");
     reader.not_built("bgp", "remove [bgp]: route the vips to this node statically");
     reader.not_built("health", "remove [health]: set a backend's state by hand (weir backend drain)");
-    if errors.is_empty() {
-        reader.finish();
-    }
-    schema
+    reader.finish();
+    Some(schema)
 }
 
 fn read_name(table: &mut TableReader<'_, '_>) -> Option<Located<String>> {
@@ -424,7 +425,7 @@ fn read_pool(table: &mut TableReader<'_, '_>) -> Pool {
         ("source-hash", Algorithm::SourceHash),
     ];
     table.not_built("health", "remove it: set a backend's state by hand (weir backend drain)");
-    let pool = Pool {
+    Pool {
         span: table.span(),
         name,
         algorithm: table.word(
@@ -435,8 +436,7 @@ fn read_pool(table: &mut TableReader<'_, '_>) -> Pool {
         slots: table.integer("slots", 2, weir_balance::maglev::MAX_SLOTS, "slots, a prime number"),
         on_down: table.word("on_down", ON_DOWN, &[]),
         backends: table.tables("backend", "pool.backend", read_backend),
-    };
-    pool
+    }
 }
 
 fn read_backend(table: &mut TableReader<'_, '_>) -> Backend {

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use weir_abi::record::{AdminState, MAX_LISTENERS, MAX_POOLS};
@@ -23,11 +24,11 @@ pub struct State {
     /// The last generation that was published, or was about to be.
     pub generation: u64,
     /// Text of the configuration in force.
-    pub config: String,
+    pub config: Arc<str>,
     /// Runtime overrides.
     pub overrides: Overrides,
     /// Who has which index.
-    pub indices: Indices,
+    pub indices: Arc<Indices>,
 }
 
 /// By pool, then by backend.
@@ -202,15 +203,15 @@ impl FreeNumbers {
 
 impl Indices {
     /// Gives everything in `model` an index, and marks what left it as removed since `generation`.
-    pub fn assign(&mut self, model: &Model, generation: u64) -> Result<(), IndexError> {
-        let mut next = self.clone();
+    pub fn assign(self: &mut Arc<Self>, model: &Model, generation: u64) -> Result<(), IndexError> {
+        let mut next = Self::clone(self);
         next.revision += 1;
         next.assign_listeners(model, generation)?;
         next.assign_pools(model, generation)?;
         if next.listeners == self.listeners && next.pools == self.pools {
             return Ok(());
         }
-        *self = next;
+        *self = Arc::new(next);
         Ok(())
     }
 

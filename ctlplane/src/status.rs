@@ -64,20 +64,15 @@ pub struct Dataplane {
     pub pid: u64,
     /// Number of workers.
     pub workers: usize,
+    /// Why it would not take [`Self::refused_generation`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
     /// The generation that it would not take.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub refusal: Option<Refusal>,
-}
-
-/// A generation that the dataplane would not take.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Refusal {
-    /// Which.
-    pub generation: u64,
-    /// The dataplane's code.
-    pub code: u64,
-    /// The dataplane's words.
-    pub text: String,
+    pub refused_generation: Option<u64>,
+    /// The dataplane's code for the cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal_code: Option<u64>,
 }
 
 /// The daemon.
@@ -221,11 +216,9 @@ impl Status {
             state: if dataplane.is_alive { known } else { "down".to_owned() },
             pid: dataplane.pid,
             workers: dataplane.workers.len(),
-            refusal: dataplane.refusal.map(|refusal| Refusal {
-                generation: refusal.generation,
-                code: refusal.code,
-                text: refusal.text,
-            }),
+            refused_generation: dataplane.refusal.as_ref().map(|refusal| refusal.generation),
+            refusal_code: dataplane.refusal.as_ref().map(|refusal| refusal.code),
+            refusal: dataplane.refusal.map(|refusal| refusal.text),
         };
         let ctlplane = control.ctlplane();
         self.ctlplane = Ctlplane {
@@ -350,7 +343,8 @@ impl Status {
             );
         }
         if let Some(refusal) = &self.dataplane.refusal {
-            list.push(format!("generation {} was refused: {}", refusal.generation, refusal.text));
+            let generation = self.dataplane.refused_generation.unwrap_or(0);
+            list.push(format!("generation {generation} was refused: {refusal}"));
         }
         let up = self.dataplane.state == "running";
         for (worker, acked) in self.acked.iter().enumerate() {

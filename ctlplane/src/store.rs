@@ -3,8 +3,9 @@
 //! `STATE_DIR/INSTANCE/state.json` is the commit point; it names the two larger files by the hash of their content. Each is
 //! written to a temporary file, synced, renamed, and the directory synced, so a crash leaves the old state or the new one.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -82,10 +83,8 @@ fn hash_name(hash: u64) -> String {
 impl Store {
     /// Opens, and makes where needed, the directory.
     pub fn open(directory: PathBuf) -> Result<Self, StoreError> {
-        fs::create_dir_all(&directory).map_err(|source| StoreError::Io {
-            action: "make the directory",
-            path: directory.clone(),
-            source,
+        fs::DirBuilder::new().recursive(true).mode(0o750).create(&directory).map_err(|source| {
+            StoreError::Io { action: "make the directory", path: directory.clone(), source }
         })?;
         Ok(Self { directory, saved_config: None, saved_indices: None })
     }
@@ -133,7 +132,12 @@ impl Store {
             .map_err(|error| StoreError::Corrupt { path: indices_path, reason: error.to_string() })?;
         self.saved_config = Some(xxh3_64(config.as_bytes()));
         self.saved_indices = u64::from_str_radix(&body.indices, 16).ok().map(|hash| (indices.revision, hash));
-        Ok(Some(State { generation: body.generation, config, overrides: body.overrides, indices }))
+        Ok(Some(State {
+            generation: body.generation,
+            config: config.into(),
+            overrides: body.overrides,
+            indices: indices.into(),
+        }))
     }
 
     /// Keeps `state`; writes the larger files only where they changed.
@@ -146,7 +150,7 @@ impl Store {
             Some((revision, hash)) if revision == state.indices.revision => hash,
             _ => {
                 let path = self.directory.join("indices");
-                let text = to_json(&state.indices, &path)?;
+                let text = to_json(&*state.indices, &path)?;
                 let hash = xxh3_64(text.as_bytes());
                 self.write(&self.indices_path(&hash_name(hash)), text.as_bytes())?;
                 hash
@@ -178,7 +182,10 @@ impl Store {
         let mut temporary = path.as_os_str().to_owned();
         temporary.push(".new");
         let temporary = PathBuf::from(temporary);
-        let mut file = File::create(&temporary).map_err(error("write"))?;
+        // the hash key is a secret
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o640);
+        let mut file = options.open(&temporary).map_err(error("write"))?;
         file.write_all(content).map_err(error("write"))?;
         file.sync_all().map_err(error("sync"))?;
         fs::rename(&temporary, path).map_err(error("rename"))?;
@@ -227,7 +234,7 @@ mod tests {
         let mut overrides = Overrides::new();
         let entry = Override { weight: Some(7), state: None };
         overrides.entry("app".to_owned()).or_default().insert("one".to_owned(), entry);
-        State { generation: 3, config: "# text".to_owned(), overrides, indices: Indices::default() }
+        State { generation: 3, config: "# text".into(), overrides, indices: Indices::default().into() }
     }
 
     #[test]
@@ -237,7 +244,7 @@ mod tests {
         assert!(store.load().unwrap().is_none());
         store.save(&state()).unwrap();
         let mut changed = state();
-        changed.config = "# other".to_owned();
+        changed.config = "# other".into();
         changed.generation = 4;
         store.save(&changed).unwrap();
         let mut again = Store::open(directory.path().join("weir")).unwrap();

@@ -1,0 +1,132 @@
+//! The model of a schema: names become positions, absent fields their defaults.
+
+use std::sync::Arc;
+
+use weir_abi::record::{AdminState, Algorithm, Mode, OnDown};
+use weir_balance::maglev::DEFAULT_SLOTS;
+use weir_balance::round_robin::DEFAULT_MAX_LEN;
+
+use super::DEFAULT_MTU;
+use crate::diagnostic::Located;
+use crate::model::{self, Model};
+use crate::schema::{self, Schema};
+use crate::units::network;
+
+const DEFAULT_TIMEOUTS_MS: [u32; 6] = [10_000, 900_000, 30_000, 60_000, 2_000, 30_000];
+const DEFAULT_WEIGHT: u32 = 100;
+
+/// The model of what was understood; `None` where something needed is missing (and was reported).
+pub(super) fn build(schema: &Schema, worker_cpus: Vec<u16>) -> Option<Model> {
+    let dataplane = &schema.dataplane;
+    let or = |field: &Option<Located<u32>>, default: u32| field.as_ref().map_or(default, |f| f.value);
+    let mut timeouts_ms = DEFAULT_TIMEOUTS_MS;
+    for (slot, given) in timeouts_ms.iter_mut().zip(&schema.timeouts) {
+        if let Some(given) = given {
+            *slot = given.value.as_millis() as u32;
+        }
+    }
+    let node = model::Node {
+        worker_cpus,
+        adaptive: dataplane.adaptive.as_ref().is_some_and(|adaptive| adaptive.value),
+        flows_ipv4: or(&dataplane.flows_ipv4, 1_048_576),
+        flows_ipv6: or(&dataplane.flows_ipv6, 262_144),
+        buffers: or(&dataplane.buffers, 0),
+        buffer_bytes: or(&dataplane.buffer_bytes, 0),
+        hash_key: dataplane.hash_key.as_ref().map(|key| key.value),
+        icmp_rate: or(&dataplane.icmp_rate, 1_000),
+        max_backends: or(&dataplane.max_backends, 65_536),
+        snat_ports: dataplane.snat_ports.as_ref().map_or((1_024, 65_535), |ports| ports.value),
+        timeouts_ms,
+        ports: schema.ports.iter().map(build_port).collect::<Option<_>>()?,
+    };
+    let vips = schema
+        .vips
+        .iter()
+        .map(|vip| {
+            Some(model::Vip { name: vip.name.as_ref()?.value.clone(), address: vip.address.as_ref()?.value })
+        })
+        .collect::<Option<_>>()?;
+    let listeners = schema.listeners.iter().map(|l| build_listener(schema, l)).collect::<Option<_>>()?;
+    let pools = schema.pools.iter().map(build_pool).collect::<Option<_>>()?;
+    Some(Model { node, vips, listeners, pools })
+}
+
+fn build_port(port: &schema::Port) -> Option<model::Port> {
+    let or = |field: &Option<Located<u32>>, default: u32| field.as_ref().map_or(default, |f| f.value) as u16;
+    let routes = port.routes.iter().filter_map(|route| {
+        let (prefix, length) = route.prefix.as_ref()?.value;
+        Some(model::Route { prefix, length, gateway: route.via.as_ref()?.value })
+    });
+    let gateways = port.gateways.iter().map(|gateway| model::Route {
+        prefix: network(gateway.value, 0),
+        length: 0,
+        gateway: gateway.value,
+    });
+    Some(model::Port {
+        name: port.name.as_ref()?.value.clone(),
+        device: port.device.as_ref()?.value.clone(),
+        mtu: or(&port.mtu, DEFAULT_MTU),
+        vlan: or(&port.vlan, 0),
+        queues: or(&port.queues, 0),
+        descriptors: or(&port.descriptors, 0),
+        addresses: port.addresses.iter().map(|a| a.value).collect(),
+        snat: port.snat.iter().map(|a| a.value).collect(),
+        routes: gateways.chain(routes).collect(),
+    })
+}
+
+fn build_listener(schema: &Schema, listener: &schema::Listener) -> Option<model::Listener> {
+    let is = |name: &Option<Located<String>>, wanted: &Located<String>| {
+        name.as_ref().is_some_and(|name| name.value == wanted.value)
+    };
+    let vip = listener.vip.as_ref()?;
+    let pool_name = listener.pool.as_ref()?;
+    let pool = schema.pools.iter().position(|p| is(&p.name, pool_name))?;
+    let mode = listener.mode.as_ref()?.value;
+    let protocol = listener.protocol.as_ref()?.value;
+    let by_mode = match mode {
+        Mode::Nat | Mode::Fullnat if protocol == 6 => OnDown::Reset,
+        _ => OnDown::Reselect,
+    };
+    let of_pool = schema.pools.get(pool).and_then(|pool| pool.on_down.as_ref());
+    let on_down = listener.on_down.as_ref().or(of_pool).map_or(by_mode, |on_down| on_down.value);
+    Some(model::Listener {
+        name: listener.name.as_ref()?.value.clone(),
+        vip: schema.vips.iter().position(|v| is(&v.name, vip))?,
+        ports: listener.ports.as_ref()?.value,
+        protocol,
+        mode,
+        pool,
+        gue_port: listener.gue_port.as_ref().map_or(6_080, |port| port.value as u16),
+        gue_variant: listener.gue_variant.as_ref().map_or(1, |variant| variant.value as u8),
+        on_down,
+    })
+}
+
+fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
+    let backends = pool
+        .backends
+        .iter()
+        .map(|backend| {
+            let (address, port) = backend.address.as_ref()?.value;
+            Some(model::Backend {
+                name: backend.name.as_ref()?.value.clone(),
+                address,
+                port,
+                weight: backend.weight.as_ref().map_or(DEFAULT_WEIGHT, |weight| weight.value) as u16,
+                state: backend.state.as_ref().map_or(AdminState::Ready, |state| state.value),
+            })
+        })
+        .collect::<Option<_>>()?;
+    let algorithm = pool.algorithm.as_ref().map_or(Algorithm::Maglev, |algorithm| algorithm.value);
+    let default_slots = match algorithm {
+        Algorithm::RoundRobin => DEFAULT_MAX_LEN as u32,
+        Algorithm::Maglev | Algorithm::SourceHash => DEFAULT_SLOTS,
+    };
+    Some(Arc::new(model::Pool {
+        name: pool.name.as_ref()?.value.clone(),
+        algorithm,
+        slots: pool.slots.as_ref().map_or(default_slots, |slots| slots.value),
+        backends,
+    }))
+}

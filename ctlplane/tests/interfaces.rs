@@ -1,0 +1,310 @@
+//! The socket and the command line, as a client meets them.
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::{FakeDataplane, Instance, one_pool};
+
+const TWO: &[(&str, u8, u16)] = &[("one", 1, 100), ("two", 2, 50)];
+
+/// A daemon that is killed when the test ends.
+struct Daemon {
+    child: Child,
+    instance: Instance,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(instance: &Instance) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_weir-ctlplane"))
+        .args(["--instance", "test", "--log", "warn", "--config"])
+        .arg(&instance.options.config)
+        .arg("--state-dir")
+        .arg(&instance.options.state_dir)
+        .arg("--run-dir")
+        .arg(instance.run_dir())
+        .arg("--shm-dir")
+        .arg(instance.shm())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+impl Daemon {
+    fn start(config: &str) -> Self {
+        let instance = Instance::new(config);
+        let daemon = Self { child: spawn(&instance), instance };
+        daemon.wait();
+        daemon
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.instance.run_dir().join("test.sock")
+    }
+
+    fn wait(&self) {
+        let start = Instant::now();
+        while UnixStream::connect(self.socket()).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "no daemon");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sends bytes as they are; gives status and body.
+    fn raw(&self, request: &[u8]) -> (u16, String) {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        let _ = stream.write_all(request);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        (status, answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned())
+    }
+
+    fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let (status, body) = self.raw(format!("{head}{body}").as_bytes());
+        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
+    }
+
+    fn weir(&self, arguments: &[&str]) -> Output {
+        weir(&self.instance, arguments)
+    }
+}
+
+fn weir(instance: &Instance, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["--instance", "test", "--run-dir"])
+        .arg(instance.run_dir())
+        .arg("--shm-dir")
+        .arg(instance.shm())
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn bad_requests_are_answered_with_what_is_wrong() {
+    let daemon = Daemon::start(&one_pool(TWO));
+    for (method, path, body, status, says) in [
+        ("GET", "/", "", 404, "speaks /v1/"),
+        ("GET", "/v2/status", "", 404, "/v2/status"),
+        ("DELETE", "/v1/status", "", 405, "DELETE is not allowed"),
+        ("GET", "/v1/apply", "", 405, "not allowed"),
+        ("POST", "/v1/apply?dry_run=maybe", "", 400, "dry_run=maybe"),
+        ("POST", "/v1/apply?name=%zz", "", 400, "name=%zz"),
+        ("POST", "/v1/apply", "[[port]", 422, "error"),
+        ("POST", "/v1/apply", "\u{0}", 422, "error"),
+        ("POST", "/v1/backends/app/one", "", 400, "the body is not understood"),
+        ("POST", "/v1/backends/app/one", "{}", 400, "changes nothing"),
+        ("POST", "/v1/backends/app/one", "[1]", 400, "not understood"),
+        ("POST", "/v1/backends/app/one", r#"{"weight":65536}"#, 400, "65536"),
+        ("POST", "/v1/backends/app/one", r#"{"weight":-1}"#, 400, "-1"),
+        ("POST", "/v1/backends/app/one", r#"{"wieght":1}"#, 400, "wieght"),
+        ("POST", "/v1/backends/app/one", r#"{"state":"up"}"#, 400, "up"),
+        ("POST", "/v1/backends/app/%ff", r#"{"weight":1}"#, 400, "percent"),
+        ("POST", "/v1/backends/app/noe", r#"{"weight":1}"#, 404, "did you mean app/one?"),
+        ("POST", "/v1/backends/app", r#"{"weight":1}"#, 404, "there is no"),
+        ("POST", "/v1/backends/app/one/x", "{}", 404, "there is no"),
+    ] {
+        let (got, answer) = daemon.send(method, path, body);
+        assert_eq!(got, status, "{method} {path} {body}: {answer}");
+        let error = answer["error"].as_str().unwrap();
+        assert!(error.contains(says), "{method} {path} {body}: {error}");
+        assert_eq!(answer["schema"], 1);
+    }
+    let (status, answer) = daemon.send("POST", "/v1/apply?name=my.toml", "[[port]]\nnmae = 1\n");
+    assert_eq!(status, 422);
+    let finding = &answer["diagnostics"][0];
+    assert_eq!((finding["file"].as_str(), finding["line"].as_u64()), (Some("my.toml"), Some(1)));
+    // not HTTP, not UTF-8, too large: answered or hung up on, never the end of the daemon
+    daemon.raw(b"\x00\xff\xfe\r\n\r\n");
+    daemon
+        .raw(b"POST /v1/apply HTTP/1.1\r\nHost: w\r\nConnection: close\r\nContent-Length: 2\r\n\r\n\xff\xfe");
+    let (status, _) = daemon.raw(
+        b"POST /v1/apply HTTP/1.1\r\nHost: w\r\nConnection: close\r\nContent-Length: 99999999999\r\n\r\n",
+    );
+    assert_eq!(status, 413);
+    let huge = format!("GET /v1/status HTTP/1.1\r\nHost: w\r\nX: {}\r\n\r\n", "x".repeat(200_000));
+    daemon.raw(huge.as_bytes());
+    let (status, answer) = daemon.send("GET", "/v1/status", "");
+    assert_eq!((status, answer["generation"].as_u64()), (200, Some(1)), "nothing was changed");
+}
+
+#[test]
+fn changes_are_told_by_what_became_of_them() {
+    let daemon = Daemon::start(&one_pool(TWO));
+    let change = |weight: u16| {
+        let (status, answer) =
+            daemon.send("POST", "/v1/backends/app/two", &format!("{{\"weight\":{weight}}}"));
+        assert_eq!(status, 200, "{answer}");
+        answer["outcome"]["state"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(change(1), "no_dataplane");
+    assert_eq!(change(1), "unchanged");
+    let mut dataplane = FakeDataplane::start(&daemon.instance.segments(), 2);
+    dataplane.ack(2);
+    let acking = std::thread::spawn(move || {
+        let start = Instant::now();
+        while dataplane.published() < 3 && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        dataplane.ack(3);
+        while dataplane.published() < 4 && start.elapsed() < Duration::from_secs(20) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        dataplane.refuse(4, "needs a restart of weir-dataplane: workers");
+        dataplane
+    });
+    assert_eq!(change(2), "acked");
+    assert_eq!(change(3), "refused");
+    let dataplane = acking.join().unwrap();
+    // nobody answers: the client is told after five seconds
+    let start = Instant::now();
+    drop(dataplane);
+    let _silent = FakeDataplane::start(&daemon.instance.segments(), 2);
+    assert_eq!(change(4), "pending");
+    assert!(start.elapsed() >= Duration::from_secs(5));
+}
+
+#[test]
+fn the_command_line_steers_a_daemon() {
+    let daemon = Daemon::start(&one_pool(TWO));
+    let ok = |arguments: &[&str]| {
+        let output = daemon.weir(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let fails = |arguments: &[&str], code: i32| {
+        let output = daemon.weir(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    assert!(ok(&["backend", "weight", "two", "70"]).contains("generation 2"));
+    assert!(ok(&["backend", "drain", "app/one"]).contains("generation 3"));
+    assert!(fails(&["backend", "drain", "two"], 1).contains("--force"));
+    assert!(fails(&["backend", "weight", "app/tow", "1"], 1).contains("did you mean app/two?"));
+    assert!(fails(&["backend", "weight", "tow", "1"], 1).contains("weir backend list"));
+    fails(&["backend", "weight", "two", "70000"], 2);
+    fails(&["frobnicate"], 2);
+    let list = ok(&["backend", "list"]);
+    assert!(list.contains("app/one") && list.contains("drain") && !list.contains('\u{1b}'), "{list}");
+    ok(&["backend", "ready", "one"]);
+
+    let config = daemon.instance.options.config.display().to_string();
+    assert!(ok(&["check", &config]).contains("is good"));
+    assert!(ok(&["apply", &config, "--dry-run"]).contains("nothing was changed"));
+    assert!(ok(&["apply", &config]).contains("nothing to change"));
+    let bad = daemon.instance.directory.path().join("bad.toml");
+    std::fs::write(&bad, "[[port]]\nnmae = \"x\"\n").unwrap();
+    let bad = bad.display().to_string();
+    let checked = daemon.weir(&["check", &bad]);
+    assert_eq!(checked.status.code(), Some(1));
+    assert!(text(&checked.stdout).contains("bad.toml:2:1"));
+    let json: Value = serde_json::from_slice(&daemon.weir(&["check", "--json", &bad]).stdout).unwrap();
+    assert_eq!((json["ok"].as_bool(), json["diagnostics"][0]["line"].as_u64()), (Some(false), Some(1)));
+    assert!(fails(&["apply", &bad], 1).contains("bad.toml:2:1"));
+    assert!(fails(&["check", "/nonexistent"], 2).contains("cannot read"));
+
+    let mut dataplane = FakeDataplane::start(&daemon.instance.segments(), 1);
+    dataplane.ack(4);
+    let status = daemon.weir(&["status", "--json"]);
+    assert_eq!(status.status.code(), Some(0), "{}", text(&status.stdout));
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!((status["generation"].as_u64(), status["drift"].as_bool()), (Some(4), Some(true)));
+    assert_eq!(status["pools"][0]["backends"][1]["weight"], 70);
+    assert_eq!(status["ctlplane"]["pid"].as_u64(), Some(u64::from(daemon.child.id())));
+    let drained = daemon.weir(&["backend", "drain", "one", "--wait", "--timeout", "1s"]);
+    assert!(text(&drained.stdout).contains("generation 5"), "{}", text(&drained.stdout));
+}
+
+#[test]
+fn draining_waits_for_the_last_flow() {
+    let daemon = Daemon::start(&one_pool(TWO));
+    let mut dataplane = FakeDataplane::start(&daemon.instance.segments(), 1);
+    dataplane.ack(1);
+    dataplane.set_backend_flows(0, 3);
+    let acking = std::thread::spawn(move || {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(1_500) {
+            dataplane.ack(dataplane.published());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        dataplane.set_backend_flows(0, 0);
+        std::thread::sleep(Duration::from_secs(3));
+        drop(dataplane);
+    });
+    let late = daemon.weir(&["backend", "drain", "one", "--wait", "--timeout", "300ms"]);
+    assert_eq!(late.status.code(), Some(1));
+    assert!(text(&late.stderr).contains("3 active flows after 300ms"), "{}", text(&late.stderr));
+    let drained = daemon.weir(&["backend", "drain", "one", "--wait"]);
+    assert!(drained.status.success(), "{}", text(&drained.stderr));
+    assert!(text(&drained.stdout).contains("app/one has no active flows"));
+    acking.join().unwrap();
+}
+
+#[test]
+fn a_killed_daemon_comes_back_and_status_works_meanwhile() {
+    let mut daemon = Daemon::start(&one_pool(TWO));
+    daemon.weir(&["backend", "weight", "two", "70"]);
+    let mut dataplane = FakeDataplane::start(&daemon.instance.segments(), 1);
+    dataplane.ack(2);
+    daemon.child.kill().unwrap();
+    daemon.child.wait().unwrap();
+    assert!(daemon.socket().exists(), "a stale socket is left");
+    let down = daemon.weir(&["status", "--json"]);
+    assert_eq!(down.status.code(), Some(1));
+    let status: Value = serde_json::from_slice(&down.stdout).unwrap();
+    assert_eq!((status["ctlplane"]["state"].as_str(), status["drift"].clone()), (Some("down"), Value::Null));
+    assert_eq!(status["pools"][0]["backends"][1]["weight"], 70);
+    let refused = daemon.weir(&["backend", "list"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("start it"));
+    daemon.child = spawn(&daemon.instance);
+    daemon.wait();
+    let status = daemon.weir(&["status", "--json"]);
+    let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+    assert_eq!(status["generation"].as_u64(), Some(2), "the same generation");
+}
+
+#[test]
+fn one_daemon_per_instance() {
+    let daemon = Daemon::start(&one_pool(TWO));
+    let second = spawn(&daemon.instance).wait_with_output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second.stderr).contains("runs already"), "{}", text(&second.stderr));
+    let (status, _) = daemon.send("GET", "/v1/status", "");
+    assert_eq!(status, 200, "the first goes on");
+}
+
+#[test]
+fn completions_and_manual_are_there() {
+    let instance = Instance::new("");
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(text(&weir(&instance, &["completion", shell]).stdout).contains("weir"));
+    }
+    assert!(text(&weir(&instance, &["man"]).stdout).contains(".TH"));
+    let status = weir(&instance, &["status"]);
+    assert_eq!(status.status.code(), Some(2));
+    assert!(text(&status.stdout).contains("unreachable"));
+}

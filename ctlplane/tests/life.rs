@@ -1,0 +1,401 @@
+//! The life of an instance: starts, changes, kills, lost files; with a dataplane that only acks.
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "tests")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::{FakeDataplane, HEAD, Instance, one_pool, pool};
+use weir_abi::record::{AdminState, NO_POSITION};
+use weir_abi::table_name;
+use weir_ctlplane::engine::{BackendChange, Engine, EngineError};
+use weir_ctlplane::state::Admin;
+use weir_ctlplane::status::{Health, Status};
+
+const TWO: &[(&str, u8, u16)] = &[("one", 1, 100), ("two", 2, 50)];
+
+fn weight(engine: &mut Engine, backend: &str, weight: u16) {
+    engine.set_backend("app", backend, &[BackendChange::Weight(weight)], false).unwrap();
+}
+
+/// Lets more than the quiet time pass, acking what is published.
+fn let_time_pass(engine: &mut Engine, dataplane: &mut FakeDataplane, from: Instant) -> Instant {
+    let mut now = from;
+    for _ in 0..20 {
+        now += Duration::from_millis(500);
+        engine.tick(now).unwrap();
+        dataplane.ack(dataplane.published());
+    }
+    now
+}
+
+#[test]
+fn a_restart_comes_back_to_the_same_generation() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    assert_eq!(engine.generation(), 1);
+    weight(&mut engine, "two", 70);
+    let before = instance.read(2).root;
+    drop(engine);
+    let engine = instance.start();
+    assert_eq!(engine.generation(), 2);
+    assert_eq!(engine.snapshots().published(), 2);
+    assert_eq!(instance.read(2).root, before, "the root was not written again");
+    assert_eq!(instance.read(2).pool("app").backends[1].weight, 70);
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    let instance = Instance::new(&one_pool(TWO));
+    let _engine = instance.start();
+    let error = instance.try_start().unwrap_err().to_string();
+    assert!(error.contains("runs already"), "{error}");
+}
+
+#[test]
+fn the_applied_configuration_outlives_an_edited_file_and_drift_is_told() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    assert!(engine.drift().is_empty());
+    weight(&mut engine, "two", 70);
+    assert_eq!(engine.drift(), ["app/two was set to weight 70 at run time"]);
+    instance.write_config(&one_pool(&[("one", 1, 1)]));
+    drop(engine);
+    let engine = instance.start();
+    assert_eq!(instance.read(engine.generation()).pool("app").backends.len(), 2);
+    let drift = engine.drift();
+    assert!(drift[0].contains("differs from the applied configuration"), "{drift:?}");
+}
+
+#[test]
+fn wiped_shared_memory_is_filled_again_with_a_later_generation() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    weight(&mut engine, "two", 70);
+    std::fs::remove_dir_all(instance.shm().join("weir-test")).unwrap();
+    engine.tick(Instant::now()).unwrap();
+    assert_eq!(engine.generation(), 3);
+    drop(engine);
+    std::fs::remove_dir_all(instance.shm().join("weir-test")).unwrap();
+    let engine = instance.start();
+    assert_eq!(engine.generation(), 4);
+    assert_eq!(instance.read(4).pool("app").backends[1].weight, 70);
+}
+
+#[test]
+fn a_damaged_table_is_written_again() {
+    let instance = Instance::new(&one_pool(TWO));
+    drop(instance.start());
+    let tables = instance.read(1);
+    let path = instance.shm().join("weir-test").join(table_name(tables.root.tables[2].id));
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    let engine = instance.start();
+    assert_eq!(engine.generation(), 2);
+    instance.read(2);
+}
+
+#[test]
+fn lost_state_takes_the_indices_over_from_shared_memory() {
+    let instance = Instance::new(&one_pool(&[("zero", 9, 1), ("one", 1, 100), ("two", 2, 50)]));
+    let mut engine = instance.start();
+    engine.apply(&one_pool(&[("two", 2, 50)]), "f").unwrap();
+    let removed = instance.read(2);
+    drop(engine);
+    std::fs::remove_dir_all(&instance.options.state_dir).unwrap();
+    instance.write_config(&one_pool(&[("new", 3, 1), ("two", 2, 50)]));
+    let engine = instance.start();
+    let tables = instance.read(engine.generation());
+    let index = |tables: &support::Tables, name: &str| {
+        tables.pool("app").backends.iter().find(|b| b.name.as_str() == name).unwrap().index
+    };
+    assert_eq!(index(&tables, "two"), index(&removed, "two"));
+    assert_eq!(index(&tables, "new"), 3, "indices of removed ones are not given away");
+    assert_eq!(tables.listeners.listeners[0].index, removed.listeners.listeners[0].index);
+}
+
+#[test]
+fn corrupt_state_stops_the_daemon_with_the_file_named() {
+    let instance = Instance::new(&one_pool(TWO));
+    drop(instance.start());
+    let path = instance.options.state_dir.join("test/state.json");
+    std::fs::write(&path, "{").unwrap();
+    let error = instance.try_start().unwrap_err().to_string();
+    assert!(error.contains("state.json is corrupt") && error.contains("move it away"), "{error}");
+}
+
+#[test]
+fn a_bad_first_file_is_refused_with_its_findings() {
+    let instance = Instance::new("[[pool]]\nname = 3\n");
+    let Err(EngineError::Config { reports, .. }) = instance.try_start() else { panic!("it started") };
+    assert!(reports.iter().any(|report| report.message.contains("name is an integer")));
+    std::fs::remove_file(&instance.options.config).unwrap();
+    assert!(matches!(instance.try_start(), Err(EngineError::Read { .. })));
+}
+
+#[test]
+fn a_removed_backend_stays_until_its_flows_end_and_its_index_until_that_is_acked() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 2);
+    dataplane.ack(1);
+    dataplane.set_backend_flows(0, 5);
+    engine.apply(&one_pool(&[("two", 2, 50)]), "f").unwrap();
+    dataplane.ack(2);
+    let tables = instance.read(2);
+    let backends = &tables.pool("app").backends;
+    assert_eq!((backends[0].index, backends[1].index), (1, 0));
+    assert_eq!((backends[1].admin, backends[1].weight), (AdminState::Removed as u8, 0));
+    assert!(tables.pool("app").slots.iter().all(|slot| *slot == 0));
+
+    let now = let_time_pass(&mut engine, &mut dataplane, Instant::now());
+    assert_eq!(engine.generation(), 2, "it has flows");
+    engine.apply(&one_pool(&[("two", 2, 50), ("three", 3, 1)]), "f").unwrap();
+    dataplane.ack(3);
+    assert_eq!(instance.read(3).pool("app").backends[1].index, 2, "0 may be held by flows");
+
+    dataplane.set_backend_flows(0, 0);
+    engine.tick(now + Duration::from_millis(500)).unwrap();
+    engine.tick(now + Duration::from_millis(1_500)).unwrap();
+    assert_eq!(engine.generation(), 3, "it was quiet for one second only");
+    engine.tick(now + Duration::from_millis(3_000)).unwrap();
+    assert_eq!(engine.generation(), 4);
+    assert_eq!(instance.read(4).pool("app").backends.len(), 2);
+    engine.apply(&one_pool(&[("two", 2, 50), ("three", 3, 1), ("four", 4, 1)]), "f").unwrap();
+    assert_eq!(instance.read(5).pool("app").backends[2].index, 3, "no worker acked generation 4 yet");
+
+    dataplane.ack(5);
+    engine.tick(now + Duration::from_millis(3_500)).unwrap();
+    engine.apply(&one_pool(&[("two", 2, 50), ("three", 3, 1), ("four", 4, 1), ("five", 5, 1)]), "f").unwrap();
+    let generation = engine.generation();
+    assert_eq!(instance.read(generation).pool("app").backends[3].index, 0, "now it is free");
+}
+
+#[test]
+fn a_backend_that_comes_back_has_its_index_again() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 1);
+    dataplane.ack(1);
+    let first = instance.read(1).root.tables;
+    engine.apply(&one_pool(&[("one", 1, 100)]), "f").unwrap();
+    dataplane.ack(2);
+    engine.tick(Instant::now()).unwrap();
+    engine.apply(&one_pool(TWO), "f").unwrap();
+    assert_eq!(instance.read(3).root.tables, first);
+    let now = let_time_pass(&mut engine, &mut dataplane, Instant::now());
+    assert_eq!(engine.generation(), 3, "nothing was let go");
+    // and removed again it has its two seconds again
+    engine.apply(&one_pool(&[("one", 1, 100)]), "f").unwrap();
+    dataplane.ack(4);
+    engine.tick(now + Duration::from_millis(500)).unwrap();
+    assert_eq!(engine.generation(), 4);
+}
+
+#[test]
+fn without_a_dataplane_nothing_is_let_go() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    engine.apply(&one_pool(&[("two", 2, 50)]), "f").unwrap();
+    let mut now = Instant::now();
+    for _ in 0..20 {
+        now += Duration::from_secs(1);
+        engine.tick(now).unwrap();
+    }
+    assert_eq!(engine.generation(), 2);
+    assert_eq!(instance.read(2).pool("app").backends.len(), 2);
+}
+
+#[test]
+fn a_removed_pool_lives_on_for_its_flows() {
+    let with_two = format!("{}{}", one_pool(TWO), pool("other", &[("far", 7, 1)]));
+    let instance = Instance::new(&with_two);
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 1);
+    dataplane.ack(1);
+    dataplane.set_backend_flows(2, 1);
+    engine.apply(&one_pool(TWO), "f").unwrap();
+    dataplane.ack(2);
+    let tables = instance.read(2);
+    let left = tables.pool("other");
+    assert_eq!((left.backends[0].index, left.backends[0].admin), (2, AdminState::Removed as u8));
+    assert_eq!(left.slots, [NO_POSITION]);
+    dataplane.set_backend_flows(2, 0);
+    let_time_pass(&mut engine, &mut dataplane, Instant::now());
+    assert_eq!(instance.read(engine.generation()).pools.len(), 1);
+    assert_eq!(engine.state().indices.pools.len(), 1);
+}
+
+#[test]
+fn a_listeners_index_is_not_given_away_while_flows_hold_it() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 1);
+    dataplane.ack(1);
+    dataplane.set(0, "listener", 0, 1, 3);
+    engine.apply(&one_pool(TWO).replace("\"nat\"", "\"fullnat\""), "f").unwrap();
+    dataplane.ack(2);
+    assert_eq!(instance.read(2).listeners.listeners[0].index, 1, "another mode is another listener");
+    let now = let_time_pass(&mut engine, &mut dataplane, Instant::now());
+    assert_eq!(engine.state().indices.listeners.len(), 2);
+    dataplane.set(0, "listener", 0, 1, 0);
+    let_time_pass(&mut engine, &mut dataplane, now);
+    assert_eq!(engine.state().indices.listeners.len(), 1);
+    assert_eq!(engine.generation(), 2, "the tables did not change");
+}
+
+#[test]
+fn indices_run_out_with_a_clear_error_and_nothing_changes() {
+    let head = HEAD.replace("workers = 1", "workers = 1\nmax_backends = 2");
+    let instance = Instance::new(&format!("{head}{}", pool("app", TWO)));
+    let mut engine = instance.start();
+    let next = format!("{head}{}", pool("app", &[("one", 1, 1), ("three", 3, 1)]));
+    let error = engine.apply(&next, "f").unwrap_err().to_string();
+    assert!(error.contains("max_backends = 2") && error.contains("1 removed"), "{error}");
+    assert_eq!(engine.generation(), 1);
+    assert_eq!(engine.model().pools[0].backends[1].name, "two");
+}
+
+#[test]
+fn the_last_usable_backend_is_kept_unless_forced() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    engine.set_backend("app", "one", &[BackendChange::State(Admin::Drain)], false).unwrap();
+    for change in
+        [BackendChange::State(Admin::Drain), BackendChange::State(Admin::Maint), BackendChange::Weight(0)]
+    {
+        let refused = engine.set_backend("app", "two", &[change], false);
+        assert!(matches!(refused, Err(EngineError::LastUsable { .. })));
+    }
+    engine.set_backend("app", "two", &[BackendChange::State(Admin::Maint)], true).unwrap();
+    let tables = instance.read(engine.generation());
+    assert!(tables.pool("app").slots.iter().all(|slot| *slot == NO_POSITION));
+    let error = engine.set_backend("app", "tow", &[BackendChange::Weight(1)], false).unwrap_err();
+    assert_eq!(error.to_string(), "there is no backend app/tow; did you mean app/two?");
+}
+
+#[test]
+fn overrides_outlive_an_apply_unless_the_file_says_something_new() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    weight(&mut engine, "one", 7);
+    weight(&mut engine, "two", 8);
+    // another backend, and a new weight for two: the file is newer about two only
+    engine.apply(&one_pool(&[("one", 1, 100), ("two", 2, 60), ("three", 3, 1)]), "f").unwrap();
+    let weights: Vec<u32> = {
+        let tables = instance.read(engine.generation());
+        tables.pool("app").backends.iter().map(|b| b.weight).collect()
+    };
+    assert_eq!(weights, [7, 60, 1]);
+    weight(&mut engine, "one", 100);
+    assert!(engine.state().overrides.is_empty(), "the file's own value is no override");
+}
+
+#[test]
+fn static_changes_are_named_while_a_dataplane_runs() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let changed = one_pool(TWO).replace("workers = 1", "workers = 2").replace("null:", "af_xdp:eth1");
+    assert!(engine.dry_run(&changed, "f").unwrap().needs_restart.is_empty(), "nobody runs");
+    let _dataplane = FakeDataplane::start(&instance.segments(), 1);
+    let change = engine.dry_run(&changed, "f").unwrap();
+    assert_eq!(change.needs_restart.len(), 2, "{:?}", change.needs_restart);
+    assert_eq!(engine.generation(), 1);
+    let change = engine.apply(&changed, "f").unwrap();
+    assert_eq!((change.generation, change.needs_restart.len()), (2, 2));
+}
+
+#[test]
+fn an_apply_of_the_same_publishes_nothing() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let change = engine.apply(&format!("# a comment\n{}", one_pool(TWO)), "f").unwrap();
+    assert!(change.published.is_none());
+    assert_eq!(engine.generation(), 1);
+    drop(engine);
+    assert!(instance.start().state().config.starts_with("# a comment"));
+}
+
+#[test]
+fn retired_files_go_and_those_in_use_stay() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 1);
+    dataplane.ack(1);
+    for value in 1..=10 {
+        weight(&mut engine, "two", value);
+    }
+    instance.read(1);
+    instance.read(11);
+    dataplane.ack(11);
+    engine.tick(Instant::now()).unwrap();
+    let names = instance.segments().list().unwrap();
+    let roots: Vec<_> = names.iter().filter(|name| name.starts_with("root-")).collect();
+    assert_eq!(roots, ["root-10", "root-11"]);
+    assert_eq!(names.iter().filter(|name| name.starts_with("table-")).count(), 4);
+    instance.read(10);
+}
+
+#[test]
+fn one_weight_among_500_pools_costs_one_table() {
+    let mut text = HEAD.to_owned();
+    for number in 0..500 {
+        let name = if number == 0 { "app".to_owned() } else { format!("pool-{number}") };
+        text.push_str(&format!("[[pool]]\nname = \"{name}\"\nslots = 1009\n"));
+        for backend in 0..100 {
+            let (high, low) = (number / 200 + 1, number % 200 + 1);
+            text.push_str(&format!(
+                "[[pool.backend]]\nname = \"b{backend}\"\naddress = \"198.18.{}.{low}:{}\"\n",
+                high,
+                1000 + backend
+            ));
+        }
+    }
+    let instance = Instance::new(&text);
+    let mut engine = instance.start();
+    assert_eq!(engine.slot_tables_built(), 500);
+    let before: Vec<_> = instance.read(1).root.tables;
+    let change = engine.set_backend("app", "b7", &[BackendChange::Weight(3)], false).unwrap();
+    let published = change.published.unwrap();
+    assert_eq!((published.tables_written, published.tables), (1, 502));
+    assert_eq!(engine.slot_tables_built(), 501);
+    let after = instance.read(2).root.tables;
+    assert_eq!(before.iter().zip(&after).filter(|(left, right)| left != right).count(), 1);
+}
+
+#[test]
+fn status_reads_shared_memory_alone() {
+    let instance = Instance::new(&one_pool(TWO));
+    let nothing = Status::read(instance.shm(), "test");
+    assert_eq!(nothing.health(), Health::Unreachable);
+    let engine = instance.start();
+    assert_eq!(Status::read(instance.shm(), "test").health(), Health::Degraded);
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 2);
+    dataplane.ack(1);
+    dataplane.set(0, "worker", 0, 0, 10);
+    dataplane.set(0, "worker", 0, 1, 7);
+    dataplane.set(1, "worker", 0, 1, 1);
+    dataplane.set(0, "port", 0, 0, 4);
+    dataplane.set(1, "port", 0, 0, 5);
+    dataplane.set(1, "drop", 0, 1, 9);
+    dataplane.set_backend_flows(1, 6);
+    let status = Status::read(instance.shm(), "test");
+    assert_eq!(status.health(), Health::Good, "{:?}", status.complaints());
+    assert_eq!((status.generation, status.acked.clone()), (1, vec![1, 1]));
+    assert_eq!((status.workers[0].balance, status.workers[1].balance), (3, -1));
+    assert_eq!((status.ports[0].counters["rx_packets"], status.drops["martian"]), (9, 9));
+    let backend = &status.pools[0].backends[1];
+    assert_eq!((backend.address.as_str(), backend.counters["flows_active"]), ("198.18.1.2:8080", 6));
+    assert!((backend.slot_share - 1.0 / 3.0).abs() < 0.01);
+    assert_eq!(status.listeners[0].pool, "app");
+    drop(engine);
+    let status = Status::read(instance.shm(), "test");
+    assert_eq!((status.health(), status.ctlplane.state.as_str()), (Health::Degraded, "down"));
+    dataplane.refuse(2, "needs a restart");
+    drop(dataplane);
+    let status = Status::read(instance.shm(), "test");
+    assert_eq!(status.dataplane.refusal.as_deref(), Some("needs a restart"));
+    assert_eq!(status.health(), Health::Unreachable);
+}

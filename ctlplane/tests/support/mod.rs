@@ -1,0 +1,190 @@
+//! An instance in a temporary directory, and a dataplane that only acks and counts.
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test binary uses its part")]
+
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+
+use hugepages::generation::{Adopter, RunState, WorkerAck};
+use hugepages::segment::{Access, AtomicWords, SegmentDir};
+use tempfile::TempDir;
+use weir_abi::columns::{BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, WorkerColumn};
+use weir_abi::counters::{GroupSpec, Layout};
+use weir_abi::image::{MAX_ROOT_BYTES, MAX_TABLE_BYTES};
+use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, root_name, table_name};
+use weir_ctlplane::engine::{Engine, EngineError, Options};
+use weir_ctlplane::machine::Machine;
+
+pub struct Instance {
+    pub directory: TempDir,
+    pub options: Options,
+}
+
+impl Instance {
+    pub fn new(config: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weir.toml");
+        std::fs::write(&path, config).unwrap();
+        let shm_dir = directory.path().join("shm");
+        std::fs::create_dir(&shm_dir).unwrap();
+        let options = Options {
+            instance: "test".to_owned(),
+            config: path,
+            state_dir: directory.path().join("state"),
+            shm_dir,
+            machine: machine(),
+        };
+        Self { directory, options }
+    }
+
+    pub fn start(&self) -> Engine {
+        self.try_start().unwrap()
+    }
+
+    pub fn try_start(&self) -> Result<Engine, EngineError> {
+        Engine::start(self.options.clone())
+    }
+
+    pub fn segments(&self) -> SegmentDir {
+        SegmentDir::open(self.options.shm_dir.join("weir-test")).unwrap()
+    }
+
+    pub fn write_config(&self, text: &str) {
+        std::fs::write(&self.options.config, text).unwrap();
+    }
+
+    pub fn read(&self, generation: u64) -> Tables {
+        Tables::read(&self.segments(), generation)
+    }
+
+    pub fn run_dir(&self) -> std::path::PathBuf {
+        self.directory.path().join("run")
+    }
+
+    pub fn shm(&self) -> &Path {
+        &self.options.shm_dir
+    }
+}
+
+pub fn machine() -> Machine {
+    Machine { cpus: vec![0, 1, 2, 3] }
+}
+
+/// A generation, parsed as the dataplane does.
+#[derive(Debug)]
+pub struct Tables {
+    pub root: Root,
+    pub node: NodeTable,
+    pub listeners: ListenersTable,
+    pub pools: Vec<PoolTable>,
+}
+
+impl Tables {
+    pub fn read(directory: &SegmentDir, generation: u64) -> Self {
+        let bytes = directory.read(&root_name(generation), MAX_ROOT_BYTES).unwrap();
+        let root = Root::parse(generation, &bytes).unwrap();
+        let read = |at: usize| directory.read(&table_name(root.tables[at].id), MAX_TABLE_BYTES).unwrap();
+        let node = NodeTable::parse(&root.tables[0], &read(0)).unwrap();
+        let listeners = ListenersTable::parse(&root.tables[1], &read(1)).unwrap();
+        let pools =
+            (2..root.tables.len()).map(|at| PoolTable::parse(&root.tables[at], &read(at)).unwrap()).collect();
+        Self { root, node, listeners, pools }
+    }
+
+    pub fn pool(&self, name: &str) -> &PoolTable {
+        self.pools.iter().find(|pool| pool.pool.name.as_str() == name).unwrap()
+    }
+}
+
+/// Acks and counts, and carries no packet.
+pub struct FakeDataplane {
+    adopter: Adopter,
+    workers: Vec<WorkerAck>,
+    layout: Layout,
+    words: AtomicWords,
+}
+
+impl FakeDataplane {
+    pub fn start(directory: &SegmentDir, workers: usize) -> Self {
+        let group =
+            |name, rows, columns: &[&'static str]| GroupSpec { name, rows, columns: columns.to_vec() };
+        let groups = vec![
+            group(WorkerColumn::GROUP, 1, WorkerColumn::COLUMNS),
+            group(PortColumn::GROUP, 2, PortColumn::COLUMNS),
+            group(ListenerColumn::GROUP, 64, ListenerColumn::COLUMNS),
+            group(BackendColumn::GROUP, 64, BackendColumn::COLUMNS),
+            group(DROP_GROUP, 1, &["no_backend", "martian"]),
+        ];
+        let layout = Layout::new(workers + 1, groups);
+        if directory.exists("counters") {
+            directory.remove("counters").unwrap();
+        }
+        let words = directory.map_atomics("counters", layout.words(), Access::Create).unwrap();
+        layout.describe(&words, 1);
+        let mut adopter = Adopter::open(directory).unwrap();
+        adopter.set_workers(workers);
+        adopter.set_state(RunState::Running);
+        let workers = (0..workers).map(|index| adopter.worker(index).unwrap()).collect();
+        Self { adopter, workers, layout, words }
+    }
+
+    pub fn ack(&mut self, generation: u64) {
+        self.adopter.adopted(generation);
+        for worker in &mut self.workers {
+            worker.ack(generation);
+            worker.beat(hugepages::generation::monotonic_ns());
+        }
+    }
+
+    pub fn published(&self) -> u64 {
+        self.adopter.published()
+    }
+
+    pub fn refuse(&mut self, generation: u64, text: &str) {
+        self.adopter.refuse(generation, 7, text);
+    }
+
+    pub fn set(&self, area: usize, group: &str, row: u32, column: usize, value: u64) {
+        let words: &[AtomicU64] = &self.words;
+        self.layout.writer(words, area, group).unwrap().set(row as usize, column, value);
+    }
+
+    pub fn set_backend_flows(&self, index: u32, flows: u64) {
+        self.set(0, BackendColumn::GROUP, index, BackendColumn::FlowsActive as usize, flows);
+    }
+}
+
+/// A port that reaches everything in 198.18.0.0/16 and 2001:db8::/32.
+pub const HEAD: &str = r#"
+[dataplane]
+workers = 1
+idle = "adaptive"
+[[port]]
+name = "wan"
+device = "null:"
+addresses = ["198.18.0.254/16", "2001:db8::fe/32"]
+[[vip]]
+name = "web"
+address = "198.19.0.1"
+[[listener]]
+name = "web-http"
+vip = "web"
+port = 80
+protocol = "tcp"
+mode = "nat"
+pool = "app"
+"#;
+
+/// `HEAD` and one pool of those backends.
+pub fn one_pool(backends: &[(&str, u8, u16)]) -> String {
+    format!("{HEAD}{}", pool("app", backends))
+}
+
+pub fn pool(name: &str, backends: &[(&str, u8, u16)]) -> String {
+    let mut text = format!("[[pool]]\nname = \"{name}\"\nslots = 251\n");
+    for (backend, host, weight) in backends {
+        text.push_str(&format!(
+            "[[pool.backend]]\nname = \"{backend}\"\naddress = \"198.18.1.{host}:8080\"\nweight = {weight}\n"
+        ));
+    }
+    text
+}
