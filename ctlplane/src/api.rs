@@ -2,7 +2,7 @@
 //!
 //! | request | body | answer |
 //! |---|---|---|
-//! | `GET /v1/status` | | [`Status`] |
+//! | `GET /v1/status` | | [`crate::status::Status`] |
 //! | `POST /v1/check?name=FILE` | text of a file | [`Applied`] without effect |
 //! | `POST /v1/apply?name=FILE` | text of a file | [`Applied`] |
 //! | `POST /v1/apply?name=FILE&dry_run=true` | text of a file | [`Applied`] without effect |
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostic::Report;
 use crate::state::Admin;
-use crate::status::{Pool, Status};
+use crate::status::Pool;
 
 /// Version of every answer.
 pub const SCHEMA: u32 = 1;
@@ -94,6 +94,8 @@ pub struct Backends {
     pub schema: u32,
     /// Pools with their backends.
     pub pools: Vec<Pool>,
+    /// What could not be read, and why.
+    pub missing: Vec<String>,
 }
 
 /// Answer to a request that failed.
@@ -107,9 +109,6 @@ pub struct Failure {
     #[serde(default)]
     pub diagnostics: Vec<Report>,
 }
-
-/// Answer to `GET /v1/status`.
-pub type StatusAnswer = Status;
 
 /// Percent-decodes a path segment or query value; `None` where it is malformed.
 pub fn percent_decode(text: &str) -> Option<String> {

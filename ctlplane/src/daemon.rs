@@ -200,10 +200,11 @@ async fn route(engine: &Mutex<Engine>, request: Request<Incoming>) -> Result<Ans
     let segments: Vec<&str> = parts.uri.path().trim_start_matches('/').split('/').collect();
     let query = Query::parse(parts.uri.query().unwrap_or(""))?;
     match (&parts.method, segments.as_slice()) {
-        (&Method::GET, ["v1", "status"]) => Ok(json(StatusCode::OK, &status(&*engine.lock().await))),
+        (&Method::GET, ["v1", "status"]) => Ok(json(StatusCode::OK, &status(engine).await?)),
         (&Method::GET, ["v1", "backends"]) => {
-            let pools = status(&*engine.lock().await).pools;
-            Ok(json(StatusCode::OK, &Backends { schema: SCHEMA, pools }))
+            let status = status(engine).await?;
+            let backends = Backends { schema: SCHEMA, pools: status.pools, missing: status.missing };
+            Ok(json(StatusCode::OK, &backends))
         }
         (&Method::POST, ["v1", endpoint @ ("apply" | "check")]) => {
             let dry_run = query.dry_run || *endpoint == "check";
@@ -286,11 +287,19 @@ async fn read_body(body: Incoming) -> Result<Vec<u8>, Refused> {
     }
 }
 
-fn status(engine: &Engine) -> Status {
-    let mut status = Status::read(&engine.options().shm_dir, &engine.options().instance);
-    status.drift_details = engine.drift();
-    status.drift = Some(!status.drift_details.is_empty());
-    status
+/// Reads shared memory off this thread: with hundreds of pools that takes long enough to delay a change.
+async fn status(engine: &Mutex<Engine>) -> Result<Status, Refused> {
+    let (options, drift) = {
+        let engine = engine.lock().await;
+        (engine.options().clone(), engine.drift())
+    };
+    let read = tokio::task::spawn_blocking(move || Status::read(&options.shm_dir, &options.instance));
+    let mut status = read.await.map_err(|error| {
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("status could not be read: {error}"))
+    })?;
+    status.drift = Some(!drift.is_empty());
+    status.drift_details = drift;
+    Ok(status)
 }
 
 async fn apply(engine: &Mutex<Engine>, text: &str, name: &str, dry_run: bool) -> Result<Answer, Refused> {

@@ -88,6 +88,7 @@ fn list(client: &Client, json: bool) -> Result<Exit, ClientError> {
         print_json(&backends);
     } else {
         print(&screen::backends(&backends.pools));
+        backends.missing.iter().for_each(|missing| complain(missing));
     }
     Ok(Exit::Good)
 }

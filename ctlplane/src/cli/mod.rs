@@ -18,6 +18,7 @@ use crate::client::{Client, ClientError};
 use crate::diagnostic::{self, Report, Source};
 use crate::machine::Machine;
 use crate::status::{Health, Status};
+use crate::units::parse_cpu_list;
 use crate::{daemon, validate};
 
 pub use backend::BackendCommand;
@@ -48,6 +49,9 @@ pub enum Command {
     Check {
         /// The file; "-" reads standard input.
         file: PathBuf,
+        /// Check as for a machine with these CPUs ("0-31"); this machine's where it is left out.
+        #[arg(long, value_parser = parse_machine)]
+        cpus: Option<Machine>,
         /// Findings as JSON.
         #[arg(long)]
         json: bool,
@@ -169,7 +173,9 @@ pub(crate) fn failed(error: &ClientError) -> Exit {
 pub fn run(arguments: &Arguments) -> Exit {
     let client = Client::new(&daemon::socket_path(&arguments.run_dir, &arguments.instance));
     match &arguments.command {
-        Command::Check { file, json } => check(file, *json),
+        Command::Check { file, cpus, json } => {
+            check(file, &cpus.clone().unwrap_or_else(Machine::detect), *json)
+        }
         Command::Status { json } => status(arguments, &client, *json),
         Command::Apply { file, dry_run, json } => apply(&client, file, *dry_run, *json),
         Command::Backend { command } => backend::run(&client, command),
@@ -218,13 +224,17 @@ struct Checked<'a> {
     diagnostics: &'a [Report],
 }
 
-fn check(file: &Path, json: bool) -> Exit {
+fn parse_machine(text: &str) -> Result<Machine, String> {
+    parse_cpu_list(text).map(|cpus| Machine { cpus })
+}
+
+fn check(file: &Path, machine: &Machine, json: bool) -> Exit {
     let (text, name) = match read_file(file) {
         Ok(read) => read,
         Err(exit) => return exit,
     };
     let source = Source { name: &name, text: &text };
-    let (model, diagnostics) = validate::load(source, &Machine::detect());
+    let (model, diagnostics) = validate::load(source, machine);
     let reports = source.reports(&diagnostics);
     if json {
         print_json(&Checked { schema: 1, ok: model.is_some(), diagnostics: &reports });

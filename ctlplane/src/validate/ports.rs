@@ -57,6 +57,27 @@ impl Rules<'_> {
                     .help(format!("use at least {IPV6_MINIMUM_MTU} bytes (RFC 8200, section 5)")),
             );
         }
+        for own in &port.addresses {
+            let (address, length) = own.value;
+            let taken = match address {
+                IpAddr::V4(_) if length > 30 => None,
+                IpAddr::V4(_) if network(address, length) == address => Some("network"),
+                IpAddr::V4(v4) => {
+                    let last = u32::from(v4) | (u32::MAX >> length);
+                    (last == u32::from(v4)).then_some("broadcast")
+                }
+                IpAddr::V6(_) => None,
+            };
+            if let Some(taken) = taken {
+                self.push(
+                    Diagnostic::error(
+                        own.span,
+                        format!("{address} is the {taken} address of {address}/{length}"),
+                    )
+                    .help("use the address of a host in it"),
+                );
+            }
+        }
         let hops = port.gateways.iter().map(|g| (g.value, g.span, "gateway"));
         let vias = port.routes.iter().filter_map(|r| r.via.as_ref()).map(|g| (g.value, g.span, "next hop"));
         for (hop, span, role) in hops.chain(vias) {
