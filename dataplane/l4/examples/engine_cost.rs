@@ -28,6 +28,7 @@ use weir_l4::table::Lifetimes;
 use weir_l4::{
     Accounts, Backend, Engine, Listener, Mode, OnDown, Parts, Pool, Services, Tables, Verdict, bits_of,
 };
+use weir_net::parse::parse_into;
 use weir_net::{PacketBuf, ParseOptions, Parsed, checksum, parse};
 use zerocopy::FromZeros;
 
@@ -255,21 +256,36 @@ impl Frames {
     }
 }
 
-/// Runs all frames `rounds` times; returns nanoseconds per packet.
+/// Runs all frames `rounds` times; returns nanoseconds per packet of the best of eight stretches: the machine may be shared.
 fn run(frames: &Frames, rounds: usize, buffers: &mut [Buffer], mut each: impl FnMut(&mut [Buffer])) -> f64 {
-    let began = Instant::now();
-    for _ in 0..rounds {
-        let mut at = 0;
-        while at < frames.count {
-            let size = BURST.min(frames.count - at);
-            for (offset, buffer) in buffers[..size].iter_mut().enumerate() {
-                buffer.fill(frames.get(at + offset));
+    let mut best = f64::MAX;
+    let stretch = rounds.div_ceil(8);
+    let mut done = 0;
+    while done < rounds {
+        let stretch = stretch.min(rounds - done);
+        let began = Instant::now();
+        for _ in 0..stretch {
+            let mut at = 0;
+            while at < frames.count {
+                let size = BURST.min(frames.count - at);
+                for (offset, buffer) in buffers[..size].iter_mut().enumerate() {
+                    buffer.fill(frames.get(at + offset));
+                }
+                each(&mut buffers[..size]);
+                at += size;
             }
-            each(&mut buffers[..size]);
-            at += size;
         }
+        best = best.min(began.elapsed().as_nanos() as f64 / (stretch * frames.count) as f64);
+        done += stretch;
     }
-    began.elapsed().as_nanos() as f64 / (rounds * frames.count) as f64
+    best
+}
+
+/// What is known of the packets of a burst.
+#[derive(Default)]
+struct Scratch {
+    parsed: [Parsed; BURST],
+    lookups: [Lookup; BURST],
 }
 
 /// One burst as a worker handles it. Returns how many were delivered.
@@ -277,20 +293,19 @@ fn run(frames: &Frames, rounds: usize, buffers: &mut [Buffer], mut each: impl Fn
 fn burst(
     engine: &mut Engine<HeapMemory>,
     buffers: &mut [Buffer],
-    scratch: &mut Vec<(Parsed, Lookup)>,
+    scratch: &mut Scratch,
     counts: &mut Counts,
 ) -> usize {
-    scratch.clear();
-    for buffer in buffers.iter() {
-        let parsed = parse(buffer.data(), &ParseOptions::default()).unwrap();
-        let lookup = engine.prepare(buffer.data(), &parsed);
-        scratch.push((parsed, lookup));
+    let Scratch { parsed, lookups } = scratch;
+    for ((buffer, parsed), lookup) in buffers.iter().zip(parsed.iter_mut()).zip(lookups.iter_mut()) {
+        parse_into(buffer.data(), &ParseOptions::default(), parsed).unwrap();
+        *lookup = engine.prepare(buffer.data(), parsed);
     }
-    for (parsed, lookup) in scratch.iter_mut() {
+    for (parsed, lookup) in parsed.iter().zip(lookups.iter_mut()).take(buffers.len()) {
         engine.guess(parsed, lookup);
     }
     let mut delivered = 0;
-    for (buffer, (parsed, lookup)) in buffers.iter_mut().zip(scratch.iter()) {
+    for ((buffer, parsed), lookup) in buffers.iter_mut().zip(parsed.iter()).zip(lookups.iter()) {
         let verdict = engine.process(buffer, parsed, *lookup, 1, counts);
         delivered += usize::from(matches!(verdict, Verdict::ToBackend(_) | Verdict::ToClient(_)));
     }
@@ -315,7 +330,7 @@ fn measure(case: Case, flows: usize) {
     let rounds = PACKETS.div_ceil(flows);
     let empty = Buffer { bytes: [0; 2_176], start: 0, end: 0 };
     let mut buffers = vec![empty; BURST];
-    let mut scratch = Vec::with_capacity(BURST);
+    let mut scratch = Scratch::default();
     let mut counts = Counts::default();
     let requests = |flags| Frames::collect(order.iter().map(|&n| frame(case.client(n), case.vip(), flags)));
 
@@ -331,9 +346,10 @@ fn measure(case: Case, flows: usize) {
         black_box(&buffers);
     });
     let parsing = run(&acks, rounds, &mut buffers, |buffers| {
-        for buffer in buffers.iter() {
-            black_box(parse(black_box(buffer.data()), &ParseOptions::default()).is_ok());
+        for (buffer, parsed) in buffers.iter().zip(&mut scratch.parsed) {
+            parse_into(buffer.data(), &ParseOptions::default(), parsed).unwrap();
         }
+        black_box(&scratch.parsed);
     });
     delivered = 0;
     let total = run(&acks, rounds, &mut buffers, |buffers| {

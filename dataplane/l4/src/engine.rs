@@ -102,16 +102,16 @@ pub struct Tables<M: Memory> {
 /// L4 balancing of one worker.
 #[derive(Debug)]
 pub struct Engine<M: Memory> {
+    services: Arc<Services>,
     shared: Shared,
     v4: FlowTable<u32, M::V4, M::Index>,
     v6: FlowTable<u128, M::V6, M::Index>,
     fragments: Fragments,
 }
 
-/// What both families use.
+/// What both families use and change.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) services: Arc<Services>,
     pub(crate) snat: Snat,
     cursors: Vec<u32>,
     pub(crate) replies: RateLimit,
@@ -142,28 +142,27 @@ impl<M: Memory> Engine<M> {
         let fragments = Fragments::new(seed[0] ^ seed[1].rotate_left(17));
         let replies = RateLimit::new(services.icmp_rate);
         let key = key_of(&services);
-        let shared =
-            Shared { services, snat, cursors: Vec::new(), replies, key, identification: seed[0] as u16 };
-        (Self { shared, v4, v6, fragments }, recovery)
+        let shared = Shared { snat, cursors: Vec::new(), replies, key, identification: seed[0] as u16 };
+        (Self { services, shared, v4, v6, fragments }, recovery)
     }
 
     /// Runs a new generation from here on; returns the old one, to be dropped elsewhere.
     ///
     /// Flows whose listener or backend now means something else (an index was reused) are ended first.
     pub fn adopt(&mut self, services: Arc<Services>, accounts: &mut impl Accounts) -> Arc<Services> {
-        if self.shared.services.identities_differ(&services) {
-            purge(&self.shared.services, &services, &mut self.v4, accounts);
-            purge(&self.shared.services, &services, &mut self.v6, accounts);
+        if self.services.identities_differ(&services) {
+            purge(&self.services, &services, &mut self.v4, accounts);
+            purge(&self.services, &services, &mut self.v6, accounts);
         }
         self.shared.key = key_of(&services);
         self.shared.replies.set_rate(services.icmp_rate);
         self.shared.snat.adopt(&services);
-        std::mem::replace(&mut self.shared.services, services)
+        std::mem::replace(&mut self.services, services)
     }
 
     /// The generation in use.
     pub fn services(&self) -> &Arc<Services> {
-        &self.shared.services
+        &self.services
     }
 
     /// Source addresses by the numbers that the records use.
@@ -223,10 +222,22 @@ impl<M: Memory> Engine<M> {
         accounts: &mut impl Accounts,
     ) -> Verdict {
         match parsed.kind {
-            Kind::Ipv4 => Lane { shared: &mut self.shared, table: &mut self.v4, now, accounts }
-                .process(packet, parsed, lookup),
-            Kind::Ipv6 => Lane { shared: &mut self.shared, table: &mut self.v6, now, accounts }
-                .process(packet, parsed, lookup),
+            Kind::Ipv4 => Lane {
+                services: &self.services,
+                shared: &mut self.shared,
+                table: &mut self.v4,
+                now,
+                accounts,
+            }
+            .process(packet, parsed, lookup),
+            Kind::Ipv6 => Lane {
+                services: &self.services,
+                shared: &mut self.shared,
+                table: &mut self.v6,
+                now,
+                accounts,
+            }
+            .process(packet, parsed, lookup),
             Kind::Arp | Kind::Other => Verdict::Drop(DropReason::UnsupportedProtocol),
         }
     }
@@ -239,7 +250,7 @@ impl<M: Memory> Engine<M> {
             self.fragments.first(datagram, (parsed.src_port, parsed.dst_port), now);
             return true;
         }
-        match self.fragments.later(&datagram, now, self.shared.services.fragment_ticks) {
+        match self.fragments.later(&datagram, now, self.services.fragment_ticks) {
             Some((src_port, dst_port)) => {
                 parsed.src_port = src_port;
                 parsed.dst_port = dst_port;
@@ -252,8 +263,10 @@ impl<M: Memory> Engine<M> {
 
     /// Looks at the next `count` records of each family and ends those that have been silent for too long.
     pub fn sweep(&mut self, count: usize, now: u32, accounts: &mut impl Accounts) {
-        Lane { shared: &mut self.shared, table: &mut self.v4, now, accounts }.sweep(count);
-        Lane { shared: &mut self.shared, table: &mut self.v6, now, accounts }.sweep(count);
+        Lane { services: &self.services, shared: &mut self.shared, table: &mut self.v4, now, accounts }
+            .sweep(count);
+        Lane { services: &self.services, shared: &mut self.shared, table: &mut self.v6, now, accounts }
+            .sweep(count);
     }
 
     /// Turns a packet that is too long for its way into the ICMP error that says so, within the rate.
@@ -464,8 +477,13 @@ impl Shared {
     }
 
     /// The backend that a new flow of the listener gets.
-    fn select<A: Address>(&mut self, listener: &Listener, tuple: &Tuple<A>) -> Option<u32> {
-        let pool = self.services.pool(listener.pool)?;
+    fn select<A: Address>(
+        &mut self,
+        services: &Services,
+        listener: &Listener,
+        tuple: &Tuple<A>,
+    ) -> Option<u32> {
+        let pool = services.pool(listener.pool)?;
         let slot = match pool.algorithm {
             Algorithm::Maglev => weir_balance::slot(A::stable_hash(self.key, tuple), pool.slots.len()),
             Algorithm::SourceHash => {
@@ -486,8 +504,13 @@ impl Shared {
     }
 
     /// The backend of a packet that gets no flow: by hash whatever the algorithm, so that it is the same each time.
-    pub(crate) fn select_by_hash<A: Address>(&self, listener: &Listener, tuple: &Tuple<A>) -> Option<u32> {
-        let pool = self.services.pool(listener.pool)?;
+    pub(crate) fn select_by_hash<A: Address>(
+        &self,
+        services: &Services,
+        listener: &Listener,
+        tuple: &Tuple<A>,
+    ) -> Option<u32> {
+        let pool = services.pool(listener.pool)?;
         let hash = match pool.algorithm {
             Algorithm::SourceHash => A::source_hash(self.key, tuple.src),
             Algorithm::Maglev | Algorithm::RoundRobin => A::stable_hash(self.key, tuple),
@@ -498,6 +521,7 @@ impl Shared {
 
 /// One packet's way through one family's table.
 pub(crate) struct Lane<'a, A: Address, E, B, C> {
+    pub(crate) services: &'a Services,
     pub(crate) shared: &'a mut Shared,
     pub(crate) table: &'a mut FlowTable<A, E, B>,
     pub(crate) now: u32,
@@ -529,13 +553,24 @@ where
         }
         let tuple = tuple_of::<A>(packet.data(), parsed);
         if parsed.is_later_fragment() {
-            // its ports are known from its first, but there are none in it to rewrite
-            return self.process_tuple(packet, &Parsed { has_ports: false, ..*parsed }, &tuple, lookup);
+            return self.process_later_fragment(packet, parsed, &tuple, lookup);
         }
         self.process_tuple(packet, parsed, &tuple, lookup)
     }
 
-    #[inline]
+    /// Its ports are known from its first, but there are none in it to rewrite.
+    #[cold]
+    fn process_later_fragment<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        lookup: Lookup,
+    ) -> Verdict {
+        self.process_tuple(packet, &Parsed { has_ports: false, ..*parsed }, tuple, lookup)
+    }
+
+    #[inline(always)]
     fn process_tuple<P: PacketBuf>(
         &mut self,
         packet: &mut P,
@@ -552,7 +587,7 @@ where
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn matches(
         services: &Services,
         snat: &Snat,
@@ -587,9 +622,9 @@ where
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, tuple: &Tuple<A>, lookup: Lookup) -> Option<Candidate> {
-        let (services, snat) = (&*self.shared.services, &self.shared.snat);
+        let (services, snat) = (self.services, &self.shared.snat);
         if let Some(candidate) = Index::<B>::candidate(lookup.guess)
             && let Some(entry) = self.table.entry(candidate.slot)
             && Self::matches(services, snat, entry, candidate.direction, tuple)
@@ -600,6 +635,7 @@ where
             .find(lookup.hash, |entry, direction| Self::matches(services, snat, entry, direction, tuple))
     }
 
+    #[inline(always)]
     fn forward<P: PacketBuf>(
         &mut self,
         packet: &mut P,
@@ -608,28 +644,25 @@ where
         hash: u32,
         slot: u32,
     ) -> Verdict {
-        let services = &self.shared.services;
+        let services = self.services;
         let Some(entry) = self.table.entry_mut(slot) else { return Verdict::Drop(DropReason::NoFlow) };
         let Some(listener) = services.listener(entry.listener()) else {
             return Verdict::Drop(DropReason::NoListener);
         };
-        let down = services.backend(entry.backend()).is_none_or(|backend| backend.down);
         let state = State::from_u8(entry.state()).unwrap_or(State::Closing);
         let begins = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
         if begins && matches!(state, State::Closing | State::ClientClosed | State::ServerClosed) {
-            // RFC 9293 §3.6.1: a client may reuse its port; its old flow is over
-            end(&self.shared.services, self.table, slot, Ended::Replaced, self.accounts);
-            return self.miss(packet, parsed, tuple, hash);
+            return self.renew(packet, parsed, tuple, hash, slot);
         }
-        if down && (listener.on_down != OnDown::Keep || services.backend(entry.backend()).is_none()) {
-            return self.backend_down(packet, parsed, tuple, hash, slot);
-        }
+        let backend = match services.backend(entry.backend()) {
+            Some(backend) if !backend.down || listener.on_down == OnDown::Keep => backend,
+            _ => return self.backend_down(packet, parsed, tuple, hash, slot),
+        };
         if entry.last_seen() != self.now {
             entry.set_last_seen(self.now);
         }
-        let next = next_state(state, parsed.tcp_flags, Direction::Forward, listener.mode);
-        if next != state {
-            entry.set_state(next);
+        if !is_steady(state, parsed.tcp_flags) {
+            entry.set_state(next_state(state, parsed.tcp_flags, Direction::Forward, listener.mode));
         }
         let way = Way {
             listener: entry.listener(),
@@ -639,7 +672,21 @@ where
             hash,
             fallback: false,
         };
-        self.deliver(packet, parsed, &way)
+        self.deliver_to(packet, parsed, listener, backend, &way)
+    }
+
+    /// RFC 9293 §3.6.1: a client may reuse its port; its old flow is over.
+    #[cold]
+    fn renew<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+        slot: u32,
+    ) -> Verdict {
+        end(self.services, self.table, slot, Ended::Replaced, self.accounts);
+        self.miss(packet, parsed, tuple, hash)
     }
 
     #[cold]
@@ -651,7 +698,7 @@ where
         hash: u32,
         slot: u32,
     ) -> Verdict {
-        let services = Arc::clone(&self.shared.services);
+        let services = self.services;
         let Some(flow) = self.table.entry(slot).map(Entry::flow) else {
             return Verdict::Drop(DropReason::NoFlow);
         };
@@ -660,11 +707,11 @@ where
         };
         match listener.on_down {
             OnDown::Reselect | OnDown::Keep => {
-                end(&services, self.table, slot, Ended::Replaced, self.accounts);
+                end(services, self.table, slot, Ended::Replaced, self.accounts);
                 self.begin(packet, parsed, tuple, hash, listener, Some(flow.state))
             }
             OnDown::Reset => {
-                end(&services, self.table, slot, Ended::Replaced, self.accounts);
+                end(services, self.table, slot, Ended::Replaced, self.accounts);
                 if self.shared.replies.take(self.now) && tcp_reset::reply(packet, parsed) {
                     self.accounts.reset_sent(flow.listener, flow.backend);
                     return Verdict::Reply;
@@ -674,24 +721,22 @@ where
         }
     }
 
+    #[inline(always)]
     fn reverse<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, slot: u32) -> Verdict {
-        let services = &self.shared.services;
+        let services = self.services;
         let Some(entry) = self.table.entry_mut(slot) else { return Verdict::Drop(DropReason::BackendNoFlow) };
         let Some(listener) = services.listener(entry.listener()) else {
             return Verdict::Drop(DropReason::NoListener);
         };
         if parsed.ttl <= 1 {
-            let source = Some(address_of(listener.vip));
-            let (problem, reason) = (icmp_reply::Problem::TimeExceeded, DropReason::TtlExpired);
-            return self.shared.answer(packet, parsed, source, problem, reason, self.now);
+            return self.refuse(packet, parsed, listener, 0);
         }
         if entry.last_seen() != self.now {
             entry.set_last_seen(self.now);
         }
         let state = State::from_u8(entry.state()).unwrap_or(State::Closing);
-        let next = next_state(state, parsed.tcp_flags, Direction::Reverse, listener.mode);
-        if next != state {
-            entry.set_state(next);
+        if !is_steady(state, parsed.tcp_flags) {
+            entry.set_state(next_state(state, parsed.tcp_flags, Direction::Reverse, listener.mode));
         }
         let frame = packet.data_mut();
         let source = A::from_bits(listener.vip);
@@ -715,6 +760,7 @@ where
     }
 
     /// No record: a new flow, or a packet that is not for a listener.
+    #[inline(never)]
     fn miss<P: PacketBuf>(
         &mut self,
         packet: &mut P,
@@ -722,7 +768,7 @@ where
         tuple: &Tuple<A>,
         hash: u32,
     ) -> Verdict {
-        let services = Arc::clone(&self.shared.services);
+        let services = self.services;
         let destination = tuple.dst.bits();
         if let Some(listener) = services.listener_for(destination, tuple.protocol, tuple.dst_port) {
             return self.begin(packet, parsed, tuple, hash, listener, None);
@@ -756,12 +802,12 @@ where
         // a RST begins nothing and takes nobody's turn
         let begins_nothing = is_tcp && parsed.tcp_flags & tcp::RST != 0;
         let selected = if begins_nothing {
-            self.shared.select_by_hash(listener, tuple)
+            self.shared.select_by_hash(self.services, listener, tuple)
         } else {
-            self.shared.select(listener, tuple)
+            self.shared.select(self.services, listener, tuple)
         };
         let Some(index) = selected else { return self.no_backend(listener) };
-        let services = Arc::clone(&self.shared.services);
+        let services = self.services;
         let Some(backend) = services.backend(index) else { return self.no_backend(listener) };
         let mut way = Way {
             listener: listener.index,
@@ -802,7 +848,7 @@ where
             return Verdict::Drop(DropReason::TableFull);
         } else {
             // without memory of the flow the pure hash must decide, or packets of one flow would scatter
-            let Some(index) = self.shared.select_by_hash(listener, tuple) else {
+            let Some(index) = self.shared.select_by_hash(self.services, listener, tuple) else {
                 return self.no_backend(listener);
             };
             way.backend = index;
@@ -835,11 +881,9 @@ where
                 let src = A::from_bits(backend.address);
                 let reply =
                     |dst, dst_port| Tuple { src, dst, src_port: port, dst_port, protocol: tuple.protocol };
-                let services = Arc::clone(&self.shared.services);
-                let mut snat =
-                    std::mem::replace(&mut self.shared.snat, Snat::new(Vec::new(), ReplyOwner::Alone));
+                let services = self.services;
                 let table = &*self.table;
-                let chosen = snat.choose::<A>((backend.address, port), |dst, dst_port| {
+                let chosen = self.shared.snat.choose::<A>((backend.address, port), |dst, dst_port| {
                     let tuple = reply(dst, dst_port);
                     table
                         .find(reverse_of(tuple.hash(seed)), |entry, direction| {
@@ -852,7 +896,6 @@ where
                         })
                         .is_some()
                 });
-                self.shared.snat = snat;
                 let (index, snat_port) = chosen.ok_or(DropReason::SnatExhausted)?;
                 way.snat = index;
                 way.snat_port = snat_port;
@@ -867,64 +910,69 @@ where
             Ok(_) => true,
             Err(Full::Index) => false,
             Err(Full::Slab) => {
-                let services = Arc::clone(&self.shared.services);
+                let services = self.services;
                 let Some(victim) = self.table.make_room(self.now, &services.lifetimes) else { return false };
-                end(&services, self.table, victim, Ended::Evicted, self.accounts);
+                end(services, self.table, victim, Ended::Evicted, self.accounts);
                 self.table.insert(flow, hash).is_ok()
             }
         }
     }
 
-    /// Rewrites the packet for its backend, or encapsulates it.
-    #[inline]
+    /// Finds listener and backend of a way, and sends the packet on.
     pub(crate) fn deliver<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, way: &Way) -> Verdict {
-        let shared = &mut *self.shared;
-        let services = &*shared.services;
-        let Some(listener) = services.listener(way.listener) else {
+        let Some(listener) = self.services.listener(way.listener) else {
             return Verdict::Drop(DropReason::NoListener);
         };
-        let Some(backend) = services.backend(way.backend) else {
+        let Some(backend) = self.services.backend(way.backend) else {
             return Verdict::Drop(DropReason::NoBackend);
         };
-        let overhead = tunnel::overhead(listener, backend);
+        self.deliver_to(packet, parsed, listener, backend, way)
+    }
+
+    /// Rewrites the packet for its backend, or encapsulates it.
+    #[inline(always)]
+    fn deliver_to<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        listener: &Listener,
+        backend: &Backend,
+        way: &Way,
+    ) -> Verdict {
+        let is_tunnel = matches!(listener.mode, Mode::Ipip | Mode::Gue);
+        let overhead = if is_tunnel { tunnel::overhead(listener, backend) } else { 0 };
         if usize::from(parsed.l3_len) + overhead > usize::from(backend.mtu) || parsed.ttl <= 1 {
-            let source = Some(address_of(listener.vip));
-            let mtu = backend.mtu.saturating_sub(overhead as u16);
-            let (problem, reason) = if parsed.ttl <= 1 {
-                (icmp_reply::Problem::TimeExceeded, DropReason::TtlExpired)
-            } else {
-                (icmp_reply::Problem::TooBig { mtu }, DropReason::TooBig)
-            };
-            return shared.answer(packet, parsed, source, problem, reason, self.now);
+            return self.refuse(packet, parsed, listener, backend.mtu.saturating_sub(overhead as u16));
         }
         let frame = packet.data_mut();
+        if !rewrite::decrement_ttl(frame, parsed) {
+            return Verdict::Drop(DropReason::Rewrite);
+        }
         let mut l3 = parsed.l3;
-        let rewritten = rewrite::decrement_ttl(frame, parsed)
-            && match listener.mode {
-                Mode::Dsr => true,
-                Mode::Nat => {
-                    clamp_mss(frame, parsed, services.smallest_mtu);
-                    let port = backend.serves(parsed.dst_port);
-                    A::set_destination(frame, parsed, A::from_bits(backend.address), port)
+        let port = backend.serves(parsed.dst_port);
+        let rewritten = match listener.mode {
+            Mode::Dsr => true,
+            Mode::Nat => {
+                clamp_mss(frame, parsed, self.services.smallest_mtu);
+                A::set_destination(frame, parsed, A::from_bits(backend.address), port)
+            }
+            Mode::Fullnat => {
+                clamp_mss(frame, parsed, self.services.smallest_mtu);
+                self.shared.snat.address(way.snat).is_some_and(|source| {
+                    let source = (A::from_bits(source), way.snat_port);
+                    A::set_both(frame, parsed, source, (A::from_bits(backend.address), port))
+                })
+            }
+            Mode::Ipip | Mode::Gue => {
+                let identification = self.shared.identification.wrapping_add(1);
+                self.shared.identification = identification;
+                if !tunnel::encapsulate(packet, parsed, listener, backend, way.hash, identification) {
+                    return Verdict::Drop(DropReason::Encapsulation);
                 }
-                Mode::Fullnat => {
-                    clamp_mss(frame, parsed, services.smallest_mtu);
-                    let port = backend.serves(parsed.dst_port);
-                    shared.snat.address(way.snat).is_some_and(|source| {
-                        let source = (A::from_bits(source), way.snat_port);
-                        A::set_both(frame, parsed, source, (A::from_bits(backend.address), port))
-                    })
-                }
-                Mode::Ipip | Mode::Gue => {
-                    shared.identification = shared.identification.wrapping_add(1);
-                    let outer = tunnel::outer(listener, backend, way.hash, shared.identification);
-                    if !outer.is_some_and(|outer| tunnel::encapsulate(packet, parsed, &outer)) {
-                        return Verdict::Drop(DropReason::Encapsulation);
-                    }
-                    l3 = tunnel::LINK_LEN;
-                    true
-                }
-            };
+                l3 = tunnel::LINK_LEN;
+                true
+            }
+        };
         if !rewritten {
             return Verdict::Drop(DropReason::Rewrite);
         }
@@ -937,17 +985,41 @@ where
         })
     }
 
+    /// Tells the sender why its packet ends here: its time is over, else it is longer than `mtu`.
+    #[cold]
+    fn refuse<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        listener: &Listener,
+        mtu: u16,
+    ) -> Verdict {
+        let source = Some(address_of(listener.vip));
+        let (problem, reason) = if parsed.ttl <= 1 {
+            (icmp_reply::Problem::TimeExceeded, DropReason::TtlExpired)
+        } else {
+            (icmp_reply::Problem::TooBig { mtu }, DropReason::TooBig)
+        };
+        self.shared.answer(packet, parsed, source, problem, reason, self.now)
+    }
+
     fn sweep(&mut self, mut count: usize) {
-        let services = Arc::clone(&self.shared.services);
+        let services = self.services;
         let mut last = None;
         while let Some(slot) = self.table.next_expired(&mut count, self.now, &services.lifetimes) {
             // a record that can't be ended (its listener is unknown) must not be met for ever
             if last.replace(slot) == Some(slot) {
                 break;
             }
-            end(&services, self.table, slot, Ended::Expired, self.accounts);
+            end(services, self.table, slot, Ended::Expired, self.accounts);
         }
     }
+}
+
+/// Whether a packet with these flags leaves the state as it is, for sure: nearly every packet.
+#[inline(always)]
+fn is_steady(state: State, flags: u8) -> bool {
+    matches!(state, State::Established | State::Udp) && flags & (tcp::FIN | tcp::RST) == 0
 }
 
 /// One line per transition; RFC 9293 §3.3.2 seen from the middle. Modes that see only the client's half end with its FIN.

@@ -2,7 +2,6 @@
 //! (RFC 5508 §4, RFC 4443); echo and the rest is for Weir itself.
 
 use std::ops::DerefMut;
-use std::sync::Arc;
 
 use weir_net::{Family, InnerFlow, Kind, PacketBuf, Parsed, Protocol, icmp, icmpv6, rewrite};
 
@@ -51,7 +50,7 @@ where
         if is_flow_error(parsed) && !parsed.is_fragment() {
             return self.icmp_error(packet, parsed);
         }
-        let services = &self.shared.services;
+        let services = self.services;
         let (src, dst) = A::addresses(packet.data(), parsed);
         let is_icmp = matches!(parsed.protocol, Protocol::ICMP | Protocol::ICMPV6);
         if services.is_own(dst.bits()) || (is_icmp && services.is_vip(dst.bits())) {
@@ -97,12 +96,12 @@ where
         tuple: &Tuple<A>,
         hash: u32,
     ) -> Verdict {
-        let services = Arc::clone(&self.shared.services);
+        let services = self.services;
         let listener = services
             .listener_for(tuple.dst.bits(), tuple.protocol, tuple.dst_port)
             .filter(|listener| !listener.mode.sees_replies());
         let Some(listener) = listener else { return Verdict::Drop(DropReason::IcmpNoFlow) };
-        let Some(backend) = self.shared.select_by_hash(listener, tuple) else {
+        let Some(backend) = self.shared.select_by_hash(services, listener, tuple) else {
             return Verdict::Drop(DropReason::NoBackend);
         };
         let way =
@@ -119,7 +118,7 @@ where
         flow: &Flow<A>,
         hash: u32,
     ) -> Verdict {
-        let services = Arc::clone(&self.shared.services);
+        let services = self.services;
         let Some(listener) = services.listener(flow.listener) else {
             return Verdict::Drop(DropReason::NoListener);
         };
@@ -158,7 +157,7 @@ where
         inner: &InnerFlow,
         flow: &Flow<A>,
     ) -> Verdict {
-        let services = Arc::clone(&self.shared.services);
+        let services = self.services;
         let Some(listener) = services.listener(flow.listener) else {
             return Verdict::Drop(DropReason::NoListener);
         };

@@ -32,7 +32,7 @@ pub(crate) fn overhead(listener: &Listener, backend: &Backend) -> usize {
 
 /// The outer headers; `None` without a source address of the backend's family.
 #[inline]
-pub(crate) fn outer(listener: &Listener, backend: &Backend, hash: u32, identification: u16) -> Option<Outer> {
+fn outer(listener: &Listener, backend: &Backend, hash: u32, identification: u16) -> Option<Outer> {
     let ends = match (address_of(backend.tunnel_source), address_of(backend.address)) {
         _ if backend.tunnel_source == 0 => return None,
         (IpAddr::V4(src), IpAddr::V4(dst)) => Ends::V4 { src: src.into(), dst: dst.into() },
@@ -48,7 +48,16 @@ pub(crate) fn outer(listener: &Listener, backend: &Backend, hash: u32, identific
 }
 
 /// Puts the outer headers before the packet; the link addresses are filled in by the worker.
-#[inline]
-pub(crate) fn encapsulate<P: PacketBuf>(packet: &mut P, parsed: &Parsed, outer: &Outer) -> bool {
-    encap::encapsulate(packet, parsed, outer, &Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None })
+#[inline(never)]
+pub(crate) fn encapsulate<P: PacketBuf>(
+    packet: &mut P,
+    parsed: &Parsed,
+    listener: &Listener,
+    backend: &Backend,
+    hash: u32,
+    identification: u16,
+) -> bool {
+    let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
+    outer(listener, backend, hash, identification)
+        .is_some_and(|outer| encap::encapsulate(packet, parsed, &outer, &link))
 }
