@@ -41,6 +41,9 @@ use crate::demo::IoChoice;
 #[derive(Debug, Parser)]
 #[command(name = "cargo testbed", bin_name = "cargo testbed")]
 struct Arguments {
+    /// Use the programs as they were built last.
+    #[arg(long, global = true)]
+    no_build: bool,
     #[command(subcommand)]
     action: Action,
 }
@@ -76,7 +79,7 @@ enum Action {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match act(arguments.action) {
+    match act(arguments.action, !arguments.no_build) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !error.is::<Quiet>() {
@@ -99,22 +102,24 @@ impl std::fmt::Display for Quiet {
 
 impl std::error::Error for Quiet {}
 
-fn act(action: Action) -> Result<()> {
+fn act(action: Action, build: bool) -> Result<()> {
     interrupt::install()?;
     if let Action::Fuzz(choice) = &action {
         return fuzz::run(choice);
     }
     setup::require()?;
     match action {
-        Action::Setup => setup::prepare().map(|ready| println!("  ready: {}", ready.binaries.weir.display())),
-        Action::Demo { io, keep } => demo::demo(setup::prepare()?, io, keep),
-        Action::Up { io } => demo::up(setup::prepare()?, io),
+        Action::Setup => {
+            setup::prepare(build).map(|ready| println!("  ready: {}", ready.binaries.weir.display()))
+        }
+        Action::Demo { io, keep } => demo::demo(setup::prepare(build)?, io, keep),
+        Action::Up { io } => demo::up(setup::prepare(build)?, io),
         Action::Down => demo::down(),
         Action::Test(choice) if choice.only_lists() => {
             scenario::list();
             Ok(())
         }
-        Action::Test(choice) => scenario::run(&setup::prepare()?, &choice),
+        Action::Test(choice) => scenario::run(&setup::prepare(build)?, &choice),
         Action::Fuzz(_) => Ok(()),
         Action::Clean => clean(),
     }

@@ -46,14 +46,16 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-/// Builds the release programs, cargo's own progress shown when there is work.
-pub(crate) fn release() -> Result<Binaries> {
-    println!("  building weir-dataplane, weir-ctlplane and weir (release)");
-    let status = cargo(&["build", "--release", "-p", "weir-dataplane", "-p", "weir-ctlplane"])
-        .status()
-        .context("could not start cargo")?;
-    if !status.success() {
-        bail!("the release build failed ({status}); what cargo printed above says why");
+/// Builds the release programs, cargo's own progress shown; or only finds them.
+pub(crate) fn release(build: bool) -> Result<Binaries> {
+    if build {
+        println!("  building weir-dataplane, weir-ctlplane and weir (release)");
+        let status = cargo(&["build", "--release", "-p", "weir-dataplane", "-p", "weir-ctlplane"])
+            .status()
+            .context("could not start cargo")?;
+        if !status.success() {
+            bail!("the release build failed ({status}); what cargo printed above says why");
+        }
     }
     let directory = target().join("release");
     let binaries = Binaries {
@@ -63,7 +65,7 @@ pub(crate) fn release() -> Result<Binaries> {
     };
     for program in [&binaries.dataplane, &binaries.ctlplane, &binaries.weir] {
         if !program.exists() {
-            bail!("the release build made no {}", program.display());
+            bail!("there is no {}: build it without --no-build", program.display());
         }
     }
     Ok(binaries)

@@ -26,12 +26,12 @@ pub(crate) struct Ready {
 }
 
 /// Makes everything ready.
-pub(crate) fn prepare() -> Result<Ready> {
+pub(crate) fn prepare(build: bool) -> Result<Ready> {
     packages::install()?;
     interrupt::check()?;
     let pages = Pages::reserve(PAGES)?;
     interrupt::check()?;
-    let binaries = build::release()?;
+    let binaries = build::release(build)?;
     interrupt::check()?;
     Ok(Ready { binaries, pages })
 }

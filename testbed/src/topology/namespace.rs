@@ -23,8 +23,7 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// Makes it, with its loopback up; IPv6 without duplicate-address detection, and off altogether on interfaces
-    /// that get no address (`addrgenmode none` is set by [`link`]).
+    /// Makes it, with its loopback up; IPv6 without duplicate-address detection and router solicitations.
     pub(crate) fn create(run: &str, role: &str) -> Result<Self> {
         let name = format!("weir-{run}-{role}");
         command::call("ip", &["netns", "add", &name])?;
@@ -34,6 +33,7 @@ impl Namespace {
             ("net.ipv6.conf.default.dad_transmits", "0"),
             ("net.ipv6.conf.all.accept_ra", "0"),
             ("net.ipv6.conf.default.accept_ra", "0"),
+            ("net.ipv6.conf.default.router_solicitations", "0"),
             ("net.ipv4.conf.all.rp_filter", "0"),
             ("net.ipv4.conf.default.rp_filter", "0"),
             ("net.ipv4.icmp_ratelimit", "0"),
@@ -167,8 +167,9 @@ pub(crate) fn link(from: &Namespace, from_name: &str, to: &Namespace, to_name: &
             "1",
         ],
     )?;
-    from.ip(&format!("link set {from_name} addrgenmode none\nlink set {from_name} up\n"))?;
-    to.ip(&format!("link set {to_name} addrgenmode none\nlink set {to_name} up\n"))?;
+    // link-local addresses are needed: a host that sends from a VIP on its loopback solicits neighbours from one
+    from.ip(&format!("link set {from_name} up\n"))?;
+    to.ip(&format!("link set {to_name} up\n"))?;
     Ok(())
 }
 
