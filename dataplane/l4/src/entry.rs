@@ -8,7 +8,7 @@
 use std::fmt::Debug;
 
 use weir_net::hash::{
-    StableKey, flow_hash_v4, flow_hash_v6, source_hash_v4, source_hash_v6, stable_hash_v4, stable_hash_v6,
+    StableKey, flow_hash_2, flow_hash_5, source_hash_v4, source_hash_v6, stable_hash_v4, stable_hash_v6,
 };
 use weir_net::{InnerFlow, Parsed, rewrite};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -114,6 +114,13 @@ pub trait Address: Copy + Eq + Debug + Send + std::hash::Hash + 'static {
     fn hash(seed: [u64; 2], tuple: &Tuple<Self>) -> u64;
 }
 
+/// Ports and protocol in one word. The shifts are such that each port is loaded as the two bytes that the parser has just
+/// stored: a wider load, which the compiler likes where it may ignore the upper half, would wait for the store.
+#[inline(always)]
+fn tail<A>(tuple: &Tuple<A>) -> u64 {
+    u64::from(tuple.dst_port) | u64::from(tuple.src_port) << 20 | u64::from(tuple.protocol) << 40
+}
+
 impl Address for u32 {
     type Entry = EntryV4;
     const FAMILY: u8 = 4;
@@ -152,9 +159,9 @@ impl Address for u32 {
     fn set_both(frame: &mut [u8], parsed: &Parsed, src: (Self, u16), dst: (Self, u16)) -> bool {
         rewrite::set_both_v4(frame, parsed, src, dst)
     }
-    #[inline]
+    #[inline(always)]
     fn hash(seed: [u64; 2], tuple: &Tuple<Self>) -> u64 {
-        flow_hash_v4(seed, tuple.src, tuple.dst, tuple.src_port, tuple.dst_port, tuple.protocol)
+        flow_hash_2(seed, [u64::from(tuple.src) << 32 | u64::from(tuple.dst), tail(tuple)])
     }
 }
 
@@ -197,10 +204,10 @@ impl Address for u128 {
     fn set_both(frame: &mut [u8], parsed: &Parsed, src: (Self, u16), dst: (Self, u16)) -> bool {
         rewrite::set_both_v6(frame, parsed, (&src.0.to_be_bytes(), src.1), (&dst.0.to_be_bytes(), dst.1))
     }
-    #[inline]
+    #[inline(always)]
     fn hash(seed: [u64; 2], tuple: &Tuple<Self>) -> u64 {
-        let (src, dst) = (tuple.src.to_be_bytes(), tuple.dst.to_be_bytes());
-        flow_hash_v6(seed, &src, &dst, tuple.src_port, tuple.dst_port, tuple.protocol)
+        let (src, dst) = (tuple.src, tuple.dst);
+        flow_hash_5(seed, [src as u64, (src >> 64) as u64, dst as u64, (dst >> 64) as u64, tail(tuple)])
     }
 }
 
