@@ -1,11 +1,9 @@
 //! The outer headers of `ipip` and `gue`.
 
-use std::net::IpAddr;
-
 use weir_net::encap::{self, Ends, GueUdp, Link, Outer, Tunnel, entropy_port};
 use weir_net::{Family, Mac, PacketBuf, Parsed};
 
-use crate::services::{Backend, Listener, Mode, address_of};
+use crate::services::{Backend, Listener, Mode};
 
 /// Length of the link header that an encapsulated frame starts with.
 pub(crate) const LINK_LEN: u16 = 14;
@@ -30,14 +28,24 @@ pub(crate) fn overhead(listener: &Listener, backend: &Backend) -> usize {
     tunnel_of(listener, 0).map_or(0, |tunnel| tunnel.overhead(family))
 }
 
+/// Whether these bits are an IPv4-mapped address.
+#[inline]
+fn is_v4(bits: u128) -> bool {
+    bits >> 32 == 0xffff
+}
+
 /// The outer headers; `None` without a source address of the backend's family.
 #[inline]
 fn outer(listener: &Listener, backend: &Backend, hash: u32, identification: u16) -> Option<Outer> {
-    let ends = match (address_of(backend.tunnel_source), address_of(backend.address)) {
-        _ if backend.tunnel_source == 0 => return None,
-        (IpAddr::V4(src), IpAddr::V4(dst)) => Ends::V4 { src: src.into(), dst: dst.into() },
-        (IpAddr::V6(src), IpAddr::V6(dst)) => Ends::V6 { src: src.octets(), dst: dst.octets() },
-        _ => return None,
+    let (src, dst) = (backend.tunnel_source, backend.address);
+    let (v4_src, v4_dst) = (is_v4(src), is_v4(dst));
+    if src == 0 || v4_src != v4_dst {
+        return None;
+    }
+    let ends = if v4_dst {
+        Ends::V4 { src: src as u32, dst: dst as u32 }
+    } else {
+        Ends::V6 { src: src.to_be_bytes(), dst: dst.to_be_bytes() }
     };
     let mut tunnel = tunnel_of(listener, hash)?;
     if let (Ends::V4 { .. }, Tunnel::GueVariant0(udp) | Tunnel::GueVariant1(udp)) = (&ends, &mut tunnel) {
