@@ -82,9 +82,9 @@ pub fn ndp(
             if packet.0.fill(&reply) { Outcome::Answer } else { Outcome::Drop(WorkerReason::NoHeadroom) }
         }
         ndp::Message::Advertisement { target, target_mac, solicited, .. } => {
-            if let Some(mac) = target_mac {
-                learn(FromWorker::Seen { port, address: IpAddr::V6(target), mac, answers: solicited });
-            }
+            // RFC 4861 §4.4: the option may be left out where the solicitation was unicast, because the asker had it
+            let mac = target_mac.unwrap_or_else(|| weir_net::eth::source(packet.0.data()));
+            learn(FromWorker::Seen { port, address: IpAddr::V6(target), mac, answers: solicited });
             Outcome::Consumed
         }
     }
