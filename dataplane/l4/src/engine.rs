@@ -192,8 +192,8 @@ impl<M: Memory> Engine<M> {
             return Lookup::default();
         }
         match parsed.kind {
-            Kind::Ipv4 => prepare(&self.v4, frame, parsed),
-            Kind::Ipv6 => prepare(&self.v6, frame, parsed),
+            Kind::Ipv4 => prepare(&self.services, &self.shared, &self.v4, frame, parsed),
+            Kind::Ipv6 => prepare(&self.services, &self.shared, &self.v6, frame, parsed),
             Kind::Arp | Kind::Other => Lookup::default(),
         }
     }
@@ -433,15 +433,46 @@ fn tuple_of<A: Address>(frame: &[u8], parsed: &Parsed) -> Tuple<A> {
 }
 
 #[inline]
-fn prepare<A, E, B>(table: &FlowTable<A, E, B>, frame: &[u8], parsed: &Parsed) -> Lookup
+fn prepare<A, E, B>(
+    services: &Services,
+    shared: &Shared,
+    table: &FlowTable<A, E, B>,
+    frame: &[u8],
+    parsed: &Parsed,
+) -> Lookup
 where
     A: Address,
     E: DerefMut<Target = [A::Entry]>,
     B: DerefMut<Target = [Bucket]>,
 {
-    let hash = tuple_of::<A>(frame, parsed).hash(table.seed());
+    let tuple = tuple_of::<A>(frame, parsed);
+    let hash = tuple.hash(table.seed());
     table.index().prefetch(hash);
+    if parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
+        expect_reply(services, shared, table, &tuple);
+    }
     Lookup { hash, guess: 0 }
+}
+
+/// Asks for the index line that a new `nat` flow's reply will be found by: its miss costs more than choosing a backend twice.
+/// The source port of `fullnat` and the turn of round-robin are not known yet.
+#[inline(never)]
+fn expect_reply<A, E, B>(services: &Services, shared: &Shared, table: &FlowTable<A, E, B>, tuple: &Tuple<A>)
+where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+{
+    let listener = services.listener_for(tuple.dst.bits(), tuple.protocol, tuple.dst_port);
+    if let Some(listener) = listener
+        && listener.mode == Mode::Nat
+        && let Some(index) = shared.select_by_hash(services, listener, tuple)
+        && let Some(backend) = services.backend(index)
+    {
+        let (client, seed) = ((tuple.src, tuple.src_port), table.seed());
+        let reply = reverse_hash(backend, tuple.dst_port, client.0, client.1, tuple.protocol, seed);
+        table.index().prefetch(reply);
+    }
 }
 
 #[inline]
