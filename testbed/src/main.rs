@@ -14,6 +14,7 @@
     reason = "a test program on its own data: a panic here is a failed test, not an outage"
 )]
 
+mod bench;
 mod command;
 mod config;
 mod console;
@@ -71,6 +72,8 @@ enum Action {
     Down,
     /// Formatting, lints, unit tests, then every end-to-end scenario.
     Test(scenario::Choice),
+    /// Measure packets and changes; compare with targets.
+    Bench(bench::Choice),
     /// Run the parsers and the L4 engine on broken input.
     Fuzz(fuzz::Choice),
     /// Remove what crashed runs left behind.
@@ -120,6 +123,7 @@ fn act(action: Action, build: bool) -> Result<()> {
             Ok(())
         }
         Action::Test(choice) => scenario::run(&setup::prepare(build)?, &choice),
+        Action::Bench(choice) => bench::run(&setup::prepare(build)?, &choice),
         Action::Fuzz(_) => Ok(()),
         Action::Clean => clean(),
     }
