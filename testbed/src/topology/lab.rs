@@ -209,7 +209,6 @@ impl Lab {
             let (v4, v6) = (backend(Family::Ipv4, position + 1), backend(Family::Ipv6, position + 1));
             namespace.ip(&format!(
                 "addr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\n\
-                 addr add fe80::b{position}/64 dev eth0 nodad\n\
                  route add 198.18.0.0/15 via {lan4}\nroute add 2001:db8::/32 via {lan6}\n\
                  route add 198.18.0.0/15 via 198.18.1.253 table 100\n\
                  route add 2001:db8::/32 via 2001:db8:19::253 table 100\n\
