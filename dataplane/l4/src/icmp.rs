@@ -5,9 +5,10 @@ use std::ops::DerefMut;
 
 use weir_net::{Family, InnerFlow, Kind, PacketBuf, Parsed, Protocol, icmp, icmpv6, rewrite};
 
-use crate::engine::{Accounts, Lane, Lookup, Way};
+use crate::engine::{Accounts, Lookup};
 use crate::entry::{Address, Entry, Flow, NO_SNAT, Tuple};
 use crate::index::{Bucket, Candidate, Direction};
+use crate::lane::{Lane, Way};
 use crate::services::{Mode, address_of};
 use crate::verdict::{Delivery, DropReason, Verdict};
 

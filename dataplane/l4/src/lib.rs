@@ -1,7 +1,9 @@
 //! Which backend gets this packet, and how must it look to arrive there? L4 balancing of one worker, sans-IO.
 //!
 //! ```text
-//! engine ── the way of a packet: look-up, state, rewrite, verdict
+//! engine ── generations, tables and the three steps of a burst
+//!   ├─ lane       the way of a packet: look-up, state, rewrite, verdict
+//!   ├─ identity   what a record stands for in a generation
 //!   ├─ services   listeners, pools, backends of one generation
 //!   ├─ table      flow records and their life; entry: one record; index: hash → record
 //!   ├─ snat       source addresses and ports of fullnat
@@ -20,7 +22,9 @@ pub mod entry;
 pub mod fragment;
 pub mod fuzz;
 mod icmp;
+mod identity;
 pub mod index;
+mod lane;
 pub mod rate;
 pub mod services;
 pub mod snat;

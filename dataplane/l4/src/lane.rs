@@ -1,0 +1,631 @@
+//! What is done with one packet: found by its tuple, given a flow where it has none, rewritten for its way.
+//!
+//! Called by the engine only, once for each packet and family.
+
+use std::ops::DerefMut;
+
+use weir_net::hash::StableKey;
+use weir_net::{Kind, PacketBuf, Parsed, Protocol, icmp_reply, rewrite, tcp, tcp_reset};
+
+use crate::engine::{Accounts, Ended, Lookup};
+use crate::entry::{Address, Entry, Flow, NO_SNAT, State, Tuple};
+use crate::identity::{end, reverse_hash, reverse_of};
+use crate::index::{Bucket, Candidate, Direction, Index};
+use crate::rate::RateLimit;
+use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Services, address_of};
+use crate::snat::Snat;
+use crate::table::{FlowTable, Full};
+use crate::tunnel;
+use crate::verdict::{Delivery, DropReason, Verdict};
+
+/// What both families use and change.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) snat: Snat,
+    pub(crate) cursors: Vec<u32>,
+    pub(crate) replies: RateLimit,
+    pub(crate) key: StableKey,
+    pub(crate) identification: u16,
+}
+
+#[inline]
+pub(crate) fn tuple_of<A: Address>(frame: &[u8], parsed: &Parsed) -> Tuple<A> {
+    let (src, dst) = A::addresses(frame, parsed);
+    Tuple { src, dst, src_port: parsed.src_port, dst_port: parsed.dst_port, protocol: parsed.protocol.0 }
+}
+
+impl Shared {
+    /// Turns the packet into an ICMP error from `source` where the rate and the rules allow, else drops it.
+    pub(crate) fn answer<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        source: Option<std::net::IpAddr>,
+        problem: icmp_reply::Problem,
+        reason: DropReason,
+        now: u32,
+    ) -> Verdict {
+        let Some(source) = source else { return Verdict::Drop(reason) };
+        if !self.replies.take(now) || icmp_reply::error(packet, parsed, source, problem).is_err() {
+            return Verdict::Drop(reason);
+        }
+        Verdict::Reply
+    }
+
+    /// The backend that a new flow of the listener gets.
+    fn select<A: Address>(
+        &mut self,
+        services: &Services,
+        listener: &Listener,
+        tuple: &Tuple<A>,
+    ) -> Option<u32> {
+        let pool = services.pool(listener.pool)?;
+        let slot = match pool.algorithm {
+            Algorithm::Maglev => weir_balance::slot(A::stable_hash(self.key, tuple), pool.slots.len()),
+            Algorithm::SourceHash => {
+                weir_balance::slot(A::source_hash(self.key, tuple.src), pool.slots.len())
+            }
+            Algorithm::RoundRobin => {
+                let at = listener.pool as usize;
+                if self.cursors.len() <= at {
+                    self.cursors.resize(at + 1, 0);
+                }
+                let cursor = self.cursors.get_mut(at)?;
+                let slot = *cursor as usize % pool.slots.len().max(1);
+                *cursor = (slot + 1) as u32;
+                slot
+            }
+        };
+        pool.member(slot)
+    }
+
+    /// The backend of a packet that gets no flow: by hash whatever the algorithm, so that it is the same each time.
+    pub(crate) fn select_by_hash<A: Address>(
+        &self,
+        services: &Services,
+        listener: &Listener,
+        tuple: &Tuple<A>,
+    ) -> Option<u32> {
+        let pool = services.pool(listener.pool)?;
+        let hash = match pool.algorithm {
+            Algorithm::SourceHash => A::source_hash(self.key, tuple.src),
+            Algorithm::Maglev | Algorithm::RoundRobin => A::stable_hash(self.key, tuple),
+        };
+        pool.member(weir_balance::slot(hash, pool.slots.len()))
+    }
+}
+
+/// One packet's way through one family's table.
+pub(crate) struct Lane<'a, A: Address, E, B, C> {
+    pub(crate) services: &'a Services,
+    pub(crate) shared: &'a mut Shared,
+    pub(crate) table: &'a mut FlowTable<A, E, B>,
+    pub(crate) now: u32,
+    pub(crate) accounts: &'a mut C,
+}
+
+/// The way of a packet to a backend.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    pub(crate) listener: u16,
+    pub(crate) backend: u32,
+    pub(crate) snat: u16,
+    pub(crate) snat_port: u16,
+    pub(crate) hash: u32,
+    pub(crate) fallback: bool,
+}
+
+impl<A, E, B, C> Lane<'_, A, E, B, C>
+where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+    C: Accounts,
+{
+    #[inline]
+    pub(crate) fn process<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        lookup: Lookup,
+    ) -> Verdict {
+        if !parsed.has_ports {
+            return self.process_portless(packet, parsed);
+        }
+        let tuple = tuple_of::<A>(packet.data(), parsed);
+        if parsed.is_later_fragment() {
+            return self.process_later_fragment(packet, parsed, &tuple, lookup);
+        }
+        self.process_tuple(packet, parsed, &tuple, lookup)
+    }
+
+    /// Its ports are known from its first, but there are none in it to rewrite.
+    #[cold]
+    fn process_later_fragment<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        lookup: Lookup,
+    ) -> Verdict {
+        self.process_tuple(packet, &Parsed { has_ports: false, ..*parsed }, tuple, lookup)
+    }
+
+    #[inline(always)]
+    fn process_tuple<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        lookup: Lookup,
+    ) -> Verdict {
+        match self.find(tuple, lookup) {
+            Some(Candidate { slot, direction: Direction::Forward }) => {
+                self.forward(packet, parsed, tuple, lookup.hash, slot)
+            }
+            Some(Candidate { slot, direction: Direction::Reverse }) => self.reverse(packet, parsed, slot),
+            None => self.miss(packet, parsed, tuple, lookup.hash),
+        }
+    }
+
+    #[inline(always)]
+    fn matches(
+        services: &Services,
+        snat: &Snat,
+        entry: &A::Entry,
+        direction: Direction,
+        tuple: &Tuple<A>,
+    ) -> bool {
+        // a guess may be older than the flow's end: an earlier packet of the same burst can have freed the record
+        if entry.protocol() != tuple.protocol || entry.state() == State::Free as u8 {
+            return false;
+        }
+        match direction {
+            Direction::Forward => {
+                entry.client() == tuple.src
+                    && entry.client_port() == tuple.src_port
+                    && entry.vip_port() == tuple.dst_port
+                    && services.listener(entry.listener()).is_some_and(|l| A::from_bits(l.vip) == tuple.dst)
+            }
+            Direction::Reverse => {
+                let ours = match entry.snat() {
+                    NO_SNAT => entry.client() == tuple.dst && entry.client_port() == tuple.dst_port,
+                    index => {
+                        entry.snat_port() == tuple.dst_port
+                            && snat.address(index).is_some_and(|address| A::from_bits(address) == tuple.dst)
+                    }
+                };
+                ours && services.backend(entry.backend()).is_some_and(|backend| {
+                    A::from_bits(backend.address) == tuple.src
+                        && backend.serves(entry.vip_port()) == tuple.src_port
+                })
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn find(&self, tuple: &Tuple<A>, lookup: Lookup) -> Option<Candidate> {
+        let (services, snat) = (self.services, &self.shared.snat);
+        if let Some(candidate) = Index::<B>::candidate(lookup.guess)
+            && let Some(entry) = self.table.entry(candidate.slot)
+            && Self::matches(services, snat, entry, candidate.direction, tuple)
+        {
+            return Some(candidate);
+        }
+        self.table
+            .find(lookup.hash, |entry, direction| Self::matches(services, snat, entry, direction, tuple))
+    }
+
+    #[inline(always)]
+    fn forward<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+        slot: u32,
+    ) -> Verdict {
+        let services = self.services;
+        let Some(entry) = self.table.entry_mut(slot) else { return Verdict::Drop(DropReason::NoFlow) };
+        let Some(listener) = services.listener(entry.listener()) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        let state = State::from_u8(entry.state()).unwrap_or(State::Closing);
+        let begins = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        if begins && matches!(state, State::Closing | State::ClientClosed | State::ServerClosed) {
+            return self.renew(packet, parsed, tuple, hash, slot);
+        }
+        let backend = match services.backend(entry.backend()) {
+            Some(backend) if !backend.down || listener.on_down == OnDown::Keep => backend,
+            _ => return self.backend_down(packet, parsed, tuple, hash, slot),
+        };
+        if entry.last_seen() != self.now {
+            entry.set_last_seen(self.now);
+        }
+        if !is_steady(state, parsed.tcp_flags) {
+            entry.set_state(next_state(state, parsed.tcp_flags, Direction::Forward, listener.mode));
+        }
+        let way = Way {
+            listener: entry.listener(),
+            backend: entry.backend(),
+            snat: entry.snat(),
+            snat_port: entry.snat_port(),
+            hash,
+            fallback: false,
+        };
+        self.deliver_to(packet, parsed, listener, backend, &way)
+    }
+
+    /// RFC 9293 §3.6.1: a client may reuse its port; its old flow is over.
+    #[cold]
+    fn renew<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+        slot: u32,
+    ) -> Verdict {
+        end(self.services, self.table, slot, Ended::Replaced, self.accounts);
+        self.miss(packet, parsed, tuple, hash)
+    }
+
+    #[cold]
+    fn backend_down<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+        slot: u32,
+    ) -> Verdict {
+        let services = self.services;
+        let Some(flow) = self.table.entry(slot).map(Entry::flow) else {
+            return Verdict::Drop(DropReason::NoFlow);
+        };
+        let Some(listener) = services.listener(flow.listener) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        match listener.on_down {
+            OnDown::Reselect | OnDown::Keep => {
+                end(services, self.table, slot, Ended::Replaced, self.accounts);
+                self.begin(packet, parsed, tuple, hash, listener, Some(flow.state))
+            }
+            OnDown::Reset => {
+                end(services, self.table, slot, Ended::Replaced, self.accounts);
+                if self.shared.replies.take(self.now) && tcp_reset::reply(packet, parsed) {
+                    self.accounts.reset_sent(flow.listener, flow.backend);
+                    return Verdict::Reply;
+                }
+                Verdict::Drop(DropReason::BackendDown)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn reverse<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, slot: u32) -> Verdict {
+        let services = self.services;
+        let Some(entry) = self.table.entry_mut(slot) else { return Verdict::Drop(DropReason::BackendNoFlow) };
+        let Some(listener) = services.listener(entry.listener()) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        if parsed.ttl <= 1 {
+            return self.refuse(packet, parsed, listener, 0);
+        }
+        if entry.last_seen() != self.now {
+            entry.set_last_seen(self.now);
+        }
+        let state = State::from_u8(entry.state()).unwrap_or(State::Closing);
+        if !is_steady(state, parsed.tcp_flags) {
+            entry.set_state(next_state(state, parsed.tcp_flags, Direction::Reverse, listener.mode));
+        }
+        let frame = packet.data_mut();
+        let source = A::from_bits(listener.vip);
+        let rewritten = match entry.snat() {
+            NO_SNAT => A::set_source(frame, parsed, source, entry.vip_port()),
+            _ => {
+                A::set_both(frame, parsed, (source, entry.vip_port()), (entry.client(), entry.client_port()))
+            }
+        };
+        if !rewritten || !rewrite::decrement_ttl(frame, parsed) {
+            return Verdict::Drop(DropReason::Rewrite);
+        }
+        clamp_mss(frame, parsed, services.smallest_mtu);
+        Verdict::ToClient(Delivery {
+            listener: listener.index,
+            backend: entry.backend(),
+            l3: parsed.l3,
+            bytes: parsed.l3_len,
+            fallback: false,
+        })
+    }
+
+    /// No record: a new flow, or a packet that is not for a listener.
+    #[inline(never)]
+    fn miss<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+    ) -> Verdict {
+        let services = self.services;
+        let destination = tuple.dst.bits();
+        if let Some(listener) = services.listener_for(destination, tuple.protocol, tuple.dst_port) {
+            return self.begin(packet, parsed, tuple, hash, listener, None);
+        }
+        if services.is_vip(destination) {
+            return Verdict::Drop(DropReason::NoListener);
+        }
+        let from_backend = services.is_backend(tuple.src.bits());
+        if services.is_own(destination) {
+            return if from_backend { Verdict::Drop(DropReason::BackendNoFlow) } else { Verdict::Local };
+        }
+        Verdict::Drop(if from_backend { DropReason::BackendNoFlow } else { DropReason::NotForUs })
+    }
+
+    /// Picks a backend, remembers the flow where there is room, and sends the packet on. `state` is kept where a flow
+    /// changes its backend.
+    fn begin<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: &Tuple<A>,
+        hash: u32,
+        listener: &Listener,
+        state: Option<State>,
+    ) -> Verdict {
+        let is_tcp = tuple.protocol == Protocol::TCP.0;
+        let is_syn = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        if listener.mode == Mode::Fullnat && is_tcp && !is_syn && state.is_none() {
+            return Verdict::Drop(DropReason::NoFlow);
+        }
+        // a RST begins nothing and takes nobody's turn
+        let begins_nothing = is_tcp && parsed.tcp_flags & tcp::RST != 0;
+        let selected = if begins_nothing {
+            self.shared.select_by_hash(self.services, listener, tuple)
+        } else {
+            self.shared.select(self.services, listener, tuple)
+        };
+        let Some(index) = selected else { return self.no_backend(listener) };
+        let services = self.services;
+        let Some(backend) = services.backend(index) else { return self.no_backend(listener) };
+        let mut way = Way {
+            listener: listener.index,
+            backend: index,
+            snat: NO_SNAT,
+            snat_port: 0,
+            hash,
+            fallback: false,
+        };
+        if begins_nothing {
+            return if listener.mode == Mode::Fullnat {
+                Verdict::Drop(DropReason::NoFlow)
+            } else {
+                self.deliver(packet, parsed, &way)
+            };
+        }
+        let reverse = match self.reserve_reply(listener, backend, tuple, &mut way) {
+            Ok(reverse) => reverse,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        let state = state.unwrap_or(if is_tcp { State::Embryonic } else { State::Udp });
+        let flow = Flow {
+            client: tuple.src,
+            client_port: tuple.src_port,
+            vip_port: tuple.dst_port,
+            protocol: tuple.protocol,
+            listener: listener.index,
+            backend: index,
+            snat: way.snat,
+            snat_port: way.snat_port,
+            reverse,
+            state,
+            last_seen: self.now,
+        };
+        if self.insert(&flow, hash) {
+            self.accounts.flow_created(listener.index, index);
+        } else if listener.mode.sees_replies() {
+            return Verdict::Drop(DropReason::TableFull);
+        } else {
+            // without memory of the flow the pure hash must decide, or packets of one flow would scatter
+            let Some(index) = self.shared.select_by_hash(self.services, listener, tuple) else {
+                return self.no_backend(listener);
+            };
+            way.backend = index;
+            way.fallback = true;
+        }
+        self.deliver(packet, parsed, &way)
+    }
+
+    fn no_backend(&mut self, listener: &Listener) -> Verdict {
+        self.accounts.no_backend(listener.index);
+        Verdict::Drop(DropReason::NoBackend)
+    }
+
+    /// The hash of the tuple that replies will have, 0 where none come; `fullnat` gets its source here.
+    fn reserve_reply(
+        &mut self,
+        listener: &Listener,
+        backend: &Backend,
+        tuple: &Tuple<A>,
+        way: &mut Way,
+    ) -> Result<u32, DropReason> {
+        let seed = self.table.seed();
+        let port = backend.serves(tuple.dst_port);
+        match listener.mode {
+            Mode::Dsr | Mode::Ipip | Mode::Gue => Ok(0),
+            Mode::Nat => {
+                Ok(reverse_hash(backend, tuple.dst_port, tuple.src, tuple.src_port, tuple.protocol, seed))
+            }
+            Mode::Fullnat => {
+                let src = A::from_bits(backend.address);
+                let reply =
+                    |dst, dst_port| Tuple { src, dst, src_port: port, dst_port, protocol: tuple.protocol };
+                let services = self.services;
+                let table = &*self.table;
+                let chosen = self.shared.snat.choose::<A>((backend.address, port), |dst, dst_port| {
+                    let tuple = reply(dst, dst_port);
+                    table
+                        .find(reverse_of(tuple.hash(seed)), |entry, direction| {
+                            direction == Direction::Reverse
+                                && entry.snat_port() == dst_port
+                                && entry.protocol() == tuple.protocol
+                                && services.backend(entry.backend()).is_some_and(|other| {
+                                    other.address == backend.address && other.serves(entry.vip_port()) == port
+                                })
+                        })
+                        .is_some()
+                });
+                let (index, snat_port) = chosen.ok_or(DropReason::SnatExhausted)?;
+                way.snat = index;
+                way.snat_port = snat_port;
+                let address = self.shared.snat.address(index).ok_or(DropReason::SnatExhausted)?;
+                Ok(reverse_of(reply(A::from_bits(address), snat_port).hash(seed)))
+            }
+        }
+    }
+
+    fn insert(&mut self, flow: &Flow<A>, hash: u32) -> bool {
+        match self.table.insert(flow, hash) {
+            Ok(_) => true,
+            Err(Full::Index) => false,
+            Err(Full::Slab) => {
+                let services = self.services;
+                let Some(victim) = self.table.make_room(self.now, &services.lifetimes) else { return false };
+                end(services, self.table, victim, Ended::Evicted, self.accounts);
+                self.table.insert(flow, hash).is_ok()
+            }
+        }
+    }
+
+    /// Finds listener and backend of a way, and sends the packet on.
+    pub(crate) fn deliver<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, way: &Way) -> Verdict {
+        let Some(listener) = self.services.listener(way.listener) else {
+            return Verdict::Drop(DropReason::NoListener);
+        };
+        let Some(backend) = self.services.backend(way.backend) else {
+            return Verdict::Drop(DropReason::NoBackend);
+        };
+        self.deliver_to(packet, parsed, listener, backend, way)
+    }
+
+    /// Rewrites the packet for its backend, or encapsulates it.
+    #[inline(always)]
+    fn deliver_to<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        listener: &Listener,
+        backend: &Backend,
+        way: &Way,
+    ) -> Verdict {
+        let is_tunnel = matches!(listener.mode, Mode::Ipip | Mode::Gue);
+        let overhead = if is_tunnel { tunnel::overhead(listener, backend) } else { 0 };
+        if usize::from(parsed.l3_len) + overhead > usize::from(backend.mtu) || parsed.ttl <= 1 {
+            return self.refuse(packet, parsed, listener, backend.mtu.saturating_sub(overhead as u16));
+        }
+        let frame = packet.data_mut();
+        if !rewrite::decrement_ttl(frame, parsed) {
+            return Verdict::Drop(DropReason::Rewrite);
+        }
+        let mut l3 = parsed.l3;
+        let port = backend.serves(parsed.dst_port);
+        let rewritten = match listener.mode {
+            Mode::Dsr => true,
+            Mode::Nat => {
+                clamp_mss(frame, parsed, self.services.smallest_mtu);
+                A::set_destination(frame, parsed, A::from_bits(backend.address), port)
+            }
+            Mode::Fullnat => {
+                clamp_mss(frame, parsed, self.services.smallest_mtu);
+                self.shared.snat.address(way.snat).is_some_and(|source| {
+                    let source = (A::from_bits(source), way.snat_port);
+                    A::set_both(frame, parsed, source, (A::from_bits(backend.address), port))
+                })
+            }
+            Mode::Ipip | Mode::Gue => {
+                let identification = self.shared.identification.wrapping_add(1);
+                self.shared.identification = identification;
+                if !tunnel::encapsulate(packet, parsed, listener, backend, way.hash, identification) {
+                    return Verdict::Drop(DropReason::Encapsulation);
+                }
+                l3 = tunnel::LINK_LEN;
+                true
+            }
+        };
+        if !rewritten {
+            return Verdict::Drop(DropReason::Rewrite);
+        }
+        Verdict::ToBackend(Delivery {
+            listener: way.listener,
+            backend: way.backend,
+            l3,
+            bytes: parsed.l3_len,
+            fallback: way.fallback,
+        })
+    }
+
+    /// Tells the sender why its packet ends here: its time is over, else it is longer than `mtu`.
+    #[cold]
+    fn refuse<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        listener: &Listener,
+        mtu: u16,
+    ) -> Verdict {
+        let source = Some(address_of(listener.vip));
+        let (problem, reason) = if parsed.ttl <= 1 {
+            (icmp_reply::Problem::TimeExceeded, DropReason::TtlExpired)
+        } else {
+            (icmp_reply::Problem::TooBig { mtu }, DropReason::TooBig)
+        };
+        self.shared.answer(packet, parsed, source, problem, reason, self.now)
+    }
+
+    pub(crate) fn sweep(&mut self, mut count: usize) {
+        let services = self.services;
+        let mut last = None;
+        while let Some(slot) = self.table.next_expired(&mut count, self.now, &services.lifetimes) {
+            // a record that can't be ended (its listener is unknown) must not be met for ever
+            if last.replace(slot) == Some(slot) {
+                break;
+            }
+            end(services, self.table, slot, Ended::Expired, self.accounts);
+        }
+    }
+}
+
+/// Whether a packet with these flags leaves the state as it is, for sure: nearly every packet.
+#[inline(always)]
+fn is_steady(state: State, flags: u8) -> bool {
+    matches!(state, State::Established | State::Udp) && flags & (tcp::FIN | tcp::RST) == 0
+}
+
+/// One line per transition; RFC 9293 §3.3.2 seen from the middle. Modes that see only the client's half end with its FIN.
+#[inline]
+fn next_state(state: State, flags: u8, direction: Direction, mode: Mode) -> State {
+    use Direction::{Forward, Reverse};
+    let fin = flags & tcp::FIN != 0;
+    match (state, direction) {
+        (State::Udp | State::Free, _) => state,
+        _ if flags & tcp::RST != 0 => State::Closing,
+        (State::Embryonic | State::Established, Forward) if fin && !mode.sees_replies() => State::Closing,
+        (State::Embryonic | State::Established, Forward) if fin => State::ClientClosed,
+        (State::Embryonic | State::Established, Reverse) if fin => State::ServerClosed,
+        (State::ClientClosed, Reverse) | (State::ServerClosed, Forward) if fin => State::Closing,
+        (State::Embryonic, Forward) if flags & tcp::SYN == 0 => State::Established,
+        _ => state,
+    }
+}
+
+/// RFC 9293 §3.7.1: no segment longer than the smallest link on the way carries, whatever the ends believe.
+#[inline]
+fn clamp_mss(frame: &mut [u8], parsed: &Parsed, mtu: u16) {
+    if parsed.tcp_flags & tcp::SYN == 0 || parsed.protocol != Protocol::TCP {
+        return;
+    }
+    let headers = if parsed.kind == Kind::Ipv4 { 40 } else { 60 };
+    tcp::clamp_mss(parsed.segment_mut(frame), mtu.saturating_sub(headers));
+}
