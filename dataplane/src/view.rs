@@ -136,7 +136,7 @@ impl View {
             snat_ports: (node.node.snat_port_first, node.node.snat_port_last),
             hash_key: (node.node.keyed_hash == 1).then_some(node.node.hash_key),
             lifetimes: Some(lifetimes_of(node)),
-            fragment_ticks: ticks(node.node.timeouts_ms[Timeout::Fragment as usize]),
+            fragment_ticks: timeout_of(node, Timeout::Fragment),
             icmp_rate: node.node.icmp_rate,
             smallest_mtu: view.ports.iter().map(|port| port.mtu).min().unwrap_or(1_500),
         };
@@ -217,13 +217,17 @@ fn ticks(milliseconds: u32) -> u32 {
 }
 
 fn lifetimes_of(node: &NodeTable) -> Lifetimes {
-    let timeout = |timeout: Timeout| ticks(node.node.timeouts_ms.get(timeout as usize).copied().unwrap_or(0));
     Lifetimes {
-        embryonic: timeout(Timeout::TcpEmbryonic),
-        established: timeout(Timeout::TcpEstablished),
-        closing: timeout(Timeout::TcpClosing),
-        udp: timeout(Timeout::Udp),
+        embryonic: timeout_of(node, Timeout::TcpEmbryonic),
+        established: timeout_of(node, Timeout::TcpEstablished),
+        closing: timeout_of(node, Timeout::TcpClosing),
+        udp: timeout_of(node, Timeout::Udp),
     }
+}
+
+/// A timeout in ticks of the engine's clock.
+fn timeout_of(node: &NodeTable, timeout: Timeout) -> u32 {
+    ticks(node.node.timeouts_ms.get(timeout as usize).copied().unwrap_or(0))
 }
 
 fn pool_of(table: &PoolTable) -> Arc<Pool> {

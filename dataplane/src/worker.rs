@@ -19,7 +19,7 @@ use weir_abi::columns::{PortColumn, WorkerColumn};
 use weir_l4::engine::Engine;
 use weir_l4::rate::TICKS_PER_SECOND;
 use weir_l4::{Lookup, Owner, Spread, Verdict};
-use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse};
+use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse_into};
 
 use crate::books::{Books, Way};
 use crate::drops::WorkerReason;
@@ -275,13 +275,11 @@ impl Worker {
             return None;
         }
         let options = ParseOptions { l3_checksum_ok: checksum == mbuf::Checksum::Good };
-        let mut parsed = match parse(packet.data(), &options) {
-            Ok(parsed) => parsed,
-            Err(reason) => {
-                self.books.dropped(reason, 1);
-                return None;
-            }
-        };
+        let mut parsed = Parsed::default();
+        if let Err(reason) = parse_into(packet.data(), &options, &mut parsed) {
+            self.books.dropped(reason, 1);
+            return None;
+        }
         if let Origin::Nic { filter } = origin
             && !self.accept_link(&packet, &parsed, port, filter)
         {
@@ -416,7 +414,7 @@ impl Worker {
             }
             Verdict::ToClient(delivery) => {
                 self.books.delivered(&delivery, Way::Out);
-                self.to_client(work, delivery.l3, tick);
+                self.deliver_to_client(work, delivery.l3, tick);
             }
             Verdict::Reply => self.answer(work.packet, work.port),
             Verdict::Local => {
@@ -429,7 +427,7 @@ impl Worker {
     }
 
     #[inline]
-    fn to_client(&mut self, mut work: Work, l3: u16, tick: u32) {
+    fn deliver_to_client(&mut self, mut work: Work, l3: u16, tick: u32) {
         let destination = destination_bits(work.packet.data(), &work.parsed);
         let Some(hop) = self.view.route(destination) else {
             self.books.dropped(WorkerReason::NoRoute, 1);

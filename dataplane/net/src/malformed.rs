@@ -23,51 +23,51 @@ macro_rules! malformed {
 
 malformed! {
     /// The frame ends before its Ethernet, VLAN or fixed IP header does.
-    ShortFrame = "short-frame",
+    ShortFrame = "short_frame",
     /// The IP version disagrees with the ether type.
-    BadVersion = "bad-version",
+    BadVersion = "bad_version",
     /// The IPv4 header length is below 20 bytes or beyond the frame.
-    BadHeaderLength = "bad-header-length",
+    BadHeaderLength = "bad_header_length",
     /// The IP length is below its header or beyond the frame.
-    BadTotalLength = "bad-total-length",
+    BadTotalLength = "bad_total_length",
     /// The IPv4 header checksum is wrong.
-    BadHeaderChecksum = "bad-header-checksum",
+    BadHeaderChecksum = "bad_header_checksum",
     /// An IPv4 option has no length, or one that leaves the header.
-    BadOptions = "bad-options",
+    BadOptions = "bad_options",
     /// IPv4 source routing (RFC 7126 §4.3, §4.4) or the IPv6 routing header of type 0 (RFC 5095).
-    SourceRoute = "source-route",
+    SourceRoute = "source_route",
     /// The source address can not be a sender's (RFC 1122 §3.2.1.3, RFC 6890).
-    MartianSource = "martian-source",
+    MartianSource = "martian_source",
     /// The destination address never appears on a wire (RFC 1122 §3.2.1.3, RFC 6890).
-    MartianDestination = "martian-destination",
+    MartianDestination = "martian_destination",
     /// Source and destination address are the same ("land").
     Land = "land",
     /// TTL or hop limit is zero (RFC 1122 §3.2.1.7).
-    TtlZero = "ttl-zero",
+    TtlZero = "ttl_zero",
     /// A fragment that is not the last has a length that is no multiple of 8 (RFC 791 §3.2, RFC 8200 §4.5), or is empty.
-    BadFragment = "bad-fragment",
+    BadFragment = "bad_fragment",
     /// A fragment reaches beyond byte 65,535 of its packet ("ping of death").
-    FragmentTooLong = "fragment-too-long",
+    FragmentTooLong = "fragment_too_long",
     /// A first fragment without ports and flags, or a second one that would overwrite them (RFC 1858 §3, RFC 7112 §5).
-    TinyFragment = "tiny-fragment",
+    TinyFragment = "tiny_fragment",
     /// More than [`MAX_EXTENSION_HEADERS`](crate::parse::MAX_EXTENSION_HEADERS) IPv6 extension headers.
-    TooManyExtensionHeaders = "too-many-extension-headers",
+    TooManyExtensionHeaders = "too_many_extension_headers",
     /// An IPv6 extension header leaves the packet, comes at a wrong place or holds a broken option.
-    BadExtensionHeader = "bad-extension-header",
+    BadExtensionHeader = "bad_extension_header",
     /// An IPv6 jumbogram (RFC 2675); no port carries one.
-    JumboPayload = "jumbo-payload",
+    JumboPayload = "jumbo_payload",
     /// The packet ends before its TCP, UDP or ICMP header does.
-    ShortL4 = "short-l4",
+    ShortL4 = "short_l4",
     /// The TCP data offset is below 20 bytes or beyond the segment.
-    BadTcpOffset = "bad-tcp-offset",
+    BadTcpOffset = "bad_tcp_offset",
     /// TCP flags that no stack sends: none, SYN with FIN, SYN with RST, FIN with RST.
-    BadTcpFlags = "bad-tcp-flags",
+    BadTcpFlags = "bad_tcp_flags",
     /// The UDP length is below 8 or beyond the packet.
-    BadUdpLength = "bad-udp-length",
+    BadUdpLength = "bad_udp_length",
     /// The packet that an ICMP error quotes can not be told.
-    BadIcmpQuote = "bad-icmp-quote",
+    BadIcmpQuote = "bad_icmp_quote",
     /// The checksum of an ICMP message is wrong.
-    BadIcmpChecksum = "bad-icmp-checksum",
+    BadIcmpChecksum = "bad_icmp_checksum",
 }
 
 impl Malformed {
