@@ -319,8 +319,8 @@ where
     Lookup { hash, guess: 0 }
 }
 
-/// Asks for the index line that a new `nat` flow's reply will be found by: its miss costs more than choosing a backend twice.
-/// The source port of `fullnat` and the turn of round-robin are not known yet.
+/// Asks for the index line that a new flow's reply will be found by: its miss costs more than choosing a backend twice. The
+/// turn of round-robin is not known yet.
 #[inline(never)]
 fn expect_reply<A, E, B>(services: &Services, shared: &Shared, table: &FlowTable<A, E, B>, tuple: &Tuple<A>)
 where
@@ -329,13 +329,18 @@ where
     B: DerefMut<Target = [Bucket]>,
 {
     let listener = services.listener_for(tuple.dst.bits(), tuple.protocol, tuple.dst_port);
-    if let Some(listener) = listener
-        && listener.mode == Mode::Nat
+    if let Some(listener) = listener.filter(|listener| listener.mode.sees_replies())
         && let Some(index) = shared.select_by_hash(services, listener, tuple)
         && let Some(backend) = services.backend(index)
     {
-        let (client, seed) = ((tuple.src, tuple.src_port), table.seed());
-        let reply = reverse_hash(backend, tuple.dst_port, client.0, client.1, tuple.protocol, seed);
+        let (to, port) = if listener.mode == Mode::Nat {
+            (tuple.src, tuple.src_port)
+        } else {
+            let server = (backend.address, backend.serves(tuple.dst_port));
+            let Some(foreseen) = shared.snat.foresee::<A>(server) else { return };
+            foreseen
+        };
+        let reply = reverse_hash(backend, tuple.dst_port, to, port, tuple.protocol, table.seed());
         table.index().prefetch(reply);
     }
 }

@@ -4,6 +4,7 @@
 //! such that the reply comes back to this worker ([`ReplyOwner`]). Source addresses are interned: a record holds a
 //! number that stays valid when the configuration's list changes, and across processes.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 
 use weir_net::hash::{Toeplitz, reta_index};
@@ -82,12 +83,14 @@ pub struct Snat {
     owner: ReplyOwner,
     ports: (u16, u16),
     next: u32,
+    /// Where [`Snat::foresee`] goes on; at `next` again with each choice.
+    ahead: Cell<u32>,
 }
 
 impl Snat {
     /// Starts with the addresses that the records of a previous process may name, in order.
     pub fn new(interned: Vec<u128>, owner: ReplyOwner) -> Self {
-        Self { interned, active: Vec::new(), owner, ports: (1_024, u16::MAX), next: 0 }
+        Self { interned, active: Vec::new(), owner, ports: (1_024, u16::MAX), next: 0, ahead: Cell::new(0) }
     }
 
     /// Takes the configured addresses over. Returns how many did not fit ([`MAX_ADDRESSES`]).
@@ -123,28 +126,23 @@ impl Snat {
         &self.interned
     }
 
-    /// Finds a free (index, address, port) for a flow to `backend`, where `taken` tells of the reply's tuple.
+    /// Finds a free (index, port) for a flow to `backend`, where `taken` tells of the reply's tuple.
     pub fn choose<A: Address>(
         &mut self,
         backend: (u128, u16),
         mut taken: impl FnMut(A, u16) -> bool,
     ) -> Option<(u16, u16)> {
-        let (first, last) = self.ports;
-        let span = u32::from(last).checked_sub(u32::from(first))? + 1;
-        let count = self.active.len() as u32;
         let mut tries = TRIES;
         // a worker owns one port in `workers`: strangers cost a step, not a try
         for _ in 0..TRIES * 64 {
             let step = self.next;
             self.next = self.next.wrapping_add(1);
-            let port = first + ((step / count.max(1)) % span) as u16;
-            let index = *self.active.get((step % count.max(1)) as usize)?;
-            let address = self.address(index)?;
-            let family_fits = (address >> 32 == 0xffff) == (A::FAMILY == 4);
-            if !family_fits || !self.owner.owns(backend, address, port) {
+            let (index, address, port) = self.at(step)?;
+            if !self.fits::<A>(backend, address, port) {
                 continue;
             }
             if !taken(A::from_bits(address), port) {
+                self.ahead.set(self.next);
                 return Some((index, port));
             }
             tries -= 1;
@@ -153,6 +151,34 @@ impl Snat {
             }
         }
         None
+    }
+
+    /// The address and port that [`Snat::choose`] will probably choose for the flow after those foreseen since its last choice.
+    pub fn foresee<A: Address>(&self, backend: (u128, u16)) -> Option<(A, u16)> {
+        for _ in 0..TRIES {
+            let step = self.ahead.get();
+            self.ahead.set(step.wrapping_add(1));
+            let (_, address, port) = self.at(step)?;
+            if self.fits::<A>(backend, address, port) {
+                return Some((A::from_bits(address), port));
+            }
+        }
+        None
+    }
+
+    /// The source of a step: all addresses with the first port, then with the next one.
+    #[inline]
+    fn at(&self, step: u32) -> Option<(u16, u128, u16)> {
+        let (first, last) = self.ports;
+        let span = u32::from(last).checked_sub(u32::from(first))? + 1;
+        let count = (self.active.len() as u32).max(1);
+        let index = *self.active.get((step % count) as usize)?;
+        Some((index, self.address(index)?, first + ((step / count) % span) as u16))
+    }
+
+    #[inline]
+    fn fits<A: Address>(&self, backend: (u128, u16), address: u128, port: u16) -> bool {
+        (address >> 32 == 0xffff) == (A::FAMILY == 4) && self.owner.owns(backend, address, port)
     }
 }
 
@@ -187,6 +213,19 @@ mod tests {
             (0..500).map(|_| snat.choose::<u32>((1, 80), |_, _| false).unwrap().1).collect::<HashSet<u16>>()
         };
         assert!(choose(0).is_disjoint(&choose(1)));
+    }
+
+    #[test]
+    fn what_is_foreseen_is_chosen() {
+        let mut snat = Snat::new(vec![], ReplyOwner::Remainder { worker: 1, workers: 3 });
+        snat.adopt(&services(&["198.18.0.1", "2001:db8::1"], (2000, 2999)));
+        for burst in 0..40 {
+            let foreseen: Vec<_> = (0..burst).map(|_| snat.foresee::<u32>((1, 80)).unwrap()).collect();
+            for (address, port) in foreseen {
+                let (index, chosen) = snat.choose::<u32>((1, 80), |_, _| false).unwrap();
+                assert_eq!((snat.address(index), chosen), (Some(address.bits()), port));
+            }
+        }
     }
 
     #[test]
