@@ -165,7 +165,6 @@ pub fn launch(
     for (index, part) in parts.iter_mut().enumerate() {
         deal_queues(index as u16, part, &mut lots, &mut wiring)?;
     }
-    let port_of_device = port_numbers(&parts);
     let pools: Vec<PacketPool> = parts.iter().map(|part| part.pool.clone()).collect();
     adopter.set_workers(workers);
     let mut handles = Vec::new();
@@ -182,7 +181,6 @@ pub fn launch(
             flows: (node.flows_ipv4, node.flows_ipv6),
             lot,
             peers: wiring.peers_of(index, &spread),
-            port_of_device: port_of_device.clone(),
             pools: pools.clone(),
             view: Arc::clone(view),
             books,
@@ -433,17 +431,6 @@ fn deal_queues(
     Ok(())
 }
 
-fn port_numbers(parts: &[OpenPort]) -> Vec<u16> {
-    let highest = parts.iter().map(|part| usize::from(part.port.id())).max().unwrap_or(0);
-    let mut numbers = vec![0; highest + 1];
-    for (index, part) in parts.iter().enumerate() {
-        if let Some(place) = numbers.get_mut(usize::from(part.port.id())) {
-            *place = index as u16;
-        }
-    }
-    numbers
-}
-
 /// What a worker's thread needs to become one.
 struct Plan {
     index: u16,
@@ -453,7 +440,6 @@ struct Plan {
     flows: (u32, u32),
     lot: Lot,
     peers: Peers,
-    port_of_device: Vec<u16>,
     pools: Vec<PacketPool>,
     view: Arc<View>,
     books: Books,
@@ -527,7 +513,6 @@ fn become_worker(
         inputs: plan.lot.inputs,
         output: Output { ports: plan.lot.outputs },
         peers: plan.peers,
-        port_of_device: plan.port_of_device,
         pools: plan.pools,
         engine,
         view: plan.view,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dpdk::ring::{Consumer, Producer};
-use dpdk::{ArrayVec, BURST, Burst, PacketPool, RxQueue, lcore, mbuf};
+use dpdk::{ArrayVec, BURST, Burst, Mbuf, PacketPool, RxQueue, lcore, mbuf};
 use hugepages::generation::{WorkerAck, monotonic_ns};
 use hugepages::spsc;
 use weir_abi::columns::{PortColumn, WorkerColumn};
@@ -48,6 +48,8 @@ const SLEEP_MOST: Duration = Duration::from_micros(200);
 const STEERED_PORTS: u64 = 1 << 63;
 /// On a steered packet: the receiver is the home of its fragments.
 const STEERED_HOME: u64 = 1 << 62;
+/// On a steered packet: the index of the port that it came from is in these 16 bits.
+const STEERED_PORT_SHIFT: u32 = 32;
 
 /// A receive queue and what its frames must look like.
 #[derive(Debug)]
@@ -83,8 +85,6 @@ pub struct Worker {
     pub output: Output,
     /// Other workers.
     pub peers: Peers,
-    /// DPDK's ports by number → index, for steered packets.
-    pub port_of_device: Vec<u16>,
     /// Pools by port, for packets that Weir makes.
     pub pools: Vec<PacketPool>,
     /// Balancing.
@@ -175,7 +175,7 @@ impl Worker {
             self.books.add(WorkerColumn::RxPackets, burst.len() as u64);
             self.books.port(usize::from(port), PortColumn::RxPackets, burst.len() as u64);
             self.books.port(usize::from(port), PortColumn::RxBytes, bytes);
-            self.burst(&mut burst, port, Origin::Nic { filter }, clock.tick, steering);
+            self.burst(&mut burst, |_| (port, Origin::Nic { filter }), clock.tick, steering);
         }
         if !self.peers.steer_in.is_empty() {
             found |= self.peer_packets(clock.tick, steering);
@@ -196,13 +196,11 @@ impl Worker {
             let popped = self.peers.steer_in.get_mut(at).map_or(0, |ring| ring.pop_burst(&mut burst));
             self.books.add(WorkerColumn::SteeredIn, popped as u64);
             found |= popped > 0;
-            for packet in burst.drain(..) {
-                let port = self.port_of_device.get(usize::from(packet.port())).copied().unwrap_or(0);
-                let origin = Origin::Peer(packet.user());
-                let mut one = Burst::new();
-                one.push(packet);
-                self.burst(&mut one, port, origin, tick, steering);
-            }
+            let origin = |packet: &Mbuf| {
+                let tag = packet.user();
+                ((tag >> STEERED_PORT_SHIFT) as u16, Origin::Peer(tag))
+            };
+            self.burst(&mut burst, origin, tick, steering);
         }
         for at in 0..self.peers.transmit_in.len() {
             let mut burst = Burst::new();
@@ -231,14 +229,21 @@ impl Worker {
         }
     }
 
-    /// A burst through the stages.
+    /// A burst through the stages. `origin` tells of a packet its port and where it came from.
     #[inline]
-    fn burst(&mut self, burst: &mut Burst, port: u16, origin: Origin, tick: u32, steering: &mut [Burst]) {
+    fn burst(
+        &mut self,
+        burst: &mut Burst,
+        origin: impl Fn(&Mbuf) -> (u16, Origin),
+        tick: u32,
+        steering: &mut [Burst],
+    ) {
         for packet in burst.iter() {
             hugepages::prefetch::read_slice_at(packet.data(), 0);
         }
         let mut stage = Stage::new();
         for packet in burst.drain(..) {
+            let (port, origin) = origin(&packet);
             if let Some(work) = self.classify(Packet(packet), port, origin, tick, steering) {
                 stage.push(work);
             }
@@ -308,7 +313,7 @@ impl Worker {
         }
         let alone = matches!(*self.peers.spread, Spread::Alone);
         if !alone || parsed.is_fragment() {
-            packet = self.own(packet, &mut parsed, origin, tick, steering)?;
+            packet = self.own(packet, &mut parsed, port, origin, tick, steering)?;
         }
         let lookup = self.engine.prepare(packet.data(), &parsed);
         Some(Work { packet, parsed, lookup, port })
@@ -335,10 +340,12 @@ impl Worker {
         &mut self,
         mut packet: Packet,
         parsed: &mut Parsed,
+        port: u16,
         origin: Origin,
         tick: u32,
         steering: &mut [Burst],
     ) -> Option<Packet> {
+        let from_port = u64::from(port) << STEERED_PORT_SHIFT;
         let tag = match origin {
             Origin::Nic { .. } => 0,
             Origin::Peer(tag) => tag,
@@ -359,7 +366,7 @@ impl Worker {
                 && home != self.index
                 && !steered
             {
-                packet.0.set_user(STEERED_HOME);
+                packet.0.set_user(STEERED_HOME | from_port);
                 self.steer(home, packet, steering);
                 return None;
             }
@@ -372,7 +379,7 @@ impl Worker {
         match self.peers.spread.owner(&self.view.services, packet.data(), parsed, own_hash) {
             Owner::Worker(owner) if owner != self.index => {
                 let ports = (u64::from(parsed.src_port) << 16) | u64::from(parsed.dst_port);
-                packet.0.set_user(if parsed.is_fragment() { STEERED_PORTS | ports } else { 0 });
+                packet.0.set_user(from_port | if parsed.is_fragment() { STEERED_PORTS | ports } else { 0 });
                 self.steer(owner, packet, steering);
                 None
             }
