@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use crate::topology::lab::{BACKENDS, Family, LAN, WAN, backend, backend_name, vip};
+use crate::topology::lab::{BACKENDS, Family, LAN, SNAT, WAN, backend, backend_name, vip};
 use crate::traffic::servers::{SERVER_PORT, VIP_PORT};
 
 /// How packets reach a backend.
@@ -200,7 +200,11 @@ impl Config {
         if !self.timeouts.is_empty() {
             let _ = write!(text, "\n[timeouts]\n{}", self.timeouts);
         }
-        let ports = [("wan", WAN, &self.wan), ("lan", LAN, &self.lan)];
+        let mut lan = self.lan.clone();
+        if self.services.iter().any(|service| service.mode == Mode::Fullnat) && !lan.contains("snat") {
+            let _ = write!(lan, "snat = [\"{}\", \"{}\"]\n", SNAT.0, SNAT.1);
+        }
+        let ports = [("wan", WAN, &self.wan), ("lan", LAN, &lan)];
         for ((name, (v4, v6), more), device) in ports.into_iter().zip(&self.devices) {
             let _ = write!(
                 text,

@@ -13,7 +13,7 @@ use super::{Context, Scenario};
 use crate::config::{Config, Mode, Protocol, Service};
 use crate::interrupt::wait_for;
 use crate::run::Run;
-use crate::topology::lab::{CLIENT, Family, Io, LAN, Lab, backend};
+use crate::topology::lab::{CLIENT, Family, Io, LAN, Lab, SNAT, backend};
 use crate::traffic::frames::{Ip, Link, Mac, Tcp, arp_reply, flag, neighbour_advertisement};
 use crate::traffic::pcap;
 use crate::traffic::probe::view;
@@ -199,7 +199,7 @@ impl Expected {
             Mode::Fullnat => Box::new(move |candidate| {
                 let (from, _) = ports_of(candidate)?;
                 ensure!(from >= 1_024, "source port {from} is not for Weir to use");
-                let own: IpAddr = if case.vip.is_ipv4() { LAN.0.into() } else { LAN.1.into() };
+                let own: IpAddr = if case.vip.is_ipv4() { SNAT.0.into() } else { SNAT.1.into() };
                 Ok(link.ip(&case.content.packet(SocketAddr::new(own, from), case.backend, 63)))
             }),
             Mode::Ipip => Box::new(move |candidate| {

@@ -41,6 +41,14 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         let variant_0 = |service| Service { listener_lines: "gue_variant = 0\n".into(), ..service };
         one(context, Io::AfXdp, services.map(variant_0).collect())
     }));
+    scenarios.push(Scenario::new("carry/fullnat/own-address", |context| {
+        let services = every_kind(Mode::Fullnat);
+        let rig = Rig::start_with(context, Io::AfXdp, services.clone(), |config| {
+            config.lan = "# no snat: Weir connects from its own address\n".into();
+        })?;
+        services.iter().try_for_each(|service| carry(&rig, service))?;
+        rig.finish()
+    }));
     for io in [Io::AfPacket, Io::Tap] {
         scenarios.push(Scenario::new(format!("carry/nat/over-{}", io.name()), move |context| {
             one(context, io, every_kind(Mode::Nat))

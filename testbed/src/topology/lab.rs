@@ -30,6 +30,9 @@ pub(crate) const WAN: (Ipv4Addr, Ipv6Addr) =
 /// Weir's addresses on the backends' side.
 pub(crate) const LAN: (Ipv4Addr, Ipv6Addr) =
     (Ipv4Addr::new(198, 18, 1, 254), Ipv6Addr::new(0x2001, 0xdb8, 0x19, 0, 0, 0, 0, 0x254));
+/// Where `fullnat` connects from, unless a scenario says otherwise.
+pub(crate) const SNAT: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(198, 18, 1, 200), Ipv6Addr::new(0x2001, 0xdb8, 0x19, 0, 0, 0, 0, 0x200));
 
 /// Address of the nth VIP, counted from 1.
 pub(crate) fn vip(family: Family, number: u8) -> IpAddr {

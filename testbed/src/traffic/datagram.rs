@@ -96,12 +96,20 @@ pub(crate) fn socket(from: &Namespace, target: SocketAddr) -> Result<UdpSocket> 
 /// Asks `requests` times, each time from a new port.
 pub(crate) fn load(from: &Namespace, target: SocketAddr, requests: u64) -> Result<Tally> {
     let mut tally = Tally::default();
+    // kept open until the end, so that no port is drawn twice
+    let mut sockets = Vec::new();
     for number in 0..requests {
         let start = Instant::now();
-        let outcome =
-            socket(from, target).and_then(|socket| ask(&socket, format!("question {number}").as_bytes()));
+        let outcome = socket(from, target).and_then(|socket| {
+            let answer = ask(&socket, format!("question {number}").as_bytes());
+            sockets.push(socket);
+            answer
+        });
         interrupt::check()?;
         tally.record(outcome, start.elapsed());
+        if tally.is_hopeless() {
+            break;
+        }
     }
     Ok(tally)
 }

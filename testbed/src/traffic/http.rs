@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -16,6 +16,8 @@ use crate::topology::namespace::Namespace;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Most failures of one load that are kept to be shown.
 const SHOWN_FAILURES: usize = 5;
+/// A load with so many failures ends early: each may have taken the whole of its patience.
+const HOPELESS: u64 = 10;
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,6 +130,11 @@ impl Tally {
         self.answers.get(backend).copied().unwrap_or(0)
     }
 
+    /// Whether there is no point in going on.
+    pub(crate) fn is_hopeless(&self) -> bool {
+        self.failures >= HOPELESS
+    }
+
     /// Counts one request.
     pub(crate) fn record(&mut self, outcome: Result<String>, time: Duration) {
         match outcome {
@@ -179,12 +186,11 @@ fn run_threads(
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
                     from.enter()?;
-                    while !interrupt::arrived() && more() {
+                    while !interrupt::arrived() && !lock(&tally)?.is_hopeless() && more() {
                         let start = Instant::now();
                         let outcome = fetch(target, "/");
                         let time = start.elapsed();
-                        let mut tally = tally.lock().map_err(|_| anyhow!("a load thread panicked"))?;
-                        tally.record(outcome, time);
+                        lock(&tally)?.record(outcome, time);
                     }
                     Ok(())
                 })
@@ -195,6 +201,10 @@ fn run_threads(
             .try_for_each(|thread| thread.join().map_err(|_| anyhow!("a load thread panicked"))?)
     })?;
     tally.into_inner().map_err(|_| anyhow!("a load thread panicked"))
+}
+
+fn lock(tally: &Mutex<Tally>) -> Result<MutexGuard<'_, Tally>> {
+    tally.lock().map_err(|_| anyhow!("a load thread panicked"))
 }
 
 /// Keeps sending requests while `work` runs; the tally, and what `work` returned.
