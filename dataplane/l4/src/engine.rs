@@ -171,6 +171,11 @@ impl<M: Memory> Engine<M> {
         (self.v4.live(), self.v6.live())
     }
 
+    /// Live flows, IPv4 and IPv6, counted record by record: equal to [`Engine::live`], or the tables are broken.
+    pub fn count(&self) -> (usize, usize) {
+        (self.v4.flows().count(), self.v6.flows().count())
+    }
+
     /// Capacity, IPv4 and IPv6.
     pub fn capacity(&self) -> (usize, usize) {
         (self.v4.capacity(), self.v6.capacity())

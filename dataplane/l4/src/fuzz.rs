@@ -120,28 +120,44 @@ pub fn engine(services: Services, records: usize, accounts: &mut impl Accounts) 
     Engine::new(Arc::new(services), tables, ReplyOwner::Alone, [0x1234, 0x5678], 0, accounts).0
 }
 
-/// `data` is a sequence of frames: two bytes of length (big-endian), then the frame. Time passes with each.
+/// Frames of a burst: all are looked up before the first is processed, as the worker does.
+const BURST: usize = 4;
+
+/// `data` is a sequence of frames: two bytes of length (big-endian), then the frame. Time passes with each burst.
 pub fn l4(data: &[u8]) {
     let mut accounts = Balance::default();
     let mut engine = engine(services(), 32, &mut accounts);
     let mut rest = data;
     let mut now = 0;
-    while let Some((length, tail)) = rest.split_first_chunk::<2>() {
-        let length = usize::from(u16::from_be_bytes(*length) % 2_000).min(tail.len());
-        let (frame, tail) = tail.split_at(length);
-        rest = tail;
+    while !rest.is_empty() {
         now += 1;
-        let mut packet = VecBuf::new(frame);
-        let Ok(mut parsed) = parse(frame, &ParseOptions::default()) else { continue };
-        if parsed.is_fragment() && !engine.follow_fragment(frame, &mut parsed, now) {
-            continue;
+        let mut burst = Vec::with_capacity(BURST);
+        while burst.len() < BURST
+            && let Some((length, tail)) = rest.split_first_chunk::<2>()
+        {
+            let length = usize::from(u16::from_be_bytes(*length) % 2_000).min(tail.len());
+            let (frame, tail) = tail.split_at(length);
+            rest = tail;
+            let Ok(mut parsed) = parse(frame, &ParseOptions::default()) else { continue };
+            if parsed.is_fragment() && !engine.follow_fragment(frame, &mut parsed, now) {
+                continue;
+            }
+            let lookup = engine.prepare(frame, &parsed);
+            burst.push((VecBuf::new(frame), parsed, lookup));
         }
-        let mut lookup = engine.prepare(frame, &parsed);
-        engine.guess(&parsed, &mut lookup);
-        let _ = engine.process(&mut packet, &parsed, lookup, now, &mut accounts);
+        if burst.is_empty() {
+            break;
+        }
+        for (_, parsed, lookup) in &mut burst {
+            engine.guess(parsed, lookup);
+        }
+        for (mut packet, parsed, lookup) in burst {
+            let _ = engine.process(&mut packet, &parsed, lookup, now, &mut accounts);
+        }
         engine.sweep(8, now, &mut accounts);
         let (v4, v6) = engine.live();
         assert_eq!(accounts.0, i64::from(v4 + v6), "accounts and tables agree");
+        assert_eq!(engine.count(), (v4 as usize, v6 as usize), "no record is lost or used twice");
         assert!(v4 <= 32 && v6 <= 32, "tables are bounded");
     }
 }

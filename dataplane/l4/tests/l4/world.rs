@@ -116,6 +116,8 @@ impl<M: Memory> World<M> {
     }
 
     pub fn sweep_all(&mut self) {
+        let (v4, v6) = self.engine.live();
+        assert_eq!(self.engine.count(), (v4 as usize, v6 as usize), "no record is lost or used twice");
         let (v4, v6) = self.engine.capacity();
         self.engine.sweep(v4.max(v6), self.now, &mut self.ledger);
     }
