@@ -87,6 +87,8 @@ pub struct Neighbours {
     by_id: HashMap<NeighbourId, Entry>,
     by_address: HashMap<(u16, IpAddr), NeighbourId>,
     next_id: u32,
+    /// Ids that the workers have been told to forget. They index by id, so ids must stay few, whatever addresses are asked for.
+    free_ids: Vec<NeighbourId>,
     reachable_ms: u64,
     forgotten: Vec<Update>,
 }
@@ -98,6 +100,7 @@ impl Neighbours {
             by_id: HashMap::new(),
             by_address: HashMap::new(),
             next_id: 0,
+            free_ids: Vec::new(),
             reachable_ms,
             forgotten: Vec::new(),
         }
@@ -154,8 +157,11 @@ impl Neighbours {
         if let Some(id) = self.by_address.get(&(port, address)) {
             return *id;
         }
-        let id = NeighbourId(self.next_id);
-        self.next_id = self.next_id.wrapping_add(1);
+        let id = self.free_ids.pop().unwrap_or_else(|| {
+            let id = NeighbourId(self.next_id);
+            self.next_id = self.next_id.wrapping_add(1);
+            id
+        });
         self.by_address.insert((port, address), id);
         let entry = Entry {
             id,
@@ -221,7 +227,10 @@ impl Neighbours {
             }
         }
         dead.into_iter().for_each(|id| self.forget(id));
-        self.forgotten.drain(..).for_each(|update| act(Action::Tell(update)));
+        for update in self.forgotten.drain(..) {
+            act(Action::Tell(update));
+            self.free_ids.push(update.id);
+        }
     }
 }
 
@@ -333,6 +342,46 @@ mod tests {
         assert_eq!(told, 10);
         actions(&mut cache, FORGET_MS + 10_000);
         assert!(cache.by_id.is_empty() && cache.by_address.is_empty());
+    }
+
+    #[test]
+    fn ids_stay_few_whatever_is_asked_for() {
+        let mut cache = Neighbours::new(1_000);
+        let mut highest = 0;
+        for round in 0..100u32 {
+            for host in 0..LIMIT as u32 {
+                cache.wanted(0, IpAddr::V4((0xc612_0000 + round * 1_000 + host).into()), u64::from(round));
+            }
+            for action in actions(&mut cache, u64::from(round)) {
+                if let Action::Tell(update) = action {
+                    highest = highest.max(update.id.0);
+                }
+            }
+        }
+        let id = cache.configured(0, host(), 100);
+        assert!(highest.max(id.0) < 3 * LIMIT as u32, "{highest} {id:?}");
+    }
+
+    #[test]
+    fn an_id_is_not_used_again_before_the_workers_forgot_it() {
+        let mut cache = Neighbours::new(1_000);
+        cache.wanted(0, host(), 0);
+        let mut holders = HashMap::new();
+        for now in (0..2 * FORGET_MS + 10_000).step_by(100) {
+            if now == FORGET_MS + 5_000 {
+                cache.wanted(0, "198.18.0.2".parse().unwrap(), now);
+                cache.received(0, "198.18.0.2".parse().unwrap(), MAC, true, now);
+            }
+            for action in actions(&mut cache, now) {
+                let Action::Tell(update) = action else { continue };
+                let holder = holders.entry(update.id).or_insert(update.address);
+                assert_eq!(*holder, update.address, "at {now}");
+                if update.forgotten {
+                    holders.remove(&update.id);
+                }
+            }
+        }
+        assert!(holders.is_empty() && cache.next_id == 1, "{holders:?}, {}", cache.next_id);
     }
 
     #[test]
