@@ -20,6 +20,8 @@ pub mod messages;
 pub mod neighbour;
 pub mod output;
 pub mod packet;
+#[cfg(test)]
+mod sample;
 pub mod snapshot;
 pub mod view;
 pub mod worker;

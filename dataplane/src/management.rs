@@ -91,6 +91,7 @@ fn timeout_ms(snapshot: &Snapshot, timeout: Timeout) -> u32 {
 /// The published generation, or where it does not verify the newest that does; waits for one.
 fn first_snapshot(directory: &SegmentDir, adopter: &mut Adopter, stop: &AtomicBool) -> Option<Snapshot> {
     let mut said = false;
+    adopter.set_state(RunState::Waiting);
     let mut tried = u64::MAX;
     while !stop.load(Ordering::Relaxed) {
         adopter.beat(monotonic_ns());
@@ -117,7 +118,6 @@ fn first_snapshot(directory: &SegmentDir, adopter: &mut Adopter, stop: &AtomicBo
         }
         if !said {
             said = true;
-            adopter.set_state(RunState::Waiting);
             tracing::info!("waiting for the control plane to publish a configuration (start weir-ctlplane)");
         }
         std::thread::sleep(Duration::from_millis(5));

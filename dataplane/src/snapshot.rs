@@ -149,6 +149,8 @@ impl Snapshot {
         };
         if workers(new) != workers(old) {
             Some("dataplane.workers")
+        } else if new.node.idle != old.node.idle {
+            Some("dataplane.idle")
         } else if (new.node.flows_ipv4, new.node.flows_ipv6) != (old.node.flows_ipv4, old.node.flows_ipv6) {
             Some("dataplane.flow_table")
         } else if new.node.backend_capacity != old.node.backend_capacity {
@@ -169,4 +171,205 @@ fn read(directory: &SegmentDir, name: &str, limit: usize) -> Result<Vec<u8>, Loa
 
 fn table(directory: &SegmentDir, reference: &TableRef) -> Result<Vec<u8>, LoadError> {
     read(directory, &table_name(reference.id), MAX_TABLE_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{self, Generation};
+    use weir_abi::record::{Mode, PortRecord};
+    use weir_abi::text::Text;
+
+    fn directory() -> (tempfile::TempDir, SegmentDir) {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = SegmentDir::open(parent.path().join("weir-test")).unwrap();
+        (parent, directory)
+    }
+
+    fn generation() -> Generation {
+        Generation::new("null:", "null:")
+    }
+
+    fn reason(directory: &SegmentDir, generation: u64) -> String {
+        Snapshot::load(directory, generation, None).unwrap_err().to_string()
+    }
+
+    /// Replaces a file by what `edit` makes of it.
+    fn edit(directory: &SegmentDir, name: &str, edit: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = directory.read(name, MAX_TABLE_BYTES).unwrap();
+        edit(&mut bytes);
+        directory.publish(name, &bytes).unwrap();
+    }
+
+    #[test]
+    fn what_was_written_is_loaded() {
+        let (_parent, directory) = directory();
+        let root = generation().write(&directory, 7);
+        let snapshot = Snapshot::load(&directory, 7, None).unwrap();
+        assert_eq!((snapshot.generation, snapshot.node_id), (7, root.tables[0].id));
+        assert_eq!(snapshot.node.ports[1].name.as_str(), "lan");
+        assert_eq!(snapshot.listeners.listeners.len(), 2);
+        let pools: Vec<u64> = snapshot.pools.iter().map(|(id, _)| *id).collect();
+        assert_eq!(pools, [root.tables[2].id, root.tables[3].id]);
+        assert_eq!(snapshot.pools[1].1.backends[0].index, 2);
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let (_parent, directory) = directory();
+        assert!(reason(&directory, 1).contains("root-1"), "{}", reason(&directory, 1));
+        let root = generation().write(&directory, 1);
+        for table in &root.tables {
+            let name = table_name(table.id);
+            let bytes = directory.read(&name, MAX_TABLE_BYTES).unwrap();
+            directory.remove(&name).unwrap();
+            let text = reason(&directory, 1);
+            assert!(text.starts_with(&format!("can't read {name}: ")), "{text}");
+            directory.publish(&name, &bytes).unwrap();
+        }
+        assert!(Snapshot::load(&directory, 1, None).is_ok());
+    }
+
+    #[test]
+    fn corrupt_truncated_and_foreign_files_are_refused_with_a_reason() {
+        let (_parent, directory) = directory();
+        let root = generation().write(&directory, 1);
+        let mut files = vec![root_name(1)];
+        files.extend(root.tables.iter().map(|table| table_name(table.id)));
+        for name in &files {
+            let good = directory.read(name, MAX_TABLE_BYTES).unwrap();
+            let last = good.len() - 1;
+            edit(&directory, name, |bytes| bytes[last] ^= 0x40);
+            assert!(reason(&directory, 1).starts_with(&format!("{name}: checksum ")), "{name}");
+            directory.publish(name, &good[..last]).unwrap();
+            let text = reason(&directory, 1);
+            assert!(text.starts_with(&format!("{name} is {last} bytes long, expected ")), "{text}");
+            directory.publish(name, b"").unwrap();
+            assert!(reason(&directory, 1).starts_with(&format!("{name} is 0 bytes long")), "{name}");
+            let mut foreign = good.clone();
+            foreign[8] = 99;
+            directory.publish(name, &foreign).unwrap();
+            let text = reason(&directory, 1);
+            assert!(text.starts_with(&format!("{name} has layout version 99, ")), "{text}");
+            foreign[0] ^= 1;
+            directory.publish(name, &foreign).unwrap();
+            assert!(reason(&directory, 1).contains("does not start with the magic"), "{name}");
+            directory.publish(name, &good).unwrap();
+        }
+        // another generation's root under this one's name
+        directory.publish(&root_name(2), &root.encode()).unwrap();
+        assert!(reason(&directory, 2).contains("must be that of the file name"), "{}", reason(&directory, 2));
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_refused_before_it_is_read() {
+        let (parent, directory) = directory();
+        generation().write(&directory, 1);
+        let path = parent.path().join("weir-test").join(root_name(1));
+        std::fs::File::options().write(true).open(path).unwrap().set_len(1 << 40).unwrap();
+        assert!(reason(&directory, 1).contains("more than the"), "{}", reason(&directory, 1));
+    }
+
+    #[test]
+    fn tables_that_contradict_each_other_are_refused_with_the_value() {
+        let (_parent, directory) = directory();
+        let mut number = 0;
+        let mut refused = |change: &dyn Fn(&mut Generation)| {
+            number += 1;
+            let mut generation = generation();
+            change(&mut generation);
+            generation.write(&directory, number);
+            let text = reason(&directory, number);
+            text.strip_prefix(&format!("root-{number}: ")).unwrap_or(&text).to_owned()
+        };
+        assert_eq!(refused(&|g| g.pools[1].pool.index = 0), "two pools have index 0");
+        assert_eq!(refused(&|g| g.pools[1].backends[0].index = 1), "two backends have index 1");
+        assert_eq!(
+            refused(&|g| g.pools[1].backends[0].index = 16),
+            "a backend's index is beyond backend_capacity: 16"
+        );
+        assert_eq!(refused(&|g| g.pools.truncate(1)), "a listener names a pool that is not there: 1");
+        assert_eq!(
+            refused(&|g| g.listeners.listeners.push(sample::listener(1, 6, 81, Mode::Nat, 0))),
+            "two listeners have index 1"
+        );
+    }
+
+    #[test]
+    fn newest_falls_back_to_the_newest_that_verifies() {
+        let (_parent, directory) = directory();
+        let newest = |directory: &SegmentDir| {
+            let mut rejected = vec![];
+            let snapshot = Snapshot::newest(directory, &mut |generation, _| rejected.push(generation));
+            (snapshot.map(|snapshot| snapshot.generation), rejected)
+        };
+        assert_eq!(newest(&directory), (None, vec![]));
+        for number in [2, 9, 10] {
+            generation().write(&directory, number);
+        }
+        directory.publish("root-x", b"no generation").unwrap();
+        directory.publish("control", b"something else").unwrap();
+        assert_eq!(newest(&directory), (Some(10), vec![]), "numbers are compared, not names");
+        edit(&directory, "root-10", |bytes| bytes[40] ^= 1);
+        directory.publish("root-9", b"").unwrap();
+        assert_eq!(newest(&directory), (Some(2), vec![10, 9]));
+        directory.remove("root-2").unwrap();
+        assert_eq!(newest(&directory), (None, vec![10, 9]));
+    }
+
+    #[test]
+    fn unchanged_tables_are_not_read_again() {
+        let (_parent, directory) = directory();
+        let root = generation().write(&directory, 1);
+        let first = Snapshot::load(&directory, 1, None).unwrap();
+        let mut changed = generation();
+        changed.pools[1].backends[0].weight = 5;
+        changed.write(&directory, 2);
+        for table in &root.tables {
+            directory.remove(&table_name(table.id)).unwrap();
+        }
+        let second = Snapshot::load(&directory, 2, Some(&first)).unwrap();
+        assert!(Arc::ptr_eq(&first.node, &second.node) && Arc::ptr_eq(&first.listeners, &second.listeners));
+        assert!(Arc::ptr_eq(&first.pools[0].1, &second.pools[0].1));
+        assert_eq!(second.pools[1].1.backends[0].weight, 5);
+        assert!(Snapshot::load(&directory, 2, None).is_err(), "the files are gone");
+    }
+
+    #[test]
+    fn each_field_that_needs_a_restart_is_named() {
+        let (_parent, directory) = directory();
+        generation().write(&directory, 1);
+        let running = Snapshot::load(&directory, 1, None).unwrap();
+        assert_eq!(running.needs_restart(&running), None);
+        let mut number = 1;
+        let mut verdict = |change: &dyn Fn(&mut NodeTable)| {
+            number += 1;
+            let mut generation = generation();
+            change(&mut generation.node);
+            generation.write(&directory, number);
+            Snapshot::load(&directory, number, Some(&running)).unwrap().needs_restart(&running)
+        };
+        let ports = Some("the list of ports, a port's device, mtu, queues or descriptors");
+        let flow_table = Some("dataplane.flow_table");
+        assert_eq!(verdict(&|table| table.node.worker_count = 2), Some("dataplane.workers"));
+        assert_eq!(verdict(&|table| table.node.worker_cpus[0] = 1), Some("dataplane.workers"));
+        assert_eq!(verdict(&|table| table.node.idle = 0), Some("dataplane.idle"));
+        assert_eq!(verdict(&|table| table.node.flows_ipv4 += 1), flow_table);
+        assert_eq!(verdict(&|table| table.node.flows_ipv6 += 1), flow_table);
+        assert_eq!(verdict(&|table| table.node.backend_capacity += 1), Some("dataplane.max_backends"));
+        assert_eq!(verdict(&|table| table.node.buffers += 1), Some("dataplane.buffers"));
+        assert_eq!(verdict(&|table| table.node.buffer_bytes = 9_000), Some("dataplane.buffers"));
+        let change = |edit: fn(&mut PortRecord)| move |table: &mut NodeTable| edit(&mut table.ports[1]);
+        assert_eq!(verdict(&change(|port| port.device = Text::new("null:sink"))), ports);
+        assert_eq!(verdict(&change(|port| port.mtu = 1_400)), ports);
+        assert_eq!(verdict(&change(|port| port.queues = 1)), ports);
+        assert_eq!(verdict(&change(|port| port.descriptors = 512)), ports);
+        assert_eq!(verdict(&|table| table.ports.push(sample::port("third", "null:"))), ports);
+        assert_eq!(verdict(&|table| table.ports.swap(0, 1)), None, "two devices of one kind are alike");
+        // what a view carries
+        assert_eq!(verdict(&|table| table.ports[0].vlan = 7), None);
+        assert_eq!(verdict(&|table| table.node.timeouts_ms[0] += 1), None);
+        assert_eq!(verdict(&|table| table.node.worker_cpus[63] = 1), None, "there is no such worker");
+        assert_eq!(verdict(&|table| table.routes.clear()), None);
+    }
 }

@@ -1,0 +1,157 @@
+//! A small node for tests: two ports, a `nat` and a `dsr` listener, and how a generation of it is published.
+//!
+//! ```text
+//! clients 198.18.2.0/24 ── gateway 198.18.0.1 ── wan 198.18.0.254/24 ▌▌ lan 198.18.1.254/24 ── backends 198.18.1.11 …
+//!                                                2001:db8::fe/64        2001:db8:1::fe/64
+//! ```
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "several tests share it, and stop where something goes wrong"
+)]
+
+use std::net::IpAddr;
+
+use hugepages::segment::SegmentDir;
+use weir_abi::record::{
+    Address, AddressUse, AdminState, BackendRecord, InterfaceAddressRecord, ListenerRecord, Mode, NodeRecord,
+    OnDown, PoolRecord, PortRecord, PortRouteRecord, VipRecord,
+};
+use weir_abi::text::{Name, Text};
+use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, root_name, table_name};
+use zerocopy::FromZeros;
+
+pub(crate) const WAN: u16 = 0;
+pub(crate) const LAN: u16 = 1;
+pub(crate) const VIP: &str = "198.18.100.1";
+pub(crate) const VIP_V6: &str = "2001:db8:100::1";
+pub(crate) const SNAT: &str = "198.18.1.200";
+pub(crate) const GATEWAY: &str = "198.18.0.1";
+
+/// What a control plane would publish.
+#[derive(Clone)]
+pub(crate) struct Generation {
+    pub(crate) node: NodeTable,
+    pub(crate) listeners: ListenersTable,
+    pub(crate) pools: Vec<PoolTable>,
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+pub(crate) fn port(name: &str, device: &str) -> PortRecord {
+    let mut port = PortRecord::new_zeroed();
+    port.name = Name::new(name);
+    port.device = Text::new(device);
+    port.mtu = 1_500;
+    port
+}
+
+pub(crate) fn address(port: u16, text: &str, length: u8, usage: AddressUse) -> InterfaceAddressRecord {
+    InterfaceAddressRecord {
+        address: Address::prefix(ip(text), length),
+        port,
+        usage: usage as u8,
+        reserved: 0,
+    }
+}
+
+pub(crate) fn route(port: u16, prefix: &str, length: u8, gateway: &str) -> PortRouteRecord {
+    let gateway = Address::host(ip(gateway));
+    PortRouteRecord { prefix: Address::prefix(ip(prefix), length), gateway, port, reserved: 0 }
+}
+
+pub(crate) fn backend(index: u32, address: &str, port: u16) -> BackendRecord {
+    BackendRecord {
+        name: Name::new(&format!("b{index}")),
+        index,
+        weight: 1,
+        address: Address::host(ip(address)).with_port(port),
+        admin: AdminState::Ready as u8,
+        down: 0,
+        reserved: 0,
+    }
+}
+
+/// A pool whose slots are its backends in turn.
+pub(crate) fn pool(index: u32, backends: Vec<BackendRecord>) -> PoolTable {
+    let mut record = PoolRecord::new_zeroed();
+    record.name = Name::new(&format!("pool{index}"));
+    record.index = index;
+    let slots = (0..backends.len() as u16).collect();
+    PoolTable { pool: record, backends, slots }
+}
+
+pub(crate) fn vip(text: &str) -> VipRecord {
+    VipRecord { name: Name::new(text), address: Address::host(ip(text)) }
+}
+
+pub(crate) fn listener(index: u32, protocol: u8, port: u16, mode: Mode, pool: u32) -> ListenerRecord {
+    ListenerRecord {
+        name: Name::new(&format!("listener{index}")),
+        index,
+        vip: 0,
+        pool,
+        port_first: port,
+        port_last: port,
+        protocol,
+        mode: mode as u8,
+        gue_variant: 0,
+        on_down: OnDown::Reselect as u8,
+        gue_port: 6_080,
+        reserved: 0,
+    }
+}
+
+impl Generation {
+    /// `nat` for TCP 80 to b0 and b1 (port 8080), `dsr` for UDP 53 to b2 and b3.
+    pub(crate) fn new(wan: &str, lan: &str) -> Self {
+        let mut node = NodeRecord::new_zeroed();
+        node.worker_cpus = [u16::MAX; 64];
+        node.worker_count = 1;
+        node.flows_ipv4 = 1_024;
+        node.flows_ipv6 = 256;
+        node.backend_capacity = 16;
+        node.buffers = 2_047;
+        node.idle = weir_abi::record::IDLE_ADAPTIVE;
+        node.icmp_rate = 100;
+        node.timeouts_ms = [60_000, 900_000, 60_000, 60_000, 30_000, 300_000];
+        node.snat_port_first = 1_024;
+        node.snat_port_last = 65_535;
+        let node = NodeTable {
+            node,
+            ports: vec![port("wan", wan), port("lan", lan)],
+            addresses: vec![
+                address(WAN, "198.18.0.254", 24, AddressUse::Own),
+                address(WAN, "2001:db8::fe", 64, AddressUse::Own),
+                address(LAN, "198.18.1.254", 24, AddressUse::Own),
+                address(LAN, "2001:db8:1::fe", 64, AddressUse::Own),
+                address(LAN, SNAT, 32, AddressUse::Snat),
+            ],
+            routes: vec![route(WAN, "0.0.0.0", 0, GATEWAY)],
+        };
+        let listeners = ListenersTable {
+            vips: vec![vip(VIP), vip(VIP_V6)],
+            listeners: vec![listener(0, 6, 80, Mode::Nat, 0), listener(1, 17, 53, Mode::Dsr, 1)],
+        };
+        let pools = vec![
+            pool(0, vec![backend(0, "198.18.1.11", 8_080), backend(1, "198.18.1.12", 8_080)]),
+            pool(1, vec![backend(2, "198.18.1.13", 0), backend(3, "198.18.1.14", 0)]),
+        ];
+        Self { node, listeners, pools }
+    }
+
+    /// Writes the tables and the root, as a control plane does before it publishes the number.
+    pub(crate) fn write(&self, directory: &SegmentDir, generation: u64) -> Root {
+        let mut images = vec![self.node.encode(), self.listeners.encode()];
+        images.extend(self.pools.iter().map(PoolTable::encode));
+        for image in &images {
+            directory.publish(&table_name(image.reference.id), &image.bytes).unwrap();
+        }
+        let tables = images.iter().map(|image| image.reference).collect();
+        let root = Root { generation, created_unix_ms: 1, tables };
+        directory.publish(&root_name(generation), &root.encode()).unwrap();
+        root
+    }
+}
