@@ -248,8 +248,13 @@ impl Lab {
         if self.io != Io::Tap {
             return Ok(true);
         }
-        for segment in SEGMENTS {
-            let lines = format!("link set {segment} master br-{segment}\nlink set {segment} up\n");
+        for (segment, last) in SEGMENTS.into_iter().zip([0xa1, 0xa2]) {
+            // a bridge keeps frames for its ports' own addresses to itself, and this one's is Weir's: the kernel's end
+            // gets another
+            let lines = format!(
+                "link set {segment} address 02:00:00:00:00:{last:x}\n\
+                 link set {segment} master br-{segment}\nlink set {segment} up\n"
+            );
             if self.lb.ip(&lines).is_err() {
                 return Ok(false);
             }

@@ -1,0 +1,265 @@
+//! Weir on captures instead of links: both processes without a lab, and its counters read as fast as a window needs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use hugepages::segment::{Access, AtomicWords, SegmentDir};
+use rustix::process::{Pid, Signal, kill_process};
+use weir_abi::columns::{PortColumn, WorkerColumn};
+use weir_abi::counters::Reader;
+
+use crate::interrupt;
+use crate::run::{Run, SHM};
+use crate::setup::Binaries;
+use crate::status::Status;
+use crate::supervisor::{Process, Program};
+
+/// Gigabytes of buffers are zeroed by the kernel and a capture is read into them before the first packet.
+const START: Duration = Duration::from_secs(90);
+/// Largest counters segment.
+const MOST_WORDS: usize = 1 << 27;
+/// CPU of the one worker.
+pub(crate) const WORKER_CPU: &str = "1";
+/// CPU of everything else.
+const OTHER_CPU: &str = "0";
+
+/// Both processes.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    ctlplane: Process,
+    /// The packet process.
+    pub(crate) dataplane: Process,
+    binaries: Binaries,
+    name: String,
+    sockets: PathBuf,
+}
+
+impl Instance {
+    /// Starts both, everything but the worker kept off the worker's CPU, and waits until the configuration is in force.
+    /// An instance of the same run that was dropped before leaves its flows to this one.
+    pub(crate) fn start(run: &Run, binaries: &Binaries, config: &str) -> Result<Self> {
+        let path = run.path("weir.toml");
+        std::fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
+        let sockets = run.path("run");
+        let ctlplane = Program::new(
+            "weir-ctlplane",
+            &binaries.ctlplane,
+            &[
+                "--config",
+                &path.display().to_string(),
+                "--instance",
+                run.name(),
+                "--state-dir",
+                &run.path("state").display().to_string(),
+                "--run-dir",
+                &sockets.display().to_string(),
+                "--shm-dir",
+                SHM,
+            ],
+        )
+        .on_cpus(OTHER_CPU);
+        let arguments = ["--instance", run.name(), "--shm-dir", SHM];
+        let dataplane =
+            Program::new("weir-dataplane", &binaries.dataplane, &arguments).on_cpus(OTHER_CPU);
+        let mut instance = Self {
+            ctlplane: Process::start(ctlplane, &run.logs())?,
+            dataplane: Process::start(dataplane, &run.logs())?,
+            binaries: binaries.clone(),
+            name: run.name().to_owned(),
+            sockets,
+        };
+        instance.await_serving()?;
+        Ok(instance)
+    }
+
+    fn await_serving(&mut self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            interrupt::check()?;
+            self.ctlplane.must_run()?;
+            self.dataplane.must_run()?;
+            let status = self.status()?;
+            if let Some(status) = &status {
+                if let Some(refusal) = &status.dataplane.refusal {
+                    bail!("the dataplane refused the configuration: {refusal}");
+                }
+                if status.serving() {
+                    return Ok(());
+                }
+            }
+            if start.elapsed() > START {
+                bail!(
+                    "waited {} s for Weir to serve; status: {}\n  dataplane:\n{}  ctlplane:\n{}",
+                    START.as_secs(),
+                    status.map_or("none".to_owned(), |status| status.summary()),
+                    self.dataplane.last_words(10),
+                    self.ctlplane.last_words(10)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What `weir status --json` says; `None` when it says nothing yet.
+    pub(crate) fn status(&self) -> Result<Option<Status>> {
+        let mut command = Command::new(&self.binaries.weir);
+        command.args(["--instance", &self.name, "--run-dir"]).arg(&self.sockets);
+        let output = command.args(["--shm-dir", SHM, "status", "--json"]).output()?;
+        if output.stdout.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&output.stdout).map(Some).context("weir status --json")
+    }
+
+    /// Socket of the control process.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.sockets.join(format!("{}.sock", self.name))
+    }
+
+    /// Counters of the process that runs now.
+    pub(crate) fn counters(&self) -> Result<Counters> {
+        let directory = SegmentDir::open_existing(Path::new(SHM).join(format!("weir-{}", self.name)))?;
+        let words = directory.map_atomics("counters", MOST_WORDS, Access::ReadOnly)?;
+        Ok(Counters { reader: Reader::open(words)? })
+    }
+
+    /// Ends the dataplane in the ordinary way, so that captures are complete, then the rest.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        for process in [&mut self.dataplane, &mut self.ctlplane] {
+            let name = process.name().to_owned();
+            if let Some(status) = process.stop()? {
+                ensure!(status.success(), "{name} ended with {status}:\n{}", process.last_words(10));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the dataplane until the value is dropped.
+    pub(crate) fn freeze(&self) -> Result<Frozen> {
+        Frozen::new(self.dataplane.id())
+    }
+}
+
+/// A process that is stopped meanwhile.
+#[derive(Debug)]
+pub(crate) struct Frozen(Pid);
+
+impl Frozen {
+    /// Stops it.
+    pub(crate) fn new(id: Option<u32>) -> Result<Self> {
+        let pid = id.and_then(|id| Pid::from_raw(id as i32)).context("the process does not run")?;
+        kill_process(pid, Signal::STOP)?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // a child of ours that was not waited for: its id can't have changed hands
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
+
+/// The one worker's counters.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    reader: Reader<AtomicWords>,
+}
+
+/// Counters at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// When.
+    pub(crate) at: Instant,
+    /// Received.
+    pub(crate) rx: u64,
+    /// Sent.
+    pub(crate) tx: u64,
+    /// Consumed minus generated: what entered and left without being sent on.
+    pub(crate) own: u64,
+    /// Waiting for a neighbour.
+    pub(crate) held: u64,
+    /// Dropped.
+    pub(crate) dropped: u64,
+    /// Balanced without a flow.
+    pub(crate) fallback: u64,
+    /// Flows ever made.
+    pub(crate) created: u64,
+    /// Flows ended to make room.
+    pub(crate) evicted: u64,
+    /// Live flows of both families.
+    pub(crate) flows: u64,
+    /// TSC cycles since the worker's start, told every millisecond.
+    pub(crate) cycles: u64,
+}
+
+impl Counters {
+    /// Now.
+    pub(crate) fn now(&self) -> Moment {
+        let group = self.reader.group(WorkerColumn::GROUP);
+        let value = |column: WorkerColumn| {
+            group.as_ref().map_or(0, |group| group.sum_of(0, column.name()))
+        };
+        Moment {
+            at: Instant::now(),
+            rx: value(WorkerColumn::RxPackets),
+            tx: value(WorkerColumn::TxPackets),
+            own: value(WorkerColumn::Consumed).wrapping_sub(value(WorkerColumn::Generated)),
+            held: value(WorkerColumn::Held),
+            dropped: value(WorkerColumn::Dropped),
+            fallback: value(WorkerColumn::HashFallback),
+            created: value(WorkerColumn::FlowsCreated),
+            evicted: value(WorkerColumn::FlowsEvicted),
+            flows: value(WorkerColumn::FlowsIpv4) + value(WorkerColumn::FlowsIpv6),
+            cycles: value(WorkerColumn::TotalCycles),
+        }
+    }
+
+    /// Packets that the first port received.
+    pub(crate) fn received(&self) -> u64 {
+        self.reader
+            .group(PortColumn::GROUP)
+            .map_or(0, |group| group.sum_of(0, PortColumn::RxPackets.name()))
+    }
+
+    /// Drop reasons that counted something, in words.
+    pub(crate) fn drops(&self) -> String {
+        let Some(group) = self.reader.group(weir_abi::columns::DROP_GROUP) else { return String::new() };
+        let words: Vec<String> = group
+            .columns()
+            .map(|column| (column, group.sum_of(0, column)))
+            .filter(|(_, count)| *count > 0)
+            .map(|(column, count)| format!("{column} {count}"))
+            .collect();
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+    }
+}
+
+/// What happened between two moments of a steady state.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    /// Nanoseconds per received packet.
+    pub(crate) ns: f64,
+}
+
+/// Measures a window and checks that every packet of it was sent on.
+pub(crate) fn window(counters: &Counters, length: Duration) -> Result<Window> {
+    /// Packets that a burst or two hold while the counters are read.
+    const IN_FLIGHT: u64 = 256;
+    let before = counters.now();
+    interrupt::pause(length)?;
+    let after = counters.now();
+    let (rx, tx) = (after.rx - before.rx, after.tx - before.tx);
+    ensure!(rx > 10_000, "only {rx} packets came in {length:?}");
+    let own = after.own.wrapping_sub(before.own) as i64;
+    let dropped = after.dropped - before.dropped;
+    ensure!(dropped == 0, "{dropped} of {rx} packets were dropped in a window; all drops: {}", counters.drops());
+    let lost = rx as i64 - tx as i64 - own;
+    ensure!(lost.unsigned_abs() <= IN_FLIGHT, "{rx} packets came and {tx} left: {lost} are missing");
+    ensure!(after.fallback == before.fallback, "packets were balanced without a flow");
+    ensure!(after.created == before.created, "flows were made in a window that should only look them up");
+    let ns = (after.at - before.at).as_nanos() as f64 / rx as f64;
+    Ok(Window { ns })
+}

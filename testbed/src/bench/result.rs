@@ -1,0 +1,223 @@
+//! What was measured: medians with their spread, for people and for programs, and what was to be reached.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::console::{grouped, table};
+
+/// The figures of one metric of one case, one value per run.
+#[derive(Clone, Debug)]
+pub(crate) struct Figure {
+    /// Name of the case.
+    pub(crate) case: String,
+    /// Whose figure it is.
+    pub(crate) implementation: &'static str,
+    /// What was measured.
+    pub(crate) metric: &'static str,
+    /// Its unit.
+    pub(crate) unit: &'static str,
+    /// One value per run; at least one.
+    pub(crate) values: Vec<f64>,
+    /// What is in the figure and what is not.
+    pub(crate) setup: String,
+}
+
+/// As programs read it.
+#[derive(Debug, Serialize)]
+struct Record<'a> {
+    bench: &'static str,
+    case: &'a str,
+    implementation: &'static str,
+    metric: &'static str,
+    value: f64,
+    unit: &'static str,
+    runs: usize,
+    min: f64,
+    max: f64,
+    setup: &'a str,
+}
+
+/// What a figure has to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+impl Figure {
+    fn sorted(&self) -> Vec<f64> {
+        let mut values = self.values.clone();
+        values.sort_by(f64::total_cmp);
+        values
+    }
+
+    /// The middle value.
+    pub(crate) fn median(&self) -> f64 {
+        median(&self.values)
+    }
+
+    fn target(&self) -> Option<Target> {
+        if self.implementation != "weir" {
+            return None;
+        }
+        let mut parts = self.case.split('/');
+        let (first, last) = (parts.next()?, self.case.rsplit('/').next()?);
+        match (self.metric, first, last) {
+            ("ns_per_packet", "dsr" | "ipip", "1k") => Some(Target::AtMost(45.0)),
+            ("ns_per_packet", "nat" | "fullnat", "1k") => Some(Target::AtMost(60.0)),
+            ("ns_per_packet", "dsr", "1m") => Some(Target::AtMost(80.0)),
+            ("ns_per_packet", "fullnat", "1m") => Some(Target::AtMost(100.0)),
+            ("flows_per_second", "new-flows", _) => Some(Target::AtLeast(5e6)),
+            ("bytes_per_flow", "flow-table", _) => Some(Target::AtMost(64.0)),
+            ("p99_ms", "publish" | "weight-to-ack", _) => Some(Target::AtMost(50.0)),
+            ("ms", "restart", _) => Some(Target::AtMost(1_000.0)),
+            _ => None,
+        }
+    }
+
+    fn verdict(&self) -> Option<(bool, String)> {
+        let value = self.median();
+        Some(match self.target()? {
+            Target::AtMost(limit) => (value <= limit, format!("≤ {}", shown(limit))),
+            Target::AtLeast(limit) => (value >= limit, format!("≥ {}", shown(limit))),
+        })
+    }
+}
+
+/// The middle value; 0 of none.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        count if count.is_multiple_of(2) => (values[count / 2 - 1] + values[count / 2]) / 2.0,
+        count => values[count / 2],
+    }
+}
+
+/// The value that a share of all values does not exceed (nearest rank); 0 of none.
+pub(crate) fn percentile(values: &[f64], share: f64) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let rank = (values.len() as f64 * share).ceil() as usize;
+    values.get(rank.saturating_sub(1).min(values.len().saturating_sub(1))).copied().unwrap_or(0.0)
+}
+
+fn shown(value: f64) -> String {
+    match value.abs() {
+        size if size >= 10_000.0 => grouped(value.round() as u64),
+        size if size >= 100.0 => format!("{value:.0}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// All figures as a table with their targets, and how many were missed.
+pub(crate) fn report(figures: &[Figure]) -> (String, usize) {
+    let heading = ["case", "implementation", "metric", "median", "min", "max", "unit", "runs", "target", ""];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    let mut missed = 0;
+    for figure in figures {
+        let sorted = figure.sorted();
+        let (target, word) = match figure.verdict() {
+            Some((true, target)) => (target, "reached"),
+            Some((false, target)) => {
+                missed += 1;
+                (target, "missed")
+            }
+            None => (String::new(), ""),
+        };
+        let edge = |value: Option<&f64>| value.map_or_else(String::new, |&value| shown(value));
+        rows.push(vec![
+            figure.case.clone(),
+            figure.implementation.to_owned(),
+            figure.metric.to_owned(),
+            shown(figure.median()),
+            edge(sorted.first()),
+            edge(sorted.last()),
+            figure.unit.to_owned(),
+            sorted.len().to_string(),
+            target,
+            word.to_owned(),
+        ]);
+    }
+    (table(&rows, &[3, 4, 5, 7]), missed)
+}
+
+/// Setups, each once, with the cases that they hold for.
+pub(crate) fn setups(figures: &[Figure]) -> String {
+    let mut seen: Vec<(&str, Vec<&str>)> = Vec::new();
+    for figure in figures {
+        match seen.iter_mut().find(|(setup, _)| *setup == figure.setup) {
+            Some((_, cases)) if cases.contains(&figure.case.as_str()) => {}
+            Some((_, cases)) => cases.push(&figure.case),
+            None => seen.push((&figure.setup, vec![&figure.case])),
+        }
+    }
+    seen.iter().map(|(setup, cases)| format!("  {}: {setup}\n", cases.join(", "))).collect()
+}
+
+/// Writes all figures as one list of objects.
+pub(crate) fn write_json(path: &Path, bench: &'static str, figures: &[Figure]) -> Result<()> {
+    let records: Vec<Record<'_>> = figures
+        .iter()
+        .map(|figure| {
+            let sorted = figure.sorted();
+            Record {
+                bench,
+                case: &figure.case,
+                implementation: figure.implementation,
+                metric: figure.metric,
+                value: figure.median(),
+                unit: figure.unit,
+                runs: sorted.len(),
+                min: sorted.first().copied().unwrap_or(0.0),
+                max: sorted.last().copied().unwrap_or(0.0),
+                setup: &figure.setup,
+            }
+        })
+        .collect();
+    std::fs::write(path, serde_json::to_vec_pretty(&records)?)
+        .with_context(|| format!("could not write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(case: &str, metric: &'static str, values: &[f64]) -> Figure {
+        Figure {
+            case: case.to_owned(),
+            implementation: "weir",
+            metric,
+            unit: "ns",
+            values: values.to_vec(),
+            setup: "somehow".to_owned(),
+        }
+    }
+
+    #[test]
+    fn medians_and_percentiles() {
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0]), median(&[])), (2.0, 2.5, 0.0));
+        let values: Vec<f64> = (1..=200).map(f64::from).collect();
+        assert_eq!((percentile(&values, 0.99), percentile(&values, 0.5)), (198.0, 100.0));
+        assert_eq!((percentile(&[7.0], 0.999), percentile(&[], 0.5)), (7.0, 0.0));
+    }
+
+    #[test]
+    fn targets_follow_mode_and_size() {
+        let figures = [
+            figure("dsr/ipv4/1k", "ns_per_packet", &[44.0]),
+            figure("nat/ipv6/1k", "ns_per_packet", &[61.0]),
+            figure("gue/ipv4/1k", "ns_per_packet", &[900.0]),
+            figure("dsr/ipv4/1k", "mpps", &[1.0]),
+            figure("new-flows/ipv4/dsr/room", "flows_per_second", &[4.9e6]),
+        ];
+        let words: Vec<Option<bool>> =
+            figures.iter().map(|figure| figure.verdict().map(|(reached, _)| reached)).collect();
+        assert_eq!(words, [Some(true), Some(false), None, None, Some(false)]);
+        assert_eq!(report(&figures).1, 2);
+        assert_eq!(setups(&figures).matches("somehow").count(), 1);
+    }
+}

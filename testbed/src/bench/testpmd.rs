@@ -1,0 +1,119 @@
+//! `dpdk-testpmd` on the same capture: what rx, a touch of the headers and tx cost without a balancer.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::instance::Frozen;
+use crate::command::show;
+use crate::interrupt;
+
+/// How long it may take to read the capture into buffers.
+const START: Duration = Duration::from_secs(90);
+
+/// A running testpmd that forwards.
+#[derive(Debug)]
+pub(crate) struct Testpmd {
+    child: Child,
+    input: Option<ChildStdin>,
+    lines: Receiver<String>,
+    said: Vec<String>,
+}
+
+impl Testpmd {
+    /// Starts it on a capture with so many buffers of that data room, forwarding on CPU 1.
+    pub(crate) fn start(name: &str, capture: &Path, buffers: u32, buffer_bytes: u32) -> Result<Self> {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "stdbuf", "-oL", "dpdk-testpmd"]);
+        command.args(["--in-memory", "--no-pci", "--file-prefix", &format!("weir-{name}-testpmd"), "-l", "0,1"]);
+        command.arg("--vdev").arg(format!("net_pcap0,rx_pcap={},infinite_rx=1", capture.display()));
+        command.args(["--", "-i", "--forward-mode=5tswap", "--port-topology=loop", "--no-lsc-interrupt"]);
+        command.args(["--nb-cores=1", "--burst=32"]);
+        command.arg(format!("--total-num-mbufs={buffers}"));
+        // testpmd's figure includes the headroom
+        command.arg(format!("--mbuf-size={}", buffer_bytes + 128));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("could not start `{}`", show(&command)))?;
+        let (sender, lines) = channel();
+        let output = child.stdout.take().context("no output")?;
+        let errors = child.stderr.take().context("no errors")?;
+        let other = sender.clone();
+        // each thread ends with its pipe, and the pipe with the process
+        std::thread::spawn(move || {
+            BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        std::thread::spawn(move || {
+            BufReader::new(errors).lines().map_while(Result::ok).try_for_each(|line| other.send(line))
+        });
+        let input = child.stdin.take();
+        let mut testpmd = Self { child, input, lines, said: Vec::new() };
+        testpmd.say("start")?;
+        testpmd.expect(START, |line| line.contains("5tswap packet forwarding").then_some(()))?;
+        Ok(testpmd)
+    }
+
+    fn say(&mut self, line: &str) -> Result<()> {
+        let input = self.input.as_mut().context("testpmd was told to end")?;
+        writeln!(input, "{line}").and_then(|()| input.flush()).with_context(|| {
+            format!("could not tell testpmd to {line}; its last words:\n{}", self.said.join("\n"))
+        })
+    }
+
+    fn expect<T>(&mut self, deadline: Duration, mut pick: impl FnMut(&str) -> Option<T>) -> Result<T> {
+        let end = Instant::now() + deadline;
+        loop {
+            interrupt::check()?;
+            match self.lines.recv_timeout(Duration::from_millis(100)) {
+                Ok(line) => {
+                    let value = pick(&line);
+                    self.said.push(line);
+                    if self.said.len() > 40 {
+                        self.said.remove(0);
+                    }
+                    if let Some(value) = value {
+                        return Ok(value);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
+                Err(_) => bail!("testpmd did not say what was expected; its last words:\n{}", self.said.join("\n")),
+            }
+        }
+    }
+
+    /// Packets per second received and sent since it was asked last.
+    fn rates(&mut self) -> Result<(f64, f64)> {
+        self.say("show port stats 0")?;
+        let rate = |line: &str, label: &str| -> Option<f64> {
+            line.split_once(label)?.1.split_whitespace().next()?.parse().ok()
+        };
+        let wait = Duration::from_secs(5);
+        let received = self.expect(wait, |line| rate(line, "Rx-pps:"))?;
+        let sent = self.expect(wait, |line| rate(line, "Tx-pps:"))?;
+        Ok((received, sent))
+    }
+
+    /// Nanoseconds per packet in a window.
+    pub(crate) fn window(&mut self, length: Duration) -> Result<f64> {
+        self.rates()?;
+        interrupt::pause(length)?;
+        let (received, sent) = self.rates()?;
+        ensure!(received > 0.0 && (received - sent).abs() / received < 0.01, "testpmd received {received} and sent {sent} packets per second");
+        Ok(1e9 / received)
+    }
+
+    /// Stops it until the value is dropped.
+    pub(crate) fn freeze(&self) -> Result<Frozen> {
+        Frozen::new(Some(self.child.id()))
+    }
+}
+
+impl Drop for Testpmd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
