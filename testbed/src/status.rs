@@ -107,6 +107,12 @@ impl Status {
             && self.acked.iter().all(|&acked| acked == self.generation)
     }
 
+    /// Why the dataplane does not take what is published now; an older refusal is history.
+    pub(crate) fn refusal(&self) -> Option<&str> {
+        let current = self.dataplane.refused_generation.is_none_or(|refused| refused == self.generation);
+        self.dataplane.refusal.as_deref().filter(|_| current)
+    }
+
     /// One line for error messages.
     pub(crate) fn summary(&self) -> String {
         format!(

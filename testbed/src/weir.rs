@@ -107,7 +107,7 @@ impl Weir {
             let attached = lab.attach_taps()?;
             let status = self.try_status()?;
             if let Some(status) = &status {
-                if let Some(refusal) = &status.dataplane.refusal {
+                if let Some(refusal) = status.refusal() {
                     bail!("the dataplane refused the configuration: {refusal}");
                 }
                 if attached && status.serving() {
