@@ -18,7 +18,7 @@ use hugepages::spsc;
 use weir_abi::columns::{PortColumn, WorkerColumn};
 use weir_l4::engine::Engine;
 use weir_l4::rate::TICKS_PER_SECOND;
-use weir_l4::{Lookup, Owner, Spread, Verdict};
+use weir_l4::{Delivery, Lookup, Owner, Spread, Verdict};
 use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse_into};
 
 use crate::books::{Books, Way};
@@ -27,6 +27,7 @@ use crate::links::{Hold, Links};
 use crate::local::{self, Outcome};
 use crate::memory::{SegmentMemory, remember_snat};
 use crate::messages::{FromWorker, ToWorker};
+use crate::neighbour::NeighbourId;
 use crate::output::Output;
 use crate::packet::Packet;
 use crate::view::{Hop, View};
@@ -105,15 +106,15 @@ pub struct Worker {
     pub links: Links,
 }
 
-/// A packet between the stages.
-struct Work {
-    packet: Packet,
-    parsed: Parsed,
-    lookup: Lookup,
-    port: u16,
+/// A burst between the stages: arrays that are written in place, because copying a record that was just written field by field stalls.
+struct Stage {
+    packets: ArrayVec<Packet, BURST>,
+    parsed: [Parsed; BURST],
+    lookups: [Lookup; BURST],
+    ports: [u16; BURST],
+    /// Packets for other workers, by owner.
+    steering: Vec<Burst>,
 }
-
-type Stage = ArrayVec<Work, BURST>;
 
 /// Where a packet came from.
 #[derive(Clone, Copy)]
@@ -137,11 +138,17 @@ impl Worker {
         let period_tsc = (tsc_hz / 1_000_000_000 * HOUSEKEEPING_NS).max(tsc_hz / 1_000);
         let now = lcore::tsc();
         let mut clock = Clock { tick: tick_now(), housekeeping_tsc: now, period_tsc, start_tsc: now };
-        let mut steering: Vec<Burst> = self.peers.steer_out.iter().map(|_| Burst::new()).collect();
+        let mut stage = Stage {
+            packets: ArrayVec::new(),
+            parsed: [Parsed::default(); BURST],
+            lookups: [Lookup::default(); BURST],
+            ports: [0; BURST],
+            steering: self.peers.steer_out.iter().map(|_| Burst::new()).collect(),
+        };
         let mut empty_rounds = 0;
         let mut round_start = now;
         while self.take_orders() {
-            let found = self.round(&clock, &mut steering);
+            let found = self.round(&clock, &mut stage);
             let round_end = lcore::tsc();
             self.books.add(WorkerColumn::Polls, 1);
             if found {
@@ -161,7 +168,7 @@ impl Worker {
     }
 
     /// One round; whether it found packets.
-    fn round(&mut self, clock: &Clock, steering: &mut [Burst]) -> bool {
+    fn round(&mut self, clock: &Clock, stage: &mut Stage) -> bool {
         let mut found = false;
         for at in 0..self.inputs.len() {
             let mut burst = Burst::new();
@@ -175,13 +182,13 @@ impl Worker {
             self.books.add(WorkerColumn::RxPackets, burst.len() as u64);
             self.books.port(usize::from(port), PortColumn::RxPackets, burst.len() as u64);
             self.books.port(usize::from(port), PortColumn::RxBytes, bytes);
-            self.burst(&mut burst, |_| (port, Origin::Nic { filter }), clock.tick, steering);
+            self.burst(&mut burst, |_| (port, Origin::Nic { filter }), clock.tick, stage);
         }
         if !self.peers.steer_in.is_empty() {
-            found |= self.peer_packets(clock.tick, steering);
+            found |= self.peer_packets(clock.tick, stage);
         }
         if found {
-            self.flush_steering(steering);
+            self.flush_steering(&mut stage.steering);
             self.output.flush(&self.books);
             self.books.settle();
         }
@@ -189,7 +196,7 @@ impl Worker {
     }
 
     /// Packets that other workers handed over.
-    fn peer_packets(&mut self, tick: u32, steering: &mut [Burst]) -> bool {
+    fn peer_packets(&mut self, tick: u32, stage: &mut Stage) -> bool {
         let mut found = false;
         for at in 0..self.peers.steer_in.len() {
             let mut burst = Burst::new();
@@ -200,7 +207,7 @@ impl Worker {
                 let tag = packet.user();
                 ((tag >> STEERED_PORT_SHIFT) as u16, Origin::Peer(tag))
             };
-            self.burst(&mut burst, origin, tick, steering);
+            self.burst(&mut burst, origin, tick, stage);
         }
         for at in 0..self.peers.transmit_in.len() {
             let mut burst = Burst::new();
@@ -236,25 +243,32 @@ impl Worker {
         burst: &mut Burst,
         origin: impl Fn(&Mbuf) -> (u16, Origin),
         tick: u32,
-        steering: &mut [Burst],
+        stage: &mut Stage,
     ) {
         for packet in burst.iter() {
             hugepages::prefetch::read_slice_at(packet.data(), 0);
         }
-        let mut stage = Stage::new();
+        let Stage { packets, parsed, lookups, ports, steering } = stage;
+        let mut places = parsed.iter_mut().zip(lookups.iter_mut()).zip(ports.iter_mut());
+        let mut place = places.next();
         for packet in burst.drain(..) {
+            let Some(((parsed, lookup), kept_port)) = &mut place else { break };
             let (port, origin) = origin(&packet);
-            if let Some(work) = self.classify(Packet(packet), port, origin, tick, steering) {
-                stage.push(work);
-            }
+            let Some(packet) = self.classify(Packet(packet), port, origin, tick, parsed, steering) else {
+                continue;
+            };
+            **lookup = self.engine.prepare(packet.data(), parsed);
+            **kept_port = port;
+            packets.push(packet);
+            place = places.next();
         }
-        for work in &mut stage {
-            self.engine.guess(&work.parsed, &mut work.lookup);
+        for (parsed, lookup) in parsed.iter().zip(lookups.iter_mut()).take(packets.len()) {
+            self.engine.guess(parsed, lookup);
         }
-        for mut work in stage.drain(..) {
-            let verdict =
-                self.engine.process(&mut work.packet, &work.parsed, work.lookup, tick, &mut self.books);
-            self.execute(work, verdict, tick);
+        let places = parsed.iter().zip(lookups.iter()).zip(ports.iter());
+        for (mut packet, ((parsed, lookup), port)) in packets.drain(..).zip(places) {
+            let verdict = self.engine.process(&mut packet, parsed, *lookup, tick, &mut self.books);
+            self.execute(packet, parsed, *port, verdict, tick);
         }
     }
 
@@ -266,8 +280,9 @@ impl Worker {
         port: u16,
         origin: Origin,
         tick: u32,
+        parsed: &mut Parsed,
         steering: &mut [Burst],
-    ) -> Option<Work> {
+    ) -> Option<Packet> {
         if packet.0.segment_count() > 1 && !packet.0.linearize() {
             self.books.dropped(WorkerReason::MultiSegment, 1);
             return None;
@@ -280,13 +295,12 @@ impl Worker {
             return None;
         }
         let options = ParseOptions { l3_checksum_ok: checksum == mbuf::Checksum::Good };
-        let mut parsed = Parsed::default();
-        if let Err(reason) = parse_into(packet.data(), &options, &mut parsed) {
+        if let Err(reason) = parse_into(packet.data(), &options, parsed) {
             self.books.dropped(reason, 1);
             return None;
         }
         if let Origin::Nic { filter } = origin
-            && !self.accept_link(&packet, &parsed, port, filter)
+            && !self.accept_link(&packet, parsed, port, filter)
         {
             return None;
         }
@@ -298,12 +312,12 @@ impl Worker {
                     icmpv6::NEIGHBOR_SOLICITATION | icmpv6::NEIGHBOR_ADVERTISEMENT
                 );
                 if parsed.protocol == Protocol::ICMPV6 && ndp {
-                    self.neighbour_message(packet, &parsed, port);
+                    self.neighbour_message(packet, parsed, port);
                     return None;
                 }
             }
             Kind::Arp => {
-                self.neighbour_message(packet, &parsed, port);
+                self.neighbour_message(packet, parsed, port);
                 return None;
             }
             Kind::Other => {
@@ -313,10 +327,9 @@ impl Worker {
         }
         let alone = matches!(*self.peers.spread, Spread::Alone);
         if !alone || parsed.is_fragment() {
-            packet = self.own(packet, &mut parsed, port, origin, tick, steering)?;
+            return self.own(packet, parsed, port, origin, tick, steering);
         }
-        let lookup = self.engine.prepare(packet.data(), &parsed);
-        Some(Work { packet, parsed, lookup, port })
+        Some(packet)
     }
 
     #[inline]
@@ -400,42 +413,39 @@ impl Worker {
 
     /// Last stage: the packet leaves, waits, or ends.
     #[inline]
-    fn execute(&mut self, work: Work, verdict: Verdict, tick: u32) {
+    fn execute(&mut self, packet: Packet, parsed: &Parsed, port: u16, verdict: Verdict, tick: u32) {
         match verdict {
             Verdict::ToBackend(delivery) => {
                 self.books.delivered(&delivery, Way::In);
-                let backend = self.view.services.backend(delivery.backend);
-                let Some(backend) = backend else {
-                    self.books.dropped(WorkerReason::NoRoute, 1);
-                    return;
-                };
-                let (egress, id) = (backend.egress, crate::neighbour::NeighbourId(backend.next_hop));
-                match self.links.of_id(id) {
-                    Some(mac) => self.output.forward(egress, work.packet, delivery.l3, mac, &self.books),
-                    None => {
-                        let hop = self.view.route(backend.address);
-                        let address = backend.address;
-                        self.unresolved(work.packet, delivery.l3, hop, address);
-                    }
+                match self.links.of_id(NeighbourId(delivery.next_hop)) {
+                    Some(mac) => self.output.forward(delivery.egress, packet, delivery.l3, mac, &self.books),
+                    None => self.hold_for_backend(packet, &delivery),
                 }
             }
             Verdict::ToClient(delivery) => {
                 self.books.delivered(&delivery, Way::Out);
-                self.deliver_to_client(work, delivery.l3, tick);
+                self.deliver_to_client(packet, parsed, port, delivery.l3, tick);
             }
-            Verdict::Reply => self.answer(work.packet, work.port),
+            Verdict::Reply => self.answer(packet, port),
             Verdict::Local => {
-                let mut packet = work.packet;
-                let outcome = local::other(&mut packet, &work.parsed);
-                self.conclude(outcome, packet, work.port);
+                let mut packet = packet;
+                let outcome = local::other(&mut packet, parsed);
+                self.conclude(outcome, packet, port);
             }
             Verdict::Drop(reason) => self.books.dropped(reason, 1),
         }
     }
 
+    #[cold]
+    fn hold_for_backend(&mut self, packet: Packet, delivery: &Delivery) {
+        let address = self.view.services.backend(delivery.backend).map(|backend| backend.address);
+        let hop = address.and_then(|address| self.view.route(address));
+        self.unresolved(packet, delivery.l3, hop, address.unwrap_or(0));
+    }
+
     #[inline]
-    fn deliver_to_client(&mut self, mut work: Work, l3: u16, tick: u32) {
-        let destination = destination_bits(work.packet.data(), &work.parsed);
+    fn deliver_to_client(&mut self, mut packet: Packet, parsed: &Parsed, from: u16, l3: u16, tick: u32) {
+        let destination = destination_bits(packet.data(), parsed);
         let Some(hop) = self.view.route(destination) else {
             self.books.dropped(WorkerReason::NoRoute, 1);
             return;
@@ -445,16 +455,16 @@ impl Worker {
             Hop::OnLink(port) => (port, self.links.of_address(port, destination)),
         };
         let mtu = self.output.ports.get(usize::from(port)).map_or(0, |out| out.mtu);
-        if work.parsed.l3_len > mtu {
-            match self.engine.answer_too_big(&mut work.packet, &work.parsed, mtu, tick) {
-                Verdict::Reply => self.answer(work.packet, work.port),
+        if parsed.l3_len > mtu {
+            match self.engine.answer_too_big(&mut packet, parsed, mtu, tick) {
+                Verdict::Reply => self.answer(packet, from),
                 _ => self.books.dropped(weir_l4::DropReason::TooBig, 1),
             }
             return;
         }
         match mac {
-            Some(mac) => self.output.forward(port, work.packet, l3, mac, &self.books),
-            None => self.unresolved(work.packet, l3, Some(hop), destination),
+            Some(mac) => self.output.forward(port, packet, l3, mac, &self.books),
+            None => self.unresolved(packet, l3, Some(hop), destination),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::engine::{Accounts, Lookup};
 use crate::entry::{Address, Entry, Flow, NO_SNAT, Tuple};
 use crate::index::{Bucket, Candidate, Direction};
 use crate::lane::{Lane, Way};
-use crate::services::{Mode, address_of};
+use crate::services::{Backend, Mode, address_of};
 use crate::verdict::{Delivery, DropReason, Verdict};
 
 /// Whether this is an ICMP error that says something about a flow; redirects and source quench say nothing to an end
@@ -147,7 +147,7 @@ where
         if !translated {
             return Verdict::Drop(DropReason::IcmpUntranslatable);
         }
-        Verdict::ToBackend(delivery(flow, parsed))
+        Verdict::ToBackend(delivery(flow, backend, parsed))
     }
 
     /// The backend, or a router on its side, complains about what the client sent.
@@ -180,16 +180,18 @@ where
         if !translated {
             return Verdict::Drop(DropReason::IcmpUntranslatable);
         }
-        Verdict::ToClient(delivery(flow, parsed))
+        Verdict::ToClient(delivery(flow, backend, parsed))
     }
 }
 
-fn delivery<A>(flow: &Flow<A>, parsed: &Parsed) -> Delivery {
+fn delivery<A>(flow: &Flow<A>, backend: &Backend, parsed: &Parsed) -> Delivery {
     Delivery {
         listener: flow.listener,
         backend: flow.backend,
         l3: parsed.l3,
         bytes: parsed.l3_len,
+        egress: backend.egress,
+        next_hop: backend.next_hop,
         fallback: false,
     }
 }

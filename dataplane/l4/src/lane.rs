@@ -336,6 +336,8 @@ where
             backend: entry.backend(),
             l3: parsed.l3,
             bytes: parsed.l3_len,
+            egress: u16::MAX,
+            next_hop: u32::MAX,
             fallback: false,
         })
     }
@@ -562,6 +564,8 @@ where
             backend: way.backend,
             l3,
             bytes: parsed.l3_len,
+            egress: backend.egress,
+            next_hop: backend.next_hop,
             fallback: way.fallback,
         })
     }

@@ -26,6 +26,10 @@ pub struct Delivery {
     pub l3: u16,
     /// Bytes of the client's IP packet.
     pub bytes: u16,
+    /// Index of the port that leads to the backend.
+    pub egress: u16,
+    /// The dataplane's id of the next hop to the backend.
+    pub next_hop: u32,
     /// Balanced without a flow entry because the table was full.
     pub fallback: bool,
 }
