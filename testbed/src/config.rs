@@ -202,7 +202,7 @@ impl Config {
         }
         let mut lan = self.lan.clone();
         if self.services.iter().any(|service| service.mode == Mode::Fullnat) && !lan.contains("snat") {
-            let _ = write!(lan, "snat = [\"{}\", \"{}\"]\n", SNAT.0, SNAT.1);
+            let _ = writeln!(lan, "snat = [\"{}\", \"{}\"]", SNAT.0, SNAT.1);
         }
         let ports = [("wan", WAN, &self.wan), ("lan", LAN, &lan)];
         for ((name, (v4, v6), more), device) in ports.into_iter().zip(&self.devices) {

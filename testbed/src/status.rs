@@ -72,14 +72,8 @@ pub(crate) struct Pool {
 pub(crate) struct Backend {
     /// Its name.
     pub(crate) name: String,
-    /// Its stable index.
-    #[serde(default)]
-    pub(crate) index: u64,
     /// Its weight.
     pub(crate) weight: u64,
-    /// `ready`, `drain`, `maint`, `removed`.
-    #[serde(default)]
-    pub(crate) state: String,
     /// Its counters.
     #[serde(default)]
     pub(crate) counters: Counters,
@@ -205,7 +199,7 @@ mod tests {
         let mut status: Status = serde_json::from_str(TEXT).unwrap();
         assert!(status.serving());
         assert_eq!((status.worker_sum("rx_packets"), status.port("wan", "rx_packets")), (9, 7));
-        assert_eq!(status.backend("app", "app-1").unwrap().index, 4);
+        assert_eq!(status.backend("app", "app-1").unwrap().weight, 100);
         assert_eq!(status.drops_in_words(), "no_listener 2");
         assert!(status.imbalance().unwrap().contains("balance -1"));
         status.workers[1].balance = 0;

@@ -192,20 +192,9 @@ impl Process {
         }
     }
 
-    /// Waits until it has ended by itself.
-    pub(crate) fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
-        let name = self.program.name.clone();
-        wait_for(&format!("{name} to end"), deadline, || self.exited())
-    }
-
     /// The last lines of its log, indented.
     pub(crate) fn last_words(&self, lines: usize) -> String {
         tail(&self.log, lines)
-    }
-
-    /// Its whole log so far.
-    pub(crate) fn log_text(&self) -> String {
-        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Leaves it running when this value is dropped.
@@ -297,7 +286,8 @@ mod tests {
             ..Program::new("talker", "sh", &["-c", "echo a; echo b; echo c; exit 3"])
         };
         let mut process = Process::start(program, &logs).unwrap();
-        assert_eq!(process.wait(Duration::from_secs(5)).unwrap().code(), Some(3));
+        let status = wait_for("its end", Duration::from_secs(5), || process.exited()).unwrap();
+        assert_eq!(status.code(), Some(3));
         assert_eq!(process.last_words(2), "    b\n    c\n");
         assert!(process.must_run().unwrap_err().to_string().contains("exit status: 3"));
         std::fs::remove_dir_all(&logs).unwrap();

@@ -133,19 +133,9 @@ impl Weir {
         self.dataplane.must_run()
     }
 
-    /// The name of the instance.
-    pub(crate) fn instance(&self) -> &str {
-        &self.instance
-    }
-
     /// Its directory of shared segments.
     pub(crate) fn segments(&self) -> PathBuf {
         Path::new(SHM).join(format!("weir-{}", self.instance))
-    }
-
-    /// The file that the control process was started with.
-    pub(crate) fn config(&self) -> &Path {
-        &self.config
     }
 
     /// `weir …` for this instance.

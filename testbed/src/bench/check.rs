@@ -109,7 +109,11 @@ fn wrapped(frame: &[u8], mode: Mode, family: Family, inner: usize, target: &[u8]
     ensure!(packet[source..source + size] == own[..], "the outer source is not Weir's address");
     ensure!(packet[destination..destination + size] == *target, "the outer destination is another backend");
     ensure!(protocol == if gue { 17 } else { next }, "the outer protocol is {protocol}");
-    ensure!(length <= packet.len() && length + 6 >= packet.len(), "the outer length is {length} of {}", packet.len());
+    ensure!(
+        length <= packet.len() && length + 6 >= packet.len(),
+        "the outer length is {length} of {}",
+        packet.len()
+    );
     let header = packet.len() - inner - if gue { 8 } else { 0 };
     if family == Family::Ipv4 {
         ensure!(checksum(&[&packet[..20]]) == 0, "the outer header's checksum is wrong");

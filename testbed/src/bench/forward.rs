@@ -59,7 +59,8 @@ impl Plan {
             Family::Ipv4 => (self.entries, 1_024),
             Family::Ipv6 => (1_024, self.entries),
         };
-        let snat = if self.mode == Mode::Fullnat { format!("snat = [{}]\n", self.snat()) } else { String::new() };
+        let snat =
+            if self.mode == Mode::Fullnat { format!("snat = [{}]\n", self.snat()) } else { String::new() };
         let mut text = format!(
             "[dataplane]\nworkers = \"{}\"\nidle = \"spin\"\nflow_table = {{ ipv4 = {v4}, ipv6 = {v6} }}\n\
              buffers = {}\nbuffer_bytes = {}\n\
@@ -157,7 +158,9 @@ fn group(bench: &mut Bench<'_>, size: &str, traffic: Traffic, modes: &[Mode]) {
     };
     let Stage { mut testpmd, capture, run, .. } = stage;
     for &mode in modes {
-        bench.case(&name(mode), |context| measure(context, &name(mode), mode, traffic, &capture, &mut testpmd));
+        bench.case(&name(mode), |context| {
+            measure(context, &name(mode), mode, traffic, &capture, &mut testpmd)
+        });
     }
     drop(testpmd);
     drop(run);

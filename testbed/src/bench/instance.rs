@@ -61,8 +61,7 @@ impl Instance {
         )
         .on_cpus(OTHER_CPU);
         let arguments = ["--instance", run.name(), "--shm-dir", SHM];
-        let dataplane =
-            Program::new("weir-dataplane", &binaries.dataplane, &arguments).on_cpus(OTHER_CPU);
+        let dataplane = Program::new("weir-dataplane", &binaries.dataplane, &arguments).on_cpus(OTHER_CPU);
         let mut instance = Self {
             ctlplane: Process::start(ctlplane, &run.logs())?,
             dataplane: Process::start(dataplane, &run.logs())?,
@@ -199,9 +198,7 @@ impl Counters {
     /// Now.
     pub(crate) fn now(&self) -> Moment {
         let group = self.reader.group(WorkerColumn::GROUP);
-        let value = |column: WorkerColumn| {
-            group.as_ref().map_or(0, |group| group.sum_of(0, column.name()))
-        };
+        let value = |column: WorkerColumn| group.as_ref().map_or(0, |group| group.sum_of(0, column.name()));
         Moment {
             at: Instant::now(),
             rx: value(WorkerColumn::RxPackets),
@@ -219,9 +216,7 @@ impl Counters {
 
     /// Packets that the first port received.
     pub(crate) fn received(&self) -> u64 {
-        self.reader
-            .group(PortColumn::GROUP)
-            .map_or(0, |group| group.sum_of(0, PortColumn::RxPackets.name()))
+        self.reader.group(PortColumn::GROUP).map_or(0, |group| group.sum_of(0, PortColumn::RxPackets.name()))
     }
 
     /// Drop reasons that counted something, in words.
@@ -255,7 +250,11 @@ pub(crate) fn window(counters: &Counters, length: Duration) -> Result<Window> {
     ensure!(rx > 10_000, "only {rx} packets came in {length:?}");
     let own = after.own.wrapping_sub(before.own) as i64;
     let dropped = after.dropped - before.dropped;
-    ensure!(dropped == 0, "{dropped} of {rx} packets were dropped in a window; all drops: {}", counters.drops());
+    ensure!(
+        dropped == 0,
+        "{dropped} of {rx} packets were dropped in a window; all drops: {}",
+        counters.drops()
+    );
     let lost = rx as i64 - tx as i64 - own;
     ensure!(lost.unsigned_abs() <= IN_FLIGHT, "{rx} packets came and {tx} left: {lost} are missing");
     ensure!(after.fallback == before.fallback, "packets were balanced without a flow");

@@ -1,19 +1,42 @@
 //! How fast is Weir? `cargo testbed bench l4|control`: the packet loop beside `dpdk-testpmd` on the same capture, and
 //! how quickly changes reach the workers.
+//!
+//! ```text
+//! forward    MODE/FAMILY/FLOWS: packets of established flows   capture, check   what is played; whether it came out right
+//! new_flows  new-flows/FAMILY/MODE/room|full                   instance         Weir on a capture, its counters
+//! tables     flow-table, publish                               testpmd          the peer
+//! live       latency/MODE, restart (a lab of namespaces)       result           figures and targets
+//! ```
+
+mod capture;
+mod check;
+mod forward;
+mod instance;
+mod live;
+mod new_flows;
+mod result;
+mod tables;
+mod testpmd;
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::setup::Ready;
+use crate::interrupt;
+use crate::setup::{Binaries, Ready};
+use result::Figure;
+
+/// Load of the machine above which figures can't be trusted.
+const BUSY: f64 = 0.7;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Bench {
+pub(crate) enum Kind {
     /// Packets: cost by mode, family and number of flows; new flows; latency; publishing.
     L4,
-    /// Changes: from a request to the acknowledgement of every worker.
+    /// Changes: from a request to the acknowledgement of every worker; back after a crash.
     Control,
 }
 
@@ -22,7 +45,7 @@ pub(crate) enum Bench {
 pub(crate) struct Choice {
     /// What to measure.
     #[arg(value_enum)]
-    bench: Bench,
+    kind: Kind,
     /// Shorter windows; the same cases.
     #[arg(long)]
     quick: bool,
@@ -32,9 +55,136 @@ pub(crate) struct Choice {
     /// Writes the results there as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Decides the order of the flows.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// What every case needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    /// Weir's programs.
+    pub(crate) binaries: Binaries,
+    /// Decides the order of the flows.
+    pub(crate) seed: u64,
+    /// Length of a window.
+    pub(crate) window: Duration,
+    /// Windows per case.
+    pub(crate) windows: usize,
+    /// Runs of what needs a fresh start each time.
+    pub(crate) runs: usize,
+    /// Changes of the publish case.
+    pub(crate) changes: usize,
+    /// Requests of a latency case.
+    pub(crate) requests: usize,
+}
+
+impl Context {
+    fn new(binaries: &Binaries, choice: &Choice) -> Self {
+        let quick = choice.quick;
+        Self {
+            binaries: binaries.clone(),
+            seed: choice.seed,
+            window: Duration::from_millis(if quick { 400 } else { 1_000 }),
+            windows: if quick { 5 } else { 7 },
+            runs: 5,
+            changes: if quick { 200 } else { 1_000 },
+            requests: if quick { 4_000 } else { 40_000 },
+        }
+    }
+}
+
+/// A run of the bench: what was wanted, measured, and failed.
+pub(crate) struct Bench<'a> {
+    /// What every case needs.
+    pub(crate) context: Context,
+    only: &'a [String],
+    figures: Vec<Figure>,
+    failures: Vec<String>,
+    cases: usize,
+}
+
+impl Bench<'_> {
+    /// Whether the user wants that case.
+    pub(crate) fn wants(&self, case: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| case.contains(part.as_str()))
+    }
+
+    /// Runs a case if it is wanted; a failure is told and the next case follows.
+    pub(crate) fn case(&mut self, name: &str, work: impl FnOnce(&Context) -> Result<Vec<Figure>>) {
+        if !self.wants(name) || interrupt::arrived() {
+            return;
+        }
+        println!("  {name}");
+        let start = Instant::now();
+        match work(&self.context) {
+            Ok(figures) => {
+                self.cases += 1;
+                self.figures.extend(figures);
+                println!("      took {:.1} s", start.elapsed().as_secs_f64());
+            }
+            Err(error) => self.failed(name, &error),
+        }
+    }
+
+    /// Takes note of a case that could not be measured.
+    pub(crate) fn failed(&mut self, name: &str, error: &anyhow::Error) {
+        self.cases += 1;
+        println!("  {name} failed: {error:#}");
+        self.failures.push(format!("{name}: {error:#}"));
+    }
 }
 
 /// Runs what was chosen.
-pub(crate) fn run(_ready: &Ready, choice: &Choice) -> Result<()> {
-    bail!("no case of bench {:?} matches {:?}", choice.bench, choice.only)
+pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
+    warn_of_load();
+    let mut bench = Bench {
+        context: Context::new(&ready.binaries, choice),
+        only: &choice.only,
+        figures: Vec::new(),
+        failures: Vec::new(),
+        cases: 0,
+    };
+    let name = match choice.kind {
+        Kind::L4 => {
+            forward::run(&mut bench);
+            new_flows::run(&mut bench);
+            tables::run(&mut bench, "publish");
+            live::latency(&mut bench);
+            "l4"
+        }
+        Kind::Control => {
+            tables::run(&mut bench, "weight-to-ack");
+            live::restart(&mut bench);
+            "control"
+        }
+    };
+    let Bench { figures, failures, cases, .. } = bench;
+    if let Some(path) = &choice.json {
+        result::write_json(path, name, &figures)?;
+    }
+    let (table, missed) = result::report(&figures);
+    println!("\n{table}\n{}", result::setups(&figures));
+    warn_of_load();
+    interrupt::check()?;
+    if cases == 0 {
+        bail!("no case of bench {name} has {} in its name", choice.only.join(" or "));
+    }
+    println!("  {cases} cases, {} failed, {missed} targets missed", failures.len());
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\n"));
+    }
+    Ok(())
+}
+
+/// Says so when the machine has something else to do.
+fn warn_of_load() {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0);
+    println!("  load average {load}");
+    if load > BUSY {
+        println!(
+            "  warning: something else runs on this machine; the figures will be worse and noisier than they are"
+        );
+    }
 }

@@ -29,7 +29,14 @@ impl Testpmd {
     pub(crate) fn start(name: &str, capture: &Path, buffers: u32, buffer_bytes: u32) -> Result<Self> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", "stdbuf", "-oL", "dpdk-testpmd"]);
-        command.args(["--in-memory", "--no-pci", "--file-prefix", &format!("weir-{name}-testpmd"), "-l", "0,1"]);
+        command.args([
+            "--in-memory",
+            "--no-pci",
+            "--file-prefix",
+            &format!("weir-{name}-testpmd"),
+            "-l",
+            "0,1",
+        ]);
         command.arg("--vdev").arg(format!("net_pcap0,rx_pcap={},infinite_rx=1", capture.display()));
         command.args(["--", "-i", "--forward-mode=5tswap", "--port-topology=loop", "--no-lsc-interrupt"]);
         command.args(["--nb-cores=1", "--burst=32"]);
@@ -79,7 +86,9 @@ impl Testpmd {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
-                Err(_) => bail!("testpmd did not say what was expected; its last words:\n{}", self.said.join("\n")),
+                Err(_) => {
+                    bail!("testpmd did not say what was expected; its last words:\n{}", self.said.join("\n"))
+                }
             }
         }
     }
@@ -101,7 +110,10 @@ impl Testpmd {
         self.rates()?;
         interrupt::pause(length)?;
         let (received, sent) = self.rates()?;
-        ensure!(received > 0.0 && (received - sent).abs() / received < 0.01, "testpmd received {received} and sent {sent} packets per second");
+        ensure!(
+            received > 0.0 && (received - sent).abs() / received < 0.01,
+            "testpmd received {received} and sent {sent} packets per second"
+        );
         Ok(1e9 / received)
     }
 

@@ -51,14 +51,6 @@ pub(crate) fn backend(family: Family, number: usize) -> IpAddr {
     }
 }
 
-/// The client's address.
-pub(crate) fn client(family: Family) -> IpAddr {
-    match family {
-        Family::Ipv4 => CLIENT.0.into(),
-        Family::Ipv6 => CLIENT.1.into(),
-    }
-}
-
 /// Name of the nth backend, in configurations and in what its server answers.
 pub(crate) fn backend_name(number: usize) -> String {
     format!("app-{number}")
@@ -236,11 +228,6 @@ impl Lab {
     /// The device string of one of Weir's ports.
     pub(crate) fn device(&self, segment: &str) -> String {
         format!("{}:{segment}", self.io.name())
-    }
-
-    /// Through what Weir's ports reach the links.
-    pub(crate) fn io(&self) -> Io {
-        self.io
     }
 
     /// After Weir's start: puts the TAPs that the driver made on their bridges. `false` while they aren't there yet.

@@ -123,7 +123,7 @@ impl Ip {
         header.extend(self.id.to_be_bytes());
         let mut offset = if self.df { 0x4000 } else { 0 };
         if let Some((bytes, more)) = self.fragment {
-            offset = bytes / 8 | if more { 0x2000 } else { 0 };
+            offset = (bytes / 8) | if more { 0x2000 } else { 0 };
         }
         header.extend(offset.to_be_bytes());
         header.extend([self.ttl, protocol, 0, 0]);
@@ -201,7 +201,7 @@ impl Ip {
         bytes.extend(segment.ports.1.to_be_bytes());
         bytes.extend(segment.sequence.to_be_bytes());
         bytes.extend(segment.acknowledgment.to_be_bytes());
-        bytes.extend([((20 + segment.options.len()) / 4 << 4) as u8, segment.flags]);
+        bytes.extend([(((20 + segment.options.len()) / 4) << 4) as u8, segment.flags]);
         bytes.extend(segment.window.to_be_bytes());
         bytes.extend([0, 0, 0, 0]);
         bytes.extend(segment.options);

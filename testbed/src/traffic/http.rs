@@ -46,11 +46,6 @@ impl Connection {
         Ok(Self { stream, received: Vec::new() })
     }
 
-    /// The address that it connects from.
-    pub(crate) fn local(&self) -> Result<SocketAddr> {
-        Ok(self.stream.local_addr()?)
-    }
-
     /// Asks for a path and reads the whole answer.
     pub(crate) fn get(&mut self, path: &str, close: bool) -> Result<Answer> {
         let token = if close { "close" } else { "keep-alive" };

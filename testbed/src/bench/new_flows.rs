@@ -1,0 +1,139 @@
+//! How many new TCP connections per second does one worker take? With room for all of them, and with a full table where
+//! each must first end another one.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use super::capture::{BACKENDS, Content, Traffic};
+use super::forward::{Plan, buffer_bytes_for, entries_for, pages_for};
+use super::instance::{Counters, Instance};
+use super::result::{Figure, median};
+use super::{Bench, Context};
+use crate::config::Mode;
+use crate::interrupt;
+use crate::run::Run;
+use crate::setup::Pages;
+use crate::topology::lab::Family;
+
+/// Connections in the capture, each a SYN of its own.
+const FLOWS: u32 = 2_000_000;
+/// Entries of the table that is always full: a flow is gone before its SYN comes round again.
+const FULL: u32 = 1_000_000;
+/// Buffers beside those that hold the capture.
+const SPARE: u32 = 16_384;
+
+/// Runs the cases that are wanted.
+pub(crate) fn run(bench: &mut Bench<'_>) {
+    for family in Family::BOTH {
+        for mode in [Mode::Dsr, Mode::Nat] {
+            let name = format!("new-flows/{}/{}", family.name(), mode.name());
+            let room = format!("{name}/room");
+            bench.case(&room, |context| with_room(context, &room, family, mode));
+            let full = format!("{name}/full");
+            bench.case(&full, |context| without_room(context, &full, family, mode));
+        }
+    }
+}
+
+struct Stage {
+    plan: Plan,
+    run: Run,
+    _pages: Pages,
+}
+
+fn set(context: &Context, family: Family, mode: Mode, entries: u32) -> Result<Stage> {
+    let traffic = Traffic { family, content: Content::Syn, flows: FLOWS };
+    let run = Run::new()?;
+    let capture = run.path("syns.pcap");
+    let frames = traffic.write(&capture, context.seed, "new flows", 1)?;
+    let plan = Plan {
+        mode,
+        traffic,
+        entries,
+        device: format!("pcap:{},,infinite", capture.display()),
+        buffers: frames + SPARE,
+        buffer_bytes: buffer_bytes_for(u32::MAX),
+    };
+    let pages = Pages::reserve(pages_for(plan.buffers, plan.buffer_bytes, entries))?;
+    Ok(Stage { plan, run, _pages: pages })
+}
+
+fn figure(case: &str, rates: Vec<f64>, plan: &Plan, how: &str) -> Vec<Figure> {
+    println!("      {:.2} million per second", median(&rates) / 1e6);
+    vec![Figure {
+        case: case.to_owned(),
+        implementation: "weir",
+        metric: "flows_per_second",
+        unit: "1/s",
+        values: rates,
+        setup: format!(
+            "1 worker on CPU 1, {FLOWS} connections of one {} B {} each, {BACKENDS} backends, net_pcap infinite_rx (its \
+             copy included), tx discarded; {how}",
+            plan.traffic.frame_bytes(),
+            plan.traffic.content.name(),
+        ),
+    }]
+}
+
+/// The first pass over the capture: every packet makes a flow, and there is room for all.
+fn with_room(context: &Context, case: &str, family: Family, mode: Mode) -> Result<Vec<Figure>> {
+    let entries = entries_for(FLOWS);
+    let stage = set(context, family, mode, entries)?;
+    let mut rates = Vec::new();
+    for _ in 0..context.runs {
+        // a run of its own, so that no flow is left from the one before
+        let run = Run::new()?;
+        let weir = Instance::start(&run, &context.binaries, &stage.plan.toml())?;
+        rates.push(first_pass(&weir.counters()?)?);
+        weir.stop()?;
+    }
+    drop(stage.run);
+    let how = format!("empty table of {entries} entries, rate of the first pass up to nine tenths of it");
+    Ok(figure(case, rates, &stage.plan, &how))
+}
+
+fn first_pass(counters: &Counters) -> Result<f64> {
+    let first = counters.now();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let enough = u64::from(FLOWS) / 10 * 9;
+    loop {
+        interrupt::check()?;
+        std::thread::sleep(Duration::from_millis(2));
+        let now = counters.now();
+        if now.created >= enough {
+            ensure!(
+                first.created < u64::from(FLOWS) / 3 * 2,
+                "{} of {FLOWS} flows were there before the first look: too few are left to measure",
+                first.created
+            );
+            return Ok((now.created - first.created) as f64 / (now.at - first.at).as_secs_f64());
+        }
+        if Instant::now() > deadline {
+            bail!("only {} of {FLOWS} flows were made; drops: {}", now.created, counters.drops());
+        }
+    }
+}
+
+/// Every packet makes a flow and ends the oldest unfinished one.
+fn without_room(context: &Context, case: &str, family: Family, mode: Mode) -> Result<Vec<Figure>> {
+    let stage = set(context, family, mode, FULL)?;
+    let weir = Instance::start(&stage.run, &context.binaries, &stage.plan.toml())?;
+    let counters = weir.counters()?;
+    crate::interrupt::wait_for("the table to be full", Duration::from_secs(20), || {
+        Ok((counters.now().evicted > u64::from(FULL)).then_some(()))
+    })?;
+    let mut rates = Vec::new();
+    for _ in 0..context.windows {
+        let before = counters.now();
+        interrupt::pause(context.window)?;
+        let after = counters.now();
+        let (made, rx) = (after.created - before.created, after.rx - before.rx);
+        ensure!(made * 100 >= rx * 98, "{rx} SYNs made only {made} flows; drops: {}", counters.drops());
+        ensure!(after.flows <= u64::from(FULL), "{} flows in a table of {FULL}", after.flows);
+        rates.push(made as f64 / (after.at - before.at).as_secs_f64());
+    }
+    weir.stop()?;
+    let how = format!("table of {FULL} entries, full: each connection ends an unfinished one");
+    Ok(figure(case, rates, &stage.plan, &how))
+}
