@@ -196,3 +196,159 @@ impl Accounts for Books {
         self.listener.add(usize::from(listener), ListenerColumn::NoBackend as usize, 1);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hugepages::segment::{Access, SegmentDir};
+    use weir_abi::counters::Reader;
+    use weir_l4::DropReason;
+    use weir_net::Malformed;
+
+    use crate::drops::WorkerReason;
+
+    /// Two workers' and the management thread's books in a segment, and its reader.
+    fn books() -> (tempfile::TempDir, [Books; 3], Reader<Words>) {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = SegmentDir::open(parent.path().join("weir-test")).unwrap();
+        let layout = layout(2, 4);
+        let words = directory.map_atomics("counters", layout.words(), Access::Create).unwrap();
+        let words = Words(Arc::new(words));
+        layout.describe(&words, 7);
+        let books = [0, 1, 2].map(|area| Books::open(&layout, &words, area).unwrap());
+        assert!(Books::open(&layout, &words, 3).is_none());
+        (parent, books, Reader::open(words).unwrap())
+    }
+
+    fn delivery(listener: u16, backend: u32, bytes: u16, fallback: bool) -> Delivery {
+        Delivery { listener, backend, egress: 0, next_hop: 0, l3: 14, bytes, fallback }
+    }
+
+    #[test]
+    fn a_reader_finds_every_group_and_column_by_name() {
+        let (_parent, _books, reader) = books();
+        let columns =
+            |name| -> Vec<String> { reader.group(name).unwrap().columns().map(str::to_owned).collect() };
+        assert_eq!(columns("worker"), WorkerColumn::COLUMNS);
+        assert_eq!(columns("port"), PortColumn::COLUMNS);
+        assert_eq!(columns("listener"), ListenerColumn::COLUMNS);
+        assert_eq!(columns("backend"), BackendColumn::COLUMNS);
+        assert_eq!(columns("drop"), drops::names());
+        let rows = |name| reader.group(name).unwrap().rows();
+        assert_eq!((rows("worker"), rows("drop"), rows("port"), rows("backend")), (1, 1, MAX_PORTS, 4));
+        assert_eq!((reader.areas(), reader.start_unix_ms()), (3, 7));
+    }
+
+    #[test]
+    fn each_amount_lands_in_its_column_and_area() {
+        let (_parent, [first, second, management], reader) = books();
+        first.add(WorkerColumn::Polls, 3);
+        second.add(WorkerColumn::Polls, 4);
+        second.set(WorkerColumn::Held, 9);
+        second.set(WorkerColumn::Held, 2);
+        first.port(1, PortColumn::TxBytes, 60);
+        management.set_port(1, PortColumn::RxMissed, 5);
+        management.set_unreachable(3, true);
+        management.set_unreachable(2, true);
+        management.set_unreachable(2, false);
+        let sum = |group, row, column| reader.group(group).unwrap().sum_of(row, column);
+        assert_eq!((sum("worker", 0, "polls"), sum("worker", 0, "held")), (7, 2));
+        assert_eq!((sum("port", 1, "tx_bytes"), sum("port", 1, "rx_missed")), (60, 5));
+        assert_eq!((sum("backend", 3, "unreachable"), sum("backend", 2, "unreachable")), (1, 0));
+        let worker = reader.group("worker").unwrap();
+        let polls = worker.column("polls").unwrap();
+        assert_eq!([0, 1, 2].map(|area| worker.value(area, 0, polls)), [3, 4, 0]);
+    }
+
+    #[test]
+    fn a_drop_is_counted_in_all_and_by_its_reason() {
+        let (_parent, [books, ..], reader) = books();
+        books.dropped(Malformed::ShortFrame, 2);
+        books.dropped(DropReason::NoListener, 3);
+        books.dropped(WorkerReason::Shutdown, 4);
+        let drop = reader.group("drop").unwrap();
+        let seen: Vec<(String, u64)> = drop
+            .columns()
+            .map(|column| (column.to_owned(), drop.sum_of(0, column)))
+            .filter(|(_, packets)| *packets > 0)
+            .collect();
+        let expected = [(Malformed::ShortFrame.name(), 2), ("no_listener", 3), ("shutdown", 4)];
+        assert_eq!(seen, expected.map(|(name, packets)| (name.to_owned(), packets)));
+        assert_eq!(reader.group("worker").unwrap().sum_of(0, "dropped"), 9);
+    }
+
+    #[test]
+    fn coalesced_deliveries_equal_counting_each() {
+        let (_parent, [mut books, ..], reader) = books();
+        let mut listeners = [[0u64; 5]; 3];
+        let mut backends = [[0u64; 4]; 4];
+        let mut random = 1u64;
+        for packet in 0..10_000 {
+            // runs of equal deliveries, of all lengths
+            if packet % 7 == 0 || random >> 61 == 0 {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            }
+            let (listener, backend) = ((random >> 33) as usize % 3, (random >> 40) as usize % 4);
+            let out = usize::from(random >> 50 & 1 == 1);
+            let bytes = 40 + packet % 1_400;
+            let fallback = packet % 13 == 0;
+            let way = if out == 1 { Way::Out } else { Way::In };
+            books.delivered(&delivery(listener as u16, backend as u32, bytes, fallback), way);
+            listeners[listener][out * 2] += 1;
+            listeners[listener][out * 2 + 1] += u64::from(bytes);
+            listeners[listener][4] += u64::from(fallback);
+            backends[backend][out * 2] += 1;
+            backends[backend][out * 2 + 1] += u64::from(bytes);
+            if packet % 32 == 0 {
+                books.settle();
+            }
+        }
+        books.settle();
+        books.settle();
+        let names = ["packets_in", "bytes_in", "packets_out", "bytes_out", "hash_fallback"];
+        for (row, expected) in listeners.iter().enumerate() {
+            let group = reader.group("listener").unwrap();
+            assert_eq!(names.map(|name| group.sum_of(row, name)), *expected);
+        }
+        for (row, expected) in backends.iter().enumerate() {
+            let group = reader.group("backend").unwrap();
+            assert_eq!(names.map(|name| group.sum_of(row, name))[..4], *expected);
+        }
+        let fallback: u64 = listeners.iter().map(|row| row[4]).sum();
+        assert_eq!(reader.group("worker").unwrap().sum_of(0, "hash_fallback"), fallback);
+    }
+
+    #[test]
+    fn the_first_delivery_of_index_zero_is_counted_too() {
+        let (_parent, [mut books, ..], reader) = books();
+        books.delivered(&delivery(0, 0, 100, false), Way::In);
+        assert_eq!(reader.group("backend").unwrap().sum_of(0, "packets_in"), 0, "not before it is settled");
+        books.settle();
+        assert_eq!(reader.group("backend").unwrap().sum_of(0, "packets_in"), 1);
+        // an index beyond the table: no row, no harm
+        books.delivered(&delivery(u16::MAX, u32::MAX, 100, true), Way::Out);
+        books.settle();
+        assert_eq!(reader.group("worker").unwrap().sum_of(0, "hash_fallback"), 1);
+    }
+
+    #[test]
+    fn flows_come_and_go() {
+        let (_parent, [mut books, mut other, _], reader) = books();
+        for _ in 0..3 {
+            books.flow_created(1, 2);
+        }
+        // a worker that takes records over may end more than it made
+        other.flow_ended(1, 2, Ended::Expired);
+        books.flow_ended(1, 2, Ended::Evicted);
+        books.flow_ended(1, 2, Ended::Replaced);
+        books.reset_sent(1, 2);
+        books.no_backend(1);
+        let sum = |group, row, column| reader.group(group).unwrap().sum_of(row, column);
+        for (group, row) in [("listener", 1), ("backend", 2)] {
+            assert_eq!((sum(group, row, "flows_total"), sum(group, row, "flows_active")), (3, 0));
+        }
+        assert_eq!((sum("listener", 1, "no_backend"), sum("backend", 2, "resets")), (1, 1));
+        let names = ["flows_created", "flows_expired", "flows_evicted"];
+        assert_eq!(names.map(|name| sum("worker", 0, name)), [3, 1, 1]);
+    }
+}

@@ -110,3 +110,91 @@ impl Links {
         self.held.iter().map(|held| (held.port, address_of(held.address)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::tests::packet;
+    use std::net::IpAddr;
+    use weir_net::PacketBuf;
+
+    const MAC: Mac = Mac([2, 0, 0, 0, 0, 9]);
+
+    fn address(host: u8) -> IpAddr {
+        IpAddr::from([198, 18, 0, host])
+    }
+
+    fn update(id: u32, port: u16, host: u8, mac: Option<Mac>) -> Update {
+        Update { id: NeighbourId(id), port, address: address(host), mac, forgotten: false }
+    }
+
+    fn hold(links: &mut Links, number: u16, port: u16, host: u8) -> Hold {
+        let (hold, back) = links.hold(packet(&number.to_be_bytes()), number, port, bits_of(address(host)));
+        assert_eq!(back.is_some(), hold == Hold::Full);
+        if let Some(back) = back {
+            assert_eq!(back.data(), number.to_be_bytes());
+        }
+        hold
+    }
+
+    /// Packets that an update lets go: their number, port and link address.
+    fn released(links: &mut Links, update: &Update) -> Vec<(u16, u16, Option<Mac>)> {
+        let mut out = vec![];
+        links.update(update, |packet, l3, port, mac| {
+            assert_eq!(packet.data(), l3.to_be_bytes());
+            out.push((l3, port, mac));
+        });
+        out
+    }
+
+    #[test]
+    fn an_update_is_found_by_id_and_by_address_until_it_is_taken_back() {
+        let mut links = Links::default();
+        assert_eq!((links.of_id(NeighbourId(3)), links.of_id(NeighbourId(u32::MAX))), (None, None));
+        assert_eq!(released(&mut links, &update(3, 1, 5, Some(MAC))), []);
+        assert_eq!(links.of_id(NeighbourId(3)), Some(MAC));
+        assert_eq!(links.of_address(1, bits_of(address(5))), Some(MAC));
+        assert_eq!(links.of_address(0, bits_of(address(5))), None, "another port is another link");
+        assert_eq!((links.of_id(NeighbourId(2)), links.of_id(NeighbourId(4))), (None, None));
+        assert_eq!(released(&mut links, &update(3, 1, 5, None)), []);
+        assert_eq!((links.of_id(NeighbourId(3)), links.of_address(1, bits_of(address(5)))), (None, None));
+    }
+
+    #[test]
+    fn packets_leave_in_their_order_and_only_those_that_waited_for_it() {
+        let mut links = Links::default();
+        assert_eq!(hold(&mut links, 1, 0, 5), Hold::First);
+        assert_eq!(hold(&mut links, 2, 0, 6), Hold::First);
+        assert_eq!(hold(&mut links, 3, 1, 5), Hold::First);
+        assert_eq!(hold(&mut links, 4, 0, 5), Hold::Waits);
+        assert_eq!(hold(&mut links, 5, 0, 5), Hold::Waits);
+        let mut waiting: Vec<_> = links.waiting_for().collect();
+        waiting.sort();
+        waiting.dedup();
+        assert_eq!(waiting, [(0, address(5)), (0, address(6)), (1, address(5))]);
+        let mac = Some(MAC);
+        assert_eq!(released(&mut links, &update(0, 0, 5, mac)), [(1, 0, mac), (4, 0, mac), (5, 0, mac)]);
+        assert_eq!(links.held(), 2);
+        // one that does not answer lets its packets go without an address
+        assert_eq!(released(&mut links, &update(1, 0, 6, None)), [(2, 0, None)]);
+        assert_eq!(links.take_held().len(), 1);
+        assert_eq!((links.held(), links.waiting_for().count()), (0, 0));
+    }
+
+    #[test]
+    fn few_packets_wait_for_one_and_not_many_in_all() {
+        let mut links = Links::default();
+        for number in 0..HELD_PER_HOP as u16 {
+            assert_ne!(hold(&mut links, number, 0, 1), Hold::Full);
+        }
+        assert_eq!(hold(&mut links, 0, 0, 1), Hold::Full);
+        assert_eq!(hold(&mut links, 0, 1, 1), Hold::First, "another has room");
+        for number in 0..(HELD_LIMIT - HELD_PER_HOP - 1) as u16 {
+            assert_eq!(hold(&mut links, number, 2 + number, 1), Hold::First);
+        }
+        assert_eq!(links.held(), HELD_LIMIT);
+        assert_eq!(hold(&mut links, 0, 1, 2), Hold::Full);
+        assert_eq!(released(&mut links, &update(0, 0, 1, Some(MAC))).len(), HELD_PER_HOP);
+        assert_eq!(hold(&mut links, 0, 1, 2), Hold::First);
+    }
+}

@@ -34,3 +34,36 @@ impl PacketBuf for Packet {
         self.0.append(count)
     }
 }
+
+/// DPDK in a test's process: one environment without hugepages, started by whichever test comes first.
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::Packet;
+    use dpdk::{Eal, EalConfig, EalHandle, PacketPool};
+    use std::sync::OnceLock;
+
+    pub(crate) fn environment() -> &'static EalHandle {
+        static ENVIRONMENT: OnceLock<EalHandle> = OnceLock::new();
+        ENVIRONMENT.get_or_init(|| {
+            let config = EalConfig {
+                file_prefix: "weir-test".to_owned(),
+                no_huge: true,
+                no_pci: true,
+                memory_mb: Some(256),
+                ..EalConfig::default()
+            };
+            Eal::init(&config).unwrap().handle()
+        })
+    }
+
+    pub(crate) fn pool() -> &'static PacketPool {
+        static POOL: OnceLock<PacketPool> = OnceLock::new();
+        POOL.get_or_init(|| PacketPool::new(environment(), "test", 4_095, 0, 2_048, None).unwrap())
+    }
+
+    pub(crate) fn packet(bytes: &[u8]) -> Packet {
+        let mut packet = pool().alloc().unwrap();
+        assert!(packet.fill(bytes));
+        Packet(packet)
+    }
+}
