@@ -226,7 +226,7 @@ fn measure(
     let hertz = (end.cycles - start.cycles) as f64 / (end.at - start.at).as_secs_f64();
     weir.stop()?;
     let setup = format!(
-        "1 worker on CPU 1, {} B {} in buffers of {} B, net_pcap infinite_rx (its copy included), tx discarded, \
+        "1 worker on CPU 1 at nice -19, {} B {} in buffers of {} B, net_pcap infinite_rx (its copy included), tx discarded, \
          burst 32, {BACKENDS} backends, flows in random order, made in another; {compared}",
         traffic.frame_bytes(),
         traffic.content.name(),

@@ -22,6 +22,8 @@ const START: Duration = Duration::from_secs(90);
 const MOST_WORDS: usize = 1 << 27;
 /// CPU of the one worker.
 pub(crate) const WORKER_CPU: &str = "1";
+/// Priority of what is measured, Weir and its peers alike: before anything ordinary that the machine has to do.
+pub(crate) const NICE: &str = "-19";
 /// CPU of everything else.
 const OTHER_CPU: &str = "0";
 
@@ -34,15 +36,16 @@ pub(crate) struct Instance {
     binaries: Binaries,
     name: String,
     sockets: PathBuf,
+    state: PathBuf,
 }
 
 impl Instance {
     /// Starts both, everything but the worker kept off the worker's CPU, and waits until the configuration is in force.
-    /// An instance of the same run that was dropped before leaves its flows to this one.
+    /// An instance of the same run that was stopped before leaves its flows to this one, and nothing else.
     pub(crate) fn start(run: &Run, binaries: &Binaries, config: &str) -> Result<Self> {
         let path = run.path("weir.toml");
         std::fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
-        let sockets = run.path("run");
+        let (sockets, state) = (run.path("run"), run.path("state"));
         let ctlplane = Program::new(
             "weir-ctlplane",
             &binaries.ctlplane,
@@ -52,7 +55,7 @@ impl Instance {
                 "--instance",
                 run.name(),
                 "--state-dir",
-                &run.path("state").display().to_string(),
+                &state.display().to_string(),
                 "--run-dir",
                 &sockets.display().to_string(),
                 "--shm-dir",
@@ -60,14 +63,27 @@ impl Instance {
             ],
         )
         .on_cpus(OTHER_CPU);
-        let arguments = ["--instance", run.name(), "--shm-dir", SHM];
-        let dataplane = Program::new("weir-dataplane", &binaries.dataplane, &arguments).on_cpus(OTHER_CPU);
+        let dataplane = Program::new(
+            "weir-dataplane",
+            "nice",
+            &[
+                "-n",
+                NICE,
+                &binaries.dataplane.display().to_string(),
+                "--instance",
+                run.name(),
+                "--shm-dir",
+                SHM,
+            ],
+        )
+        .on_cpus(OTHER_CPU);
         let mut instance = Self {
             ctlplane: Process::start(ctlplane, &run.logs())?,
             dataplane: Process::start(dataplane, &run.logs())?,
             binaries: binaries.clone(),
             name: run.name().to_owned(),
             sockets,
+            state,
         };
         instance.await_serving()?;
         Ok(instance)
@@ -124,13 +140,18 @@ impl Instance {
         Ok(Counters { reader: Reader::open(words)? })
     }
 
-    /// Ends the dataplane in the ordinary way, so that captures are complete, then the rest.
+    /// Ends both in the ordinary way, so that captures are complete, and forgets what was published: the next start must
+    /// not find this one's ports. Flow tables stay.
     pub(crate) fn stop(mut self) -> Result<()> {
         for process in [&mut self.dataplane, &mut self.ctlplane] {
             let name = process.name().to_owned();
             if let Some(status) = process.stop()? {
                 ensure!(status.success(), "{name} ended with {status}:\n{}", process.last_words(10));
             }
+        }
+        for directory in [Path::new(SHM).join(format!("weir-{}", self.name)), self.state.clone()] {
+            std::fs::remove_dir_all(&directory)
+                .with_context(|| format!("could not remove {}", directory.display()))?;
         }
         Ok(())
     }

@@ -131,7 +131,7 @@ impl Bench<'_> {
     pub(crate) fn failed(&mut self, name: &str, error: &anyhow::Error) {
         self.cases += 1;
         println!("  {name} failed: {error:#}");
-        self.failures.push(format!("{name}: {error:#}"));
+        self.failures.push(name.to_owned());
     }
 }
 
@@ -170,9 +170,13 @@ pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
     if cases == 0 {
         bail!("no case of bench {name} has {} in its name", choice.only.join(" or "));
     }
-    println!("  {cases} cases, {} failed, {missed} targets missed", failures.len());
+    println!("  {cases} cases, {missed} targets missed");
     if !failures.is_empty() {
-        bail!("{}", failures.join("\n"));
+        bail!(
+            "{} cases could not be measured: {}; the reasons are above",
+            failures.len(),
+            failures.join(", ")
+        );
     }
     Ok(())
 }

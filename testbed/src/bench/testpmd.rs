@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::instance::Frozen;
+use super::instance::{Frozen, NICE};
 use crate::command::show;
 use crate::interrupt;
 
@@ -28,7 +28,7 @@ impl Testpmd {
     /// Starts it on a capture with so many buffers of that data room, forwarding on CPU 1.
     pub(crate) fn start(name: &str, capture: &Path, buffers: u32, buffer_bytes: u32) -> Result<Self> {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "stdbuf", "-oL", "dpdk-testpmd"]);
+        command.args(["--pdeathsig", "KILL", "--", "nice", "-n", NICE, "stdbuf", "-oL", "dpdk-testpmd"]);
         command.args([
             "--in-memory",
             "--no-pci",
