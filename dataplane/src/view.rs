@@ -43,7 +43,7 @@ pub struct PortView {
     pub vlan: Option<u16>,
     /// Own addresses with their on-link prefix.
     pub own: Vec<Prefix>,
-    /// Source addresses of `fullnat` on this port.
+    /// Source addresses of `fullnat` for backends behind this port: those configured, else the port's own of that family.
     pub snat: Vec<IpAddr>,
 }
 
@@ -125,6 +125,10 @@ impl View {
                 move |record: &&weir_abi::record::InterfaceAddressRecord| record.usage == usage as u8;
             node.addresses.iter().filter(wanted).filter_map(|record| record.address.ip()).map(bits_of)
         };
+        let snat: Vec<(u128, u16)> = (0u16..)
+            .zip(&view.ports)
+            .flat_map(|(index, port)| port.snat.iter().map(move |address| (bits_of(*address), index)))
+            .collect();
         let parts = Parts {
             generation: snapshot.generation,
             listeners: listeners_of(snapshot, previous),
@@ -132,7 +136,8 @@ impl View {
             backends,
             vips: view.vips.iter().copied().collect(),
             own: addresses(AddressUse::Own).collect(),
-            snat: addresses(AddressUse::Snat).collect(),
+            snat: snat.iter().map(|(address, _)| *address).collect(),
+            snat_egress: snat,
             snat_ports: (node.node.snat_port_first, node.node.snat_port_last),
             hash_key: (node.node.keyed_hash == 1).then_some(node.node.hash_key),
             lifetimes: Some(lifetimes_of(node)),
@@ -199,17 +204,27 @@ fn ports_of(node: &NodeTable) -> Vec<PortView> {
         let mine = |usage: AddressUse| {
             node.addresses.iter().filter(move |a| a.port == index && a.usage == usage as u8)
         };
+        let own: Vec<Prefix> = mine(AddressUse::Own)
+            .filter_map(|a| Prefix::new(a.address.ip()?, a.address.prefix_length).ok())
+            .collect();
         PortView {
             name: record.name.as_str().to_owned(),
             mtu: record.mtu,
             vlan: (record.vlan != 0).then_some(record.vlan),
-            own: mine(AddressUse::Own)
-                .filter_map(|a| Prefix::new(a.address.ip()?, a.address.prefix_length).ok())
-                .collect(),
-            snat: mine(AddressUse::Snat).filter_map(|a| a.address.ip()).collect(),
+            snat: sources(&own, mine(AddressUse::Snat).filter_map(|a| a.address.ip()).collect()),
+            own,
         }
     };
     (0u16..).zip(&node.ports).map(view).collect()
+}
+
+fn sources(own: &[Prefix], mut configured: Vec<IpAddr>) -> Vec<IpAddr> {
+    for family in [IpAddr::is_ipv4 as fn(&IpAddr) -> bool, IpAddr::is_ipv6] {
+        if !configured.iter().any(family) {
+            configured.extend(own.iter().map(|prefix| prefix.addr).filter(family));
+        }
+    }
+    configured
 }
 
 fn ticks(milliseconds: u32) -> u32 {
@@ -277,4 +292,233 @@ fn listeners_of(snapshot: &Snapshot, previous: Option<&Services>) -> Vec<Listene
         listeners.extend(gone.map(|listener| Listener { retired: true, ..listener.clone() }));
     }
     listeners
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{self, GATEWAY, Generation, LAN, SNAT, VIP, VIP_V6, WAN, ip};
+    use hugepages::segment::SegmentDir;
+    use weir_abi::record::AdminState as Admin;
+
+    struct Built {
+        view: View,
+        neighbours: Neighbours,
+    }
+
+    fn build(change: impl FnOnce(&mut Generation), previous: Option<&Services>) -> Built {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = SegmentDir::open(parent.path().join("weir-test")).unwrap();
+        let mut generation = Generation::new("null:", "null:");
+        change(&mut generation);
+        generation.write(&directory, 4);
+        let snapshot = Snapshot::load(&directory, 4, None).unwrap();
+        let mut neighbours = Neighbours::new(1_000);
+        let view = View::build(&snapshot, previous, &mut neighbours, 0);
+        Built { view, neighbours }
+    }
+
+    /// The port of an address's way and the gateway on it.
+    fn way(view: &View, address: &str) -> Option<(u16, Option<IpAddr>)> {
+        Some(match view.route(bits_of(ip(address)))? {
+            Hop::Gateway(port, _, gateway) => (port, Some(gateway)),
+            Hop::OnLink(port) => (port, None),
+        })
+    }
+
+    #[test]
+    fn the_longest_prefix_wins() {
+        let near = "198.18.1.1";
+        let Built { view, .. } = build(
+            |generation| {
+                generation.node.routes.extend([
+                    sample::route(LAN, "203.0.113.0", 24, near),
+                    sample::route(WAN, "203.0.113.128", 25, "198.18.0.2"),
+                    sample::route(LAN, "203.0.113.200", 32, "198.18.1.2"),
+                    // not on the link, although the same network is
+                    sample::route(WAN, "198.18.1.64", 26, "198.18.0.3"),
+                    // as long as the port's own network: on the link
+                    sample::route(WAN, "198.18.1.0", 24, "198.18.0.4"),
+                ]);
+            },
+            None,
+        );
+        let gateway = |port, gateway| Some((port, Some(ip(gateway))));
+        assert_eq!(way(&view, "198.18.2.7"), gateway(WAN, GATEWAY));
+        assert_eq!(way(&view, "203.0.113.1"), gateway(LAN, near));
+        assert_eq!(way(&view, "203.0.113.129"), gateway(WAN, "198.18.0.2"));
+        assert_eq!(way(&view, "203.0.113.200"), gateway(LAN, "198.18.1.2"));
+        assert_eq!(way(&view, "198.18.1.65"), gateway(WAN, "198.18.0.3"));
+        assert_eq!(way(&view, "198.18.1.11"), Some((LAN, None)));
+        assert_eq!(way(&view, "198.18.0.9"), Some((WAN, None)));
+        assert_eq!(way(&view, "2001:db8:1::77"), Some((LAN, None)));
+        assert_eq!(way(&view, "2001:db8:2::77"), None);
+    }
+
+    #[test]
+    fn a_default_route_is_for_its_family_only() {
+        let Built { view, .. } = build(
+            |generation| generation.node.routes = vec![sample::route(WAN, "::", 0, "2001:db8::1")],
+            None,
+        );
+        assert_eq!(way(&view, "2001:db8:ffff::1"), Some((WAN, Some(ip("2001:db8::1")))));
+        assert_eq!(way(&view, "203.0.113.1"), None);
+        let Built { view, .. } = build(|_| (), None);
+        assert_eq!(way(&view, "203.0.113.1"), Some((WAN, Some(ip(GATEWAY)))));
+        assert_eq!(way(&view, "2001:db8:ffff::1"), None);
+        assert_eq!(way(&view, "255.255.255.255"), Some((WAN, Some(ip(GATEWAY)))));
+    }
+
+    #[test]
+    fn backends_are_reached_on_the_link_or_through_a_gateway() {
+        let far = ["203.0.113.5", "203.0.113.6"];
+        let Built { view, mut neighbours } = build(
+            |generation| {
+                let record = |index, address: &str| sample::backend(index, address, 8_080);
+                generation.pools[0].backends = vec![
+                    record(0, "198.18.1.11"),
+                    record(1, far[0]),
+                    record(4, far[1]),
+                    record(5, "2001:db8:1::5"),
+                    record(6, "2001:db8:9::6"),
+                ];
+                generation.pools[0].slots = vec![0];
+                generation.node.ports[usize::from(LAN)].mtu = 1_400;
+            },
+            None,
+        );
+        let backend = |index| view.services.backend(index).unwrap();
+        let id =
+            |port, address: &str, neighbours: &mut Neighbours| neighbours.configured(port, ip(address), 0).0;
+        let near = backend(0);
+        assert_eq!((near.egress, near.mtu, near.port, near.family), (LAN, 1_400, 8_080, 4));
+        assert_eq!(near.next_hop, id(LAN, "198.18.1.11", &mut neighbours));
+        assert_eq!(near.tunnel_source, bits_of(ip("198.18.1.254")));
+        // both behind the same gateway: one next hop, and the address of the port that leads there
+        for index in [1, 4] {
+            assert_eq!((backend(index).egress, backend(index).mtu), (WAN, 1_500));
+            assert_eq!(backend(index).next_hop, id(WAN, GATEWAY, &mut neighbours));
+            assert_eq!(backend(index).tunnel_source, bits_of(ip("198.18.0.254")));
+        }
+        assert_eq!((backend(5).egress, backend(5).family), (LAN, 6));
+        assert_eq!(backend(5).tunnel_source, bits_of(ip("2001:db8:1::fe")));
+        // no way: known, and a next hop that never answers
+        assert_eq!(backend(6).next_hop, u32::MAX);
+        assert!(!neighbours.is_resolved(NeighbourId(backend(6).next_hop)));
+        for next_hop in [near.next_hop, backend(1).next_hop, backend(5).next_hop] {
+            assert!(view.next_hops.contains(&NeighbourId(next_hop)));
+        }
+        assert_eq!(view.services.smallest_mtu, 1_400);
+    }
+
+    #[test]
+    fn maintenance_and_health_take_a_backend_down_but_draining_does_not() {
+        let states = [
+            (Admin::Ready, 0, false),
+            (Admin::Ready, 1, true),
+            (Admin::Drain, 0, false),
+            (Admin::Maint, 0, true),
+            (Admin::Removed, 0, false),
+        ];
+        for (admin, down, expected) in states {
+            let change = |generation: &mut Generation| {
+                generation.pools[0].backends[0].admin = admin as u8;
+                generation.pools[0].backends[0].down = down;
+            };
+            let Built { view, .. } = build(change, None);
+            assert_eq!(view.services.backend(0).unwrap().down, expected, "{admin:?} {down}");
+        }
+    }
+
+    #[test]
+    fn ports_have_their_addresses_and_vips_belong_to_none() {
+        let Built { view, .. } = build(|generation| generation.node.ports[1].vlan = 7, None);
+        let [wan, lan] = view.ports.as_slice() else { panic!("{:?}", view.ports) };
+        assert_eq!((wan.name.as_str(), wan.vlan, lan.name.as_str(), lan.vlan), ("wan", None, "lan", Some(7)));
+        let own: Vec<String> =
+            lan.own.iter().map(|prefix| format!("{}/{}", prefix.addr, prefix.len)).collect();
+        assert_eq!(own, ["198.18.1.254/24", "2001:db8:1::fe/64"]);
+        assert_eq!((wan.snat.as_slice(), lan.snat.as_slice()), (&[][..], &[ip(SNAT)][..]));
+        let vips = [VIP, VIP_V6].map(|vip| bits_of(ip(vip)));
+        assert!(view.vips.len() == 2 && vips.iter().all(|vip| view.vips.contains(vip)));
+        assert!(view.services.is_own(bits_of(ip("198.18.0.254"))) && view.services.is_own(bits_of(ip(SNAT))));
+        assert!(!view.services.is_own(vips[0]) && view.services.is_vip(vips[0]));
+        assert_eq!(view.services.snat, [bits_of(ip(SNAT))]);
+    }
+
+    #[test]
+    fn removed_listeners_stay_for_their_flows_and_come_back() {
+        let vip = bits_of(ip(VIP));
+        let first = build(|_| (), None).view;
+        let finds = |view: &View| view.services.listener_for(vip, 17, 53).map(|listener| listener.index);
+        assert_eq!((first.generation, finds(&first)), (4, Some(1)));
+        let without = |generation: &mut Generation| generation.listeners.listeners.truncate(1);
+        let second = build(without, Some(&first.services)).view;
+        assert_eq!(finds(&second), None, "new flows find none");
+        let kept = second.services.listener(1).unwrap();
+        let original = first.services.listener(1).unwrap();
+        assert_eq!(*kept, Listener { retired: true, ..original.clone() });
+        // and through further generations
+        let third = build(without, Some(&second.services)).view;
+        assert!(third.services.listener(1).is_some_and(|listener| listener.retired));
+        let fourth = build(|_| (), Some(&third.services)).view;
+        assert_eq!(finds(&fourth), Some(1));
+        assert_eq!(fourth.services.listener(1), Some(original));
+        // an index that means something else now is not carried over
+        let reuse = |generation: &mut Generation| generation.listeners.listeners[1].port_first = 50;
+        let fifth = build(reuse, Some(&fourth.services)).view;
+        assert_eq!(fifth.services.listener(1).unwrap().port_first, 50);
+    }
+
+    #[test]
+    fn a_timeout_is_never_cut_short_by_the_clock() {
+        let expected =
+            [(0, 0), (1, 1), (250, 1), (251, 2), (999, 4), (1_000, 4), (60_000, 240), (60_001, 241)];
+        for (milliseconds, expected) in expected {
+            assert_eq!(ticks(milliseconds), expected, "{milliseconds} ms");
+        }
+        assert_eq!(ticks(u32::MAX), 17_179_870);
+        let Built { view, .. } = build(
+            |generation| generation.node.node.timeouts_ms = [1_000, 2_000, 3_000, 4_000, 5_001, 6_000],
+            None,
+        );
+        let lifetimes = Lifetimes { embryonic: 4, established: 8, closing: 12, udp: 16 };
+        assert_eq!((view.services.lifetimes, view.services.fragment_ticks), (lifetimes, 21));
+    }
+
+    #[test]
+    fn records_become_what_the_engine_knows() {
+        let Built { view, .. } = build(
+            |generation| {
+                generation.node.node.keyed_hash = 1;
+                generation.node.node.hash_key = [3; 16];
+                generation.pools[0].pool.algorithm = Algorithm::RoundRobin as u8;
+                generation.pools[1].pool.algorithm = Algorithm::SourceHash as u8;
+                let listener = &mut generation.listeners.listeners[0];
+                (listener.vip, listener.mode, listener.on_down) = (1, Mode::Gue as u8, OnDown::Keep as u8);
+                (listener.port_last, listener.gue_variant) = (90, 1);
+            },
+            None,
+        );
+        let services = &view.services;
+        assert_eq!(services.hash_key, Some([3; 16]));
+        assert_eq!(services.pool(0).unwrap().algorithm, services::Algorithm::RoundRobin);
+        assert_eq!(services.pool(1).unwrap().algorithm, services::Algorithm::SourceHash);
+        assert_eq!(services.pool(1).unwrap().member(1), Some(3));
+        let expected = Listener {
+            index: 0,
+            vip: bits_of(ip(VIP_V6)),
+            protocol: 6,
+            port_first: 80,
+            port_last: 90,
+            mode: services::Mode::Gue,
+            pool: 0,
+            on_down: services::OnDown::Keep,
+            gue_variant: 1,
+            gue_port: 6_080,
+            retired: false,
+        };
+        assert_eq!(services.listener(0), Some(&expected));
+        assert_eq!(build(|_| (), None).view.services.hash_key, None);
+    }
 }

@@ -342,7 +342,7 @@ where
             (tuple.src, tuple.src_port)
         } else {
             let server = (backend.address, backend.serves(tuple.dst_port));
-            let Some(foreseen) = shared.snat.foresee::<A>(server) else { return };
+            let Some(foreseen) = shared.snat.foresee::<A>(backend.egress, server) else { return };
             foreseen
         };
         let reply = reverse_hash(backend, tuple.dst_port, to, port, tuple.protocol, table.seed());

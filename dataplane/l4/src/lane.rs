@@ -466,19 +466,21 @@ where
                     |dst, dst_port| Tuple { src, dst, src_port: port, dst_port, protocol: tuple.protocol };
                 let services = self.services;
                 let table = &*self.table;
-                let chosen = self.shared.snat.choose::<A>((backend.address, port), |dst, dst_port| {
-                    let tuple = reply(dst, dst_port);
-                    table
-                        .find(reverse_of(tuple.hash(seed)), |entry, direction| {
-                            direction == Direction::Reverse
-                                && entry.snat_port() == dst_port
-                                && entry.protocol() == tuple.protocol
-                                && services.backend(entry.backend()).is_some_and(|other| {
-                                    other.address == backend.address && other.serves(entry.vip_port()) == port
-                                })
-                        })
-                        .is_some()
-                });
+                let chosen =
+                    self.shared.snat.choose::<A>(backend.egress, (backend.address, port), |dst, dst_port| {
+                        let tuple = reply(dst, dst_port);
+                        table
+                            .find(reverse_of(tuple.hash(seed)), |entry, direction| {
+                                direction == Direction::Reverse
+                                    && entry.snat_port() == dst_port
+                                    && entry.protocol() == tuple.protocol
+                                    && services.backend(entry.backend()).is_some_and(|other| {
+                                        other.address == backend.address
+                                            && other.serves(entry.vip_port()) == port
+                                    })
+                            })
+                            .is_some()
+                    });
                 let (index, snat_port) = chosen.ok_or(DropReason::SnatExhausted)?;
                 way.snat = index;
                 way.snat_port = snat_port;

@@ -187,6 +187,8 @@ pub struct Parts {
     pub own: Vec<u128>,
     /// Source addresses of `fullnat`.
     pub snat: Vec<u128>,
+    /// Which of them serve backends behind which port; behind other ports all do.
+    pub snat_egress: Vec<(u128, u16)>,
     /// Source ports of `fullnat`, inclusive.
     pub snat_ports: (u16, u16),
     /// Key of the hash that picks backends; `None` is the fixed hash.
@@ -215,6 +217,8 @@ pub struct Services {
     own: HashSet<u128, FoldState>,
     /// See [`Parts::snat`].
     pub snat: Vec<u128>,
+    /// See [`Parts::snat_egress`].
+    pub snat_egress: Vec<(u128, u16)>,
     /// See [`Parts::snat_ports`].
     pub snat_ports: (u16, u16),
     /// See [`Parts::hash_key`].
@@ -278,6 +282,7 @@ impl Services {
             vips: parts.vips.into_iter().collect(),
             own: parts.own.into_iter().collect(),
             snat: parts.snat,
+            snat_egress: parts.snat_egress,
             snat_ports: parts.snat_ports,
             hash_key: parts.hash_key,
             lifetimes: parts.lifetimes.unwrap_or(Lifetimes {

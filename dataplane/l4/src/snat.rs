@@ -79,7 +79,10 @@ impl ReplyOwner {
 #[derive(Debug)]
 pub struct Snat {
     interned: Vec<u128>,
+    /// For backends behind a port without addresses of its own.
     active: Vec<u16>,
+    /// By the index of the port that leads to the backend.
+    by_egress: Vec<Vec<u16>>,
     owner: ReplyOwner,
     ports: (u16, u16),
     next: u32,
@@ -90,12 +93,14 @@ pub struct Snat {
 impl Snat {
     /// Starts with the addresses that the records of a previous process may name, in order.
     pub fn new(interned: Vec<u128>, owner: ReplyOwner) -> Self {
-        Self { interned, active: Vec::new(), owner, ports: (1_024, u16::MAX), next: 0, ahead: Cell::new(0) }
+        let (active, by_egress, ahead) = (Vec::new(), Vec::new(), Cell::new(0));
+        Self { interned, active, by_egress, owner, ports: (1_024, u16::MAX), next: 0, ahead }
     }
 
     /// Takes the configured addresses over. Returns how many did not fit ([`MAX_ADDRESSES`]).
     pub fn adopt(&mut self, services: &Services) -> usize {
         self.active.clear();
+        self.by_egress.clear();
         self.ports = services.snat_ports;
         let mut refused = 0;
         for &address in &services.snat {
@@ -112,6 +117,16 @@ impl Snat {
                 None => refused += 1,
             }
         }
+        for &(address, egress) in &services.snat_egress {
+            let Some(index) = self.interned.iter().position(|&known| known == address) else { continue };
+            let egress = usize::from(egress);
+            if self.by_egress.len() <= egress {
+                self.by_egress.resize(egress + 1, Vec::new());
+            }
+            if let Some(list) = self.by_egress.get_mut(egress) {
+                list.push(index as u16);
+            }
+        }
         refused
     }
 
@@ -126,9 +141,10 @@ impl Snat {
         &self.interned
     }
 
-    /// Finds a free (index, port) for a flow to `backend`, where `taken` tells of the reply's tuple.
+    /// Finds a free (index, port) for a flow to `backend` behind port `egress`, where `taken` tells of the reply's tuple.
     pub fn choose<A: Address>(
         &mut self,
+        egress: u16,
         backend: (u128, u16),
         mut taken: impl FnMut(A, u16) -> bool,
     ) -> Option<(u16, u16)> {
@@ -137,7 +153,7 @@ impl Snat {
         for _ in 0..TRIES * 64 {
             let step = self.next;
             self.next = self.next.wrapping_add(1);
-            let (index, address, port) = self.at(step)?;
+            let (index, address, port) = self.at(egress, step)?;
             if !self.fits::<A>(backend, address, port) {
                 continue;
             }
@@ -154,11 +170,11 @@ impl Snat {
     }
 
     /// The address and port that [`Snat::choose`] will probably choose for the flow after those foreseen since its last choice.
-    pub fn foresee<A: Address>(&self, backend: (u128, u16)) -> Option<(A, u16)> {
+    pub fn foresee<A: Address>(&self, egress: u16, backend: (u128, u16)) -> Option<(A, u16)> {
         for _ in 0..TRIES {
             let step = self.ahead.get();
             self.ahead.set(step.wrapping_add(1));
-            let (_, address, port) = self.at(step)?;
+            let (_, address, port) = self.at(egress, step)?;
             if self.fits::<A>(backend, address, port) {
                 return Some((A::from_bits(address), port));
             }
@@ -168,11 +184,13 @@ impl Snat {
 
     /// The source of a step: all addresses with the first port, then with the next one.
     #[inline]
-    fn at(&self, step: u32) -> Option<(u16, u128, u16)> {
+    fn at(&self, egress: u16, step: u32) -> Option<(u16, u128, u16)> {
+        let own = self.by_egress.get(usize::from(egress)).filter(|list| !list.is_empty());
+        let active = own.unwrap_or(&self.active);
         let (first, last) = self.ports;
         let span = u32::from(last).checked_sub(u32::from(first))? + 1;
-        let count = (self.active.len() as u32).max(1);
-        let index = *self.active.get((step % count) as usize)?;
+        let count = (active.len() as u32).max(1);
+        let index = *active.get((step % count) as usize)?;
         Some((index, self.address(index)?, first + ((step / count) % span) as u16))
     }
 
@@ -198,7 +216,7 @@ mod tests {
         let mut snat = Snat::new(vec![], ReplyOwner::Alone);
         assert_eq!(snat.adopt(&services(&["198.18.0.1", "198.18.0.2", "2001:db8::1"], (2000, 2009))), 0);
         let mut used = HashSet::new();
-        while let Some((index, port)) = snat.choose::<u32>((1, 80), |a, p| used.contains(&(a.bits(), p))) {
+        while let Some((index, port)) = snat.choose::<u32>(0, (1, 80), |a, p| used.contains(&(a.bits(), p))) {
             assert!((2000..=2009).contains(&port));
             assert!(used.insert((snat.address(index).unwrap(), port)));
         }
@@ -210,7 +228,9 @@ mod tests {
         let choose = |worker| {
             let mut snat = Snat::new(vec![], ReplyOwner::Remainder { worker, workers: 2 });
             snat.adopt(&services(&["198.18.0.1"], (1024, 65535)));
-            (0..500).map(|_| snat.choose::<u32>((1, 80), |_, _| false).unwrap().1).collect::<HashSet<u16>>()
+            (0..500)
+                .map(|_| snat.choose::<u32>(0, (1, 80), |_, _| false).unwrap().1)
+                .collect::<HashSet<u16>>()
         };
         assert!(choose(0).is_disjoint(&choose(1)));
     }
@@ -220,9 +240,9 @@ mod tests {
         let mut snat = Snat::new(vec![], ReplyOwner::Remainder { worker: 1, workers: 3 });
         snat.adopt(&services(&["198.18.0.1", "2001:db8::1"], (2000, 2999)));
         for burst in 0..40 {
-            let foreseen: Vec<_> = (0..burst).map(|_| snat.foresee::<u32>((1, 80)).unwrap()).collect();
+            let foreseen: Vec<_> = (0..burst).map(|_| snat.foresee::<u32>(0, (1, 80)).unwrap()).collect();
             for (address, port) in foreseen {
-                let (index, chosen) = snat.choose::<u32>((1, 80), |_, _| false).unwrap();
+                let (index, chosen) = snat.choose::<u32>(0, (1, 80), |_, _| false).unwrap();
                 assert_eq!((snat.address(index), chosen), (Some(address.bits()), port));
             }
         }
@@ -233,7 +253,23 @@ mod tests {
         let mut snat = Snat::new(vec![bits_of("198.18.0.9".parse().unwrap())], ReplyOwner::Alone);
         snat.adopt(&services(&["198.18.0.1"], (1, 2)));
         assert_eq!(snat.address(0), Some(bits_of("198.18.0.9".parse().unwrap())));
-        assert_eq!(snat.choose::<u32>((1, 80), |_, _| false), Some((1, 1)));
-        assert_eq!(snat.choose::<u128>((1, 80), |_, _| false), None);
+        assert_eq!(snat.choose::<u32>(0, (1, 80), |_, _| false), Some((1, 1)));
+        assert_eq!(snat.choose::<u128>(0, (1, 80), |_, _| false), None);
+    }
+
+    #[test]
+    fn a_backend_gets_an_address_of_the_port_that_leads_to_it() {
+        let [wan, lan, any] = ["198.18.0.1", "198.18.1.1", "198.18.2.1"].map(|a| bits_of(a.parse().unwrap()));
+        let (snat, snat_egress) = (vec![wan, lan, any], vec![(wan, 0), (lan, 1)]);
+        let services = Services::new(Parts { snat, snat_egress, snat_ports: (1, 9), ..Parts::default() });
+        let mut snat = Snat::new(vec![], ReplyOwner::Alone);
+        snat.adopt(&services);
+        let mut chosen = |egress| -> HashSet<u128> {
+            let index = (0..20).map(|_| snat.choose::<u32>(egress, (1, 80), |_, _| false).unwrap().0);
+            index.collect::<Vec<_>>().into_iter().filter_map(|index| snat.address(index)).collect()
+        };
+        assert_eq!(chosen(0), HashSet::from([wan]));
+        assert_eq!(chosen(1), HashSet::from([lan]));
+        assert_eq!(chosen(2), HashSet::from([wan, lan, any]));
     }
 }
