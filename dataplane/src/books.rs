@@ -198,7 +198,7 @@ impl Accounts for Books {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use hugepages::segment::{Access, SegmentDir};
     use weir_abi::counters::Reader;
@@ -208,7 +208,7 @@ mod tests {
     use crate::drops::WorkerReason;
 
     /// Two workers' and the management thread's books in a segment, and its reader.
-    fn books() -> (tempfile::TempDir, [Books; 3], Reader<Words>) {
+    pub(crate) fn books() -> (tempfile::TempDir, [Books; 3], Reader<Words>) {
         let parent = tempfile::tempdir().unwrap();
         let directory = SegmentDir::open(parent.path().join("weir-test")).unwrap();
         let layout = layout(2, 4);

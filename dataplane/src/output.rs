@@ -158,3 +158,196 @@ fn write_link(packet: &mut Packet, l3: u16, destination: Mac, source: Mac, vlan:
     let ether_type = if version >> 4 == 4 { eth::IPV4 } else { eth::IPV6 };
     eth::write(frame, destination, source, vlan, ether_type).is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::books::Words;
+    use crate::books::tests::books;
+    use crate::packet::tests::{environment, packet, pool};
+    use dpdk::port::PortConfig;
+    use dpdk::ring::{Consumer, Ring};
+    use dpdk::{Port, RxQueue};
+    use weir_abi::counters::Reader;
+
+    const OURS: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    const NEXT: Mac = Mac([2, 0, 0, 0, 0, 2]);
+    /// The beginnings of an IPv4 and of an IPv6 header.
+    const BODIES: [(&[u8], u16); 2] = [(&[0x45, 1, 2, 3, 4], eth::IPV4), (&[0x60, 1, 2, 3, 4], eth::IPV6)];
+
+    fn port_out(way: Way, vlan: Option<u16>) -> PortOut {
+        PortOut { mac: OURS, vlan, mtu: 1_500, way, batch: Burst::new() }
+    }
+
+    fn lent(size: u32, vlan: Option<u16>) -> (PortOut, Consumer) {
+        let (producer, consumer) = Ring::new(environment(), "test", size).unwrap();
+        (port_out(Way::Lent(producer), vlan), consumer)
+    }
+
+    /// A port that receives what it sends.
+    fn loopback(name: &str) -> (Port, PortOut, RxQueue) {
+        let mut port = Port::open(environment(), &format!("ring:{name}").parse().unwrap(), 1).unwrap();
+        port.configure(&PortConfig::default(), std::slice::from_ref(pool())).unwrap();
+        port.start().unwrap();
+        let (mut rx, mut tx) = port.take_queues().unwrap();
+        (port, port_out(Way::Own(tx.remove(0)), None), rx.remove(0))
+    }
+
+    fn frame(tag: Option<u16>, body: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0xee; eth::header_len(tag)];
+        eth::write(&mut frame, Mac::BROADCAST, Mac::BROADCAST, tag, 0).unwrap();
+        frame.extend(body);
+        frame
+    }
+
+    fn expected(tag: Option<u16>, ether_type: u16, body: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0; eth::header_len(tag)];
+        eth::write(&mut frame, NEXT, OURS, tag, ether_type).unwrap();
+        frame.extend(body);
+        frame
+    }
+
+    fn popped(ring: &mut Consumer) -> Vec<Vec<u8>> {
+        let mut burst = Burst::new();
+        let mut frames = vec![];
+        while ring.pop_burst(&mut burst) > 0 {
+            frames.extend(burst.drain(..).map(|packet| packet.data().to_vec()));
+        }
+        frames
+    }
+
+    fn worker(reader: &Reader<Words>, column: &str) -> u64 {
+        reader.group("worker").unwrap().sum_of(0, column)
+    }
+
+    fn drops(reader: &Reader<Words>, column: &str) -> u64 {
+        assert!(reader.group("drop").unwrap().column(column).is_some());
+        reader.group("drop").unwrap().sum_of(0, column)
+    }
+
+    #[test]
+    fn the_link_header_is_the_way_outs_whatever_came_before() {
+        let (_parent, [books, ..], reader) = books();
+        for vlan in [None, Some(42)] {
+            let (out, mut ring) = lent(64, vlan);
+            let mut output = Output { ports: vec![out] };
+            let mut wanted = vec![];
+            for (body, ether_type) in BODIES {
+                for tag in [None, Some(7)] {
+                    let frame = frame(tag, body);
+                    let l3 = (frame.len() - body.len()) as u16;
+                    output.forward(0, packet(&frame), l3, NEXT, &books);
+                    wanted.push(expected(vlan, ether_type, body));
+                }
+                // no link header at all, as a decapsulated packet; and more than one tag before it
+                output.forward(0, packet(body), 0, NEXT, &books);
+                output.forward(0, packet(&[&[0xee; 40][..], body].concat()), 40, NEXT, &books);
+                wanted.extend([expected(vlan, ether_type, body), expected(vlan, ether_type, body)]);
+            }
+            output.flush(&books);
+            assert_eq!(popped(&mut ring), wanted, "{vlan:?}");
+        }
+        assert_eq!((worker(&reader, "steered_out"), worker(&reader, "dropped")), (16, 0));
+    }
+
+    #[test]
+    fn what_can_not_have_a_link_header_is_a_counted_drop() {
+        let (_parent, [books, ..], reader) = books();
+        let (out, mut ring) = lent(64, Some(42));
+        let mut output = Output { ports: vec![out] };
+        let mut full = packet(BODIES[0].0);
+        let headroom = full.0.headroom();
+        full.prepend(headroom).unwrap().fill(0);
+        output.forward(0, full, 0, NEXT, &books);
+        // the header is all there is
+        output.forward(0, packet(&[0; 18]), 18, NEXT, &books);
+        output.forward(0, packet(&[0; 10]), 30, NEXT, &books);
+        assert_eq!(drops(&reader, "no_headroom"), 3);
+        output.forward(1, packet(BODIES[0].0), 0, NEXT, &books);
+        output.send(7, packet(BODIES[0].0).0, &books);
+        assert_eq!((drops(&reader, "no_route"), worker(&reader, "dropped")), (2, 5));
+        output.flush(&books);
+        assert_eq!(popped(&mut ring), Vec::<Vec<u8>>::new());
+    }
+
+    #[test]
+    fn an_own_queue_sends_in_order_and_counts_packets_and_bytes() {
+        let (_parent, [books, ..], reader) = books();
+        let (mut port, out, mut rx) = loopback("order");
+        let (other, _ring) = lent(4, None);
+        let mut output = Output { ports: vec![other, out] };
+        // more than a batch: what is full goes on its own
+        for number in 0..100u8 {
+            output.send(1, packet(&[number; 60]).0, &books);
+        }
+        assert_eq!(worker(&reader, "tx_packets"), 100 / dpdk::BURST as u64 * dpdk::BURST as u64);
+        output.flush(&books);
+        output.flush(&books);
+        output.reclaim();
+        let ports = reader.group("port").unwrap();
+        assert_eq!((worker(&reader, "tx_packets"), worker(&reader, "dropped")), (100, 0));
+        assert_eq!((ports.sum_of(1, "tx_packets"), ports.sum_of(1, "tx_bytes")), (100, 6_000));
+        assert_eq!((ports.sum_of(0, "tx_packets"), worker(&reader, "steered_out")), (0, 0));
+        let mut seen = vec![];
+        let mut burst = Burst::new();
+        while rx.burst(&mut burst) > 0 {
+            seen.extend(burst.drain(..).map(|packet| packet.data()[0]));
+        }
+        assert_eq!(seen, (0..100).collect::<Vec<u8>>());
+        drop((output, rx));
+        port.stop().unwrap();
+    }
+
+    #[test]
+    fn a_queue_that_stays_full_costs_counted_drops_and_no_buffers() {
+        let (_parent, [books, ..], reader) = books();
+        let before = mbuf::ledger();
+        let (mut port, out, mut rx) = loopback("full");
+        let mut output = Output { ports: vec![out] };
+        let total = 2_000;
+        for _ in 0..total {
+            output.send(0, packet(&[0; 60]).0, &books);
+        }
+        output.flush(&books);
+        let (sent, dropped) = (worker(&reader, "tx_packets"), drops(&reader, "transmit_full"));
+        assert!(dropped > 0 && sent > 0, "{sent} sent, {dropped} dropped");
+        assert_eq!((sent + dropped, worker(&reader, "dropped")), (total, dropped));
+        assert_eq!(reader.group("port").unwrap().sum_of(0, "tx_bytes"), sent * 60);
+        assert_eq!(mbuf::ledger(), before, "the queue has them, or nobody");
+        let mut burst = Burst::new();
+        let mut received = 0;
+        while rx.burst(&mut burst) > 0 {
+            received += burst.drain(..).count() as u64;
+        }
+        assert_eq!(received, sent);
+        // and goes on when there is room again
+        output.send(0, packet(&[0; 60]).0, &books);
+        output.flush(&books);
+        assert_eq!(worker(&reader, "tx_packets"), sent + 1);
+        assert_eq!(rx.burst(&mut burst), 1);
+        drop((burst, output, rx));
+        port.stop().unwrap();
+    }
+
+    #[test]
+    fn a_full_ring_to_the_queues_owner_costs_counted_drops_and_no_buffers() {
+        let (_parent, [books, ..], reader) = books();
+        let before = mbuf::ledger();
+        let (out, mut ring) = lent(16, None);
+        let (first, _other) = lent(16, None);
+        let mut output = Output { ports: vec![first, out] };
+        for number in 0..20u8 {
+            output.send(1, packet(&[number; 60]).0, &books);
+        }
+        output.flush(&books);
+        assert_eq!((worker(&reader, "steered_out"), worker(&reader, "tx_packets")), (16, 0));
+        assert_eq!((drops(&reader, "transmit_ring_full"), worker(&reader, "dropped")), (4, 4));
+        let mut burst = Burst::new();
+        assert_eq!(ring.pop_burst(&mut burst), 16);
+        for (number, packet) in (0..).zip(&burst) {
+            assert_eq!((packet.data()[0], packet.user()), (number, 1), "the owner is told the port");
+        }
+        drop(burst);
+        assert_eq!(mbuf::ledger(), before);
+    }
+}

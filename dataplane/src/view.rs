@@ -438,12 +438,17 @@ mod tests {
         let own: Vec<String> =
             lan.own.iter().map(|prefix| format!("{}/{}", prefix.addr, prefix.len)).collect();
         assert_eq!(own, ["198.18.1.254/24", "2001:db8:1::fe/64"]);
-        assert_eq!((wan.snat.as_slice(), lan.snat.as_slice()), (&[][..], &[ip(SNAT)][..]));
+        // sources of fullnat: the configured ones, and the port's own of a family without any
+        assert_eq!(wan.snat, ["198.18.0.254", "2001:db8::fe"].map(ip));
+        assert_eq!(lan.snat, [SNAT, "2001:db8:1::fe"].map(ip));
+        assert_eq!(
+            view.services.snat,
+            ["198.18.0.254", "2001:db8::fe", SNAT, "2001:db8:1::fe"].map(|a| bits_of(ip(a)))
+        );
         let vips = [VIP, VIP_V6].map(|vip| bits_of(ip(vip)));
         assert!(view.vips.len() == 2 && vips.iter().all(|vip| view.vips.contains(vip)));
         assert!(view.services.is_own(bits_of(ip("198.18.0.254"))) && view.services.is_own(bits_of(ip(SNAT))));
         assert!(!view.services.is_own(vips[0]) && view.services.is_vip(vips[0]));
-        assert_eq!(view.services.snat, [bits_of(ip(SNAT))]);
     }
 
     #[test]

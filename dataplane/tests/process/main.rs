@@ -78,10 +78,11 @@ fn packets_come_out_as_they_should() {
 
     let mut dataplane = rig.start();
     dataplane.until_acked(&rig, 1);
-    wait_for("packets to have gone", || {
-        let count = |column| rig.worker(column);
-        (count("rx_packets") == 12 && count("held") == 0 && rig.backend(2, "packets_in") == 1).then_some(())
+    wait_for("packets to be decided on", || {
+        let came = rig.worker("rx_packets") == 12;
+        (came && rig.backend(2, "packets_in") == 1 && rig.backend(0, "packets_out") == 1).then_some(())
     });
+    wait_for("packets to have gone", || (rig.worker("held") == 0).then_some(()));
     wait_for("balance", || (rig.imbalance() == 0).then_some(()));
     assert_eq!(rig.backend(0, "packets_in"), 1);
     assert_eq!((rig.backend(0, "packets_out"), rig.backend(0, "flows_active")), (1, 1));
@@ -281,6 +282,7 @@ fn a_killed_process_starts_again_alone_with_its_flows() {
     assert_eq!((refusal.generation, refusal.text.as_str()), (3, "root-3 is 4 bytes long, expected 48"));
     wait_for("the flow to go on", || (rig.backend(0, "packets_in") == 2).then_some(()));
     wait_for("a new one", || (rig.backend(1, "packets_in") == 1).then_some(()));
+    wait_for("packets to have gone", || (rig.worker("held") == 0).then_some(()));
     assert_eq!((rig.worker("flows_recovered"), rig.worker("flows_discarded")), (1, 0));
     dataplane.terminate();
     rig.assert_balanced();
