@@ -5,19 +5,24 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::rig::{Rig, every_kind};
+use super::carry::carry;
+use super::rig::{Rig, every_kind, who};
 use super::{Context, Scenario};
 use crate::command;
 use crate::config::{Mode, Protocol, Service};
 use crate::supervisor::{Process, Program};
 use crate::topology::lab::{BACKENDS, Family, Io, LAN, WAN, backend, vip};
+use crate::traffic::servers::FILE;
 use crate::traffic::{datagram, http};
+use crate::weir::Options;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let mut scenarios = vec![
         Scenario::new("reach/ping", ping),
         Scenario::new("reach/round-robin", round_robin),
         Scenario::new("reach/bulk-source-hash", bulk),
+        Scenario::new("reach/curl-large-file", curl),
+        Scenario::new("reach/without-hugepages", without_hugepages),
     ];
     for mode in [Mode::Nat, Mode::Dsr, Mode::Gue] {
         scenarios.push(Scenario::new(format!("reach/port-range/{}", mode.name()), move |context| {
@@ -61,6 +66,63 @@ fn round_robin(context: &Context) -> Result<()> {
     tally.must_be_clean()?;
     let got = ["app-1", "app-2", "app-3"].map(|name| tally.of(name));
     ensure!(got == [30, 20, 10], "weights 3, 2, 1 got {got:?} of 60");
+    rig.finish()
+}
+
+/// curl fetches a megabyte through every mode, to the byte.
+fn curl(context: &Context) -> Result<()> {
+    let services: Vec<Service> = Mode::ALL
+        .into_iter()
+        .zip(1..)
+        .flat_map(|(mode, number)| {
+            Family::BOTH.map(|family| Service::new(mode, Protocol::Tcp, family).on_vip(number))
+        })
+        .collect();
+    let rig = Rig::start(context, Io::AfXdp, services.clone())?;
+    let original = rig.run.path("servers/file");
+    let copy = rig.run.path("copy").display().to_string();
+    for service in &services {
+        let url = format!("http://{}{FILE}", service.target());
+        let mut command = rig.lab.client.command("curl");
+        command.args([
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--globoff",
+            "--max-time",
+            "10",
+            "-o",
+            &copy,
+            &url,
+        ]);
+        command::run(&mut command).with_context(|| service.name.clone())?;
+        ensure!(
+            std::fs::read(&copy)? == std::fs::read(&original)?,
+            "{}: the file came changed",
+            service.name
+        );
+    }
+    rig.finish()
+}
+
+/// A laptop without hugepages: everything works, in ordinary memory and smaller.
+fn without_hugepages(context: &Context) -> Result<()> {
+    let services = every_kind(Mode::Nat);
+    let options = Options { dataplane_arguments: vec!["--no-huge".into()], ..Options::default() };
+    let smaller = |config: &mut crate::config::Config| {
+        config.dataplane = "workers = 1\nidle = \"adaptive\"\nbuffers = 8192\n\
+                            flow_table = { ipv4 = 4096, ipv6 = 4096 }\n"
+            .into();
+    };
+    let mut rig = Rig::start_as(context, Io::AfXdp, services.clone(), smaller, &options)?;
+    let mut kept = rig.connect(&services[0])?;
+    let name = who(&mut kept)?;
+    services.iter().try_for_each(|service| carry(&rig, service))?;
+    rig.weir.kill_dataplane()?;
+    rig.weir.restart_dataplane(&rig.lab)?;
+    rig.weir.wait_until_serving(&rig.lab)?;
+    ensure!(who(&mut kept)? == name, "a connection left its backend after a restart");
+    drop(kept);
     rig.finish()
 }
 

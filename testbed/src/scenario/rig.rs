@@ -17,7 +17,7 @@ use crate::traffic::datagram::Servers;
 use crate::traffic::http::Connection;
 use crate::traffic::servers::{SERVER_PORT, VIP_PORT, start_nginx};
 use crate::traffic::tunnel::Decapsulator;
-use crate::weir::Weir;
+use crate::weir::{Options, Weir};
 
 /// Everything of one scenario. Fields are dropped in this order: processes before namespaces.
 pub(crate) struct Rig {
@@ -48,6 +48,17 @@ impl Rig {
         services: Vec<Service>,
         change: impl FnOnce(&mut Config),
     ) -> Result<Self> {
+        Self::start_as(context, io, services, change, &Options::default())
+    }
+
+    /// The same, Weir started with options.
+    pub(crate) fn start_as(
+        context: &Context,
+        io: Io,
+        services: Vec<Service>,
+        change: impl FnOnce(&mut Config),
+        options: &Options,
+    ) -> Result<Self> {
         let run = Run::new()?;
         let lab = Lab::build(run.name(), io)?;
         let mut config = Config::new([lab.device("wan"), lab.device("lan")], services);
@@ -67,7 +78,7 @@ impl Rig {
         } else {
             Vec::new()
         };
-        let weir = Weir::start(&run, &lab, &context.binaries, &config.toml())?;
+        let weir = Weir::start_with(&run, &lab, &context.binaries, &config.toml(), options)?;
         Ok(Self { weir, decapsulators, _datagrams: datagrams, nginx, lab, run, config })
     }
 
