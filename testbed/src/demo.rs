@@ -80,7 +80,7 @@ pub(crate) fn demo(mut ready: Ready, choice: IoChoice, keep: bool) -> Result<()>
     if keep {
         leave(&mut stage, &mut ready)?;
     } else {
-        println!("\n  Look further: cargo testbed demo --keep leaves it running and says where.");
+        X
     }
     verdict(&loads)
 }
