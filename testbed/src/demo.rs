@@ -80,7 +80,12 @@ pub(crate) fn demo(mut ready: Ready, choice: IoChoice, keep: bool) -> Result<()>
     if keep {
         leave(&mut stage, &mut ready)?;
     } else {
-        X
+        println!(
+            "\n  Look further: `cargo testbed demo --keep` leaves all of this running and prints the commands to"
+        );
+        println!(
+            "  watch and change it (weir status, weir backend, curl, tcpdump); docs/configuration.md has every field."
+        );
     }
     verdict(&loads)
 }
