@@ -43,6 +43,13 @@ impl Instance {
     /// Starts both, everything but the worker kept off the worker's CPU, and waits until the configuration is in force.
     /// An instance of the same run that was stopped before leaves its flows to this one, and nothing else.
     pub(crate) fn start(run: &Run, binaries: &Binaries, config: &str) -> Result<Self> {
+        let mut instance = Self::launch(run, binaries, config)?;
+        instance.await_serving()?;
+        Ok(instance)
+    }
+
+    /// The same without waiting for anything.
+    pub(crate) fn launch(run: &Run, binaries: &Binaries, config: &str) -> Result<Self> {
         let path = run.path("weir.toml");
         std::fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
         let (sockets, state) = (run.path("run"), run.path("state"));
@@ -77,19 +84,18 @@ impl Instance {
             ],
         )
         .on_cpus(OTHER_CPU);
-        let mut instance = Self {
+        Ok(Self {
             ctlplane: Process::start(ctlplane, &run.logs())?,
             dataplane: Process::start(dataplane, &run.logs())?,
             binaries: binaries.clone(),
             name: run.name().to_owned(),
             sockets,
             state,
-        };
-        instance.await_serving()?;
-        Ok(instance)
+        })
     }
 
-    fn await_serving(&mut self) -> Result<()> {
+    /// Waits until the configuration is in force.
+    pub(crate) fn await_serving(&mut self) -> Result<()> {
         let start = Instant::now();
         loop {
             interrupt::check()?;
@@ -253,20 +259,67 @@ impl Counters {
     }
 }
 
+/// How much of its CPU a thread that never sleeps was given: on a machine with other work, less than all.
+#[derive(Debug)]
+pub(crate) struct Share {
+    path: Option<PathBuf>,
+    start: (Instant, u64),
+}
+
+/// Below this share the time that others took is taken out of a figure; above it the scheduler's clock, which may be a
+/// tick late, would add more noise than it removes.
+const WHOLE: f64 = 0.98;
+
+impl Share {
+    /// Starts to look at the thread of that name.
+    pub(crate) fn of(process: Option<u32>, thread: &str) -> Self {
+        let path = process.and_then(|id| {
+            let threads = std::fs::read_dir(format!("/proc/{id}/task")).ok()?;
+            threads
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .find(|path| {
+                    std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim().ends_with(thread))
+                })
+                .map(|path| path.join("schedstat"))
+        });
+        let start = (Instant::now(), ran_ns(path.as_deref()));
+        Self { path, start }
+    }
+
+    /// The share since then, or 1 where it was as good as all, or where the kernel doesn't tell.
+    pub(crate) fn end(self) -> f64 {
+        let wall = self.start.0.elapsed().as_nanos() as f64;
+        let ran = ran_ns(self.path.as_deref()).saturating_sub(self.start.1) as f64;
+        let share = ran / wall;
+        if self.path.is_none() || share >= WHOLE { 1.0 } else { share }
+    }
+}
+
+/// Nanoseconds that a thread has run: the first figure of its schedstat.
+fn ran_ns(path: Option<&Path>) -> u64 {
+    path.and_then(|path| std::fs::read_to_string(path).ok())
+        .and_then(|text| text.split(' ').next()?.parse().ok())
+        .unwrap_or(0)
+}
+
 /// What happened between two moments of a steady state.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
-    /// Nanoseconds per received packet.
+    /// Nanoseconds per packet, without what others took.
     pub(crate) ns: f64,
+    /// Share of the CPU that was left.
+    pub(crate) share: f64,
 }
 
 /// Measures a window and checks that every packet of it was sent on.
-pub(crate) fn window(counters: &Counters, length: Duration) -> Result<Window> {
+pub(crate) fn window(weir: &Instance, counters: &Counters, length: Duration) -> Result<Window> {
     /// Packets that a burst or two hold while the counters are read.
     const IN_FLIGHT: u64 = 256;
+    let share = Share::of(weir.dataplane.id(), "worker-0");
     let before = counters.now();
     interrupt::pause(length)?;
     let after = counters.now();
+    let share = share.end();
     let (rx, tx) = (after.rx - before.rx, after.tx - before.tx);
     ensure!(rx > 10_000, "only {rx} packets came in {length:?}");
     let own = after.own.wrapping_sub(before.own) as i64;
@@ -280,6 +333,6 @@ pub(crate) fn window(counters: &Counters, length: Duration) -> Result<Window> {
     ensure!(lost.unsigned_abs() <= IN_FLIGHT, "{rx} packets came and {tx} left: {lost} are missing");
     ensure!(after.fallback == before.fallback, "packets were balanced without a flow");
     ensure!(after.created == before.created, "flows were made in a window that should only look them up");
-    let ns = (after.at - before.at).as_nanos() as f64 / rx as f64;
-    Ok(Window { ns })
+    let ns = (after.at - before.at).as_nanos() as f64 / rx as f64 * share;
+    Ok(Window { ns, share })
 }

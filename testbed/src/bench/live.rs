@@ -15,6 +15,7 @@ use crate::config::{Config, Mode, Protocol, Service};
 use crate::interrupt;
 use crate::run::Run;
 use crate::topology::lab::{BACKENDS, CLIENT, Family, Io, Lab, backend, vip};
+use crate::topology::namespace::link;
 use crate::traffic::datagram::{self, Servers};
 use crate::traffic::frames::{Ip, Link};
 use crate::traffic::probe::{Probe, mac_of};
@@ -22,8 +23,8 @@ use crate::traffic::servers::{SERVER_PORT, VIP_PORT};
 use crate::traffic::tunnel::Decapsulator;
 use crate::weir::Weir;
 
-/// Number of the backend that swallows the load: 198.18.1.200, a name that only the router knows.
-const SINK: usize = 190;
+/// Number of the backend that swallows the load: 198.18.1.190, a name that only the router knows.
+const SINK: usize = 180;
 /// VIP of the load.
 const SINK_VIP: u8 = 9;
 /// How long the port's ceiling is looked for.
@@ -54,12 +55,14 @@ impl Rig {
             ..Service::new(mode, Protocol::Udp, Family::Ipv4).on_vip(SINK_VIP)
         };
         let (sink_vip, sink_address) = (vip(Family::Ipv4, SINK_VIP), backend(Family::Ipv4, SINK));
-        // the router answers for the sink and sends what it gets into a device that keeps nothing
+        // the router answers for the sink and sends what it gets into a link whose other end nobody listens at
+        link(&lab.router, "sink", &lab.router, "sink-end", 1_500)?;
         lab.router.ip(&format!(
-            "link add sink type dummy\nlink set sink up\nroute add {sink_address}/32 dev sink\n\
-             route add {sink_vip}/32 dev sink\nneigh add proxy {sink_address} dev lan\n"
+            "route add {sink_address}/32 dev sink\nroute add {sink_vip}/32 dev sink\n\
+             neigh add {sink_address} lladdr 02:00:00:00:00:fe dev sink\n\
+             neigh add {sink_vip} lladdr 02:00:00:00:00:fe dev sink\n\
+             neigh add proxy {sink_address} dev lan\n"
         ))?;
-        lab.router.sysctl(&[("net.ipv4.conf.lan.proxy_arp", "0"), ("net.ipv4.conf.lan.forwarding", "1")])?;
         if !mode.rewrites() {
             lab.accept_vip(service.address())?;
         }

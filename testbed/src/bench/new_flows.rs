@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 
 use super::capture::{BACKENDS, Content, Traffic};
-use super::forward::{Plan, buffer_bytes_for, entries_for, pages_for};
-use super::instance::{Counters, Instance};
+use super::forward::{Plan, entries_for, pages_for, room_for};
+use super::instance::{Counters, Instance, Moment};
 use super::result::{Figure, median};
 use super::{Bench, Context};
 use crate::config::Mode;
@@ -53,9 +53,9 @@ fn set(context: &Context, family: Family, mode: Mode, entries: u32) -> Result<St
         entries,
         device: format!("pcap:{},,infinite", capture.display()),
         buffers: frames + SPARE,
-        buffer_bytes: buffer_bytes_for(u32::MAX),
+        room: room_for(FLOWS),
     };
-    let pages = Pages::reserve(pages_for(plan.buffers, plan.buffer_bytes, entries))?;
+    let pages = Pages::reserve(pages_for(plan.buffers, plan.room.0, entries))?;
     Ok(Stage { plan, run, _pages: pages })
 }
 
@@ -84,33 +84,45 @@ fn with_room(context: &Context, case: &str, family: Family, mode: Mode) -> Resul
     for _ in 0..context.runs {
         // a run of its own, so that no flow is left from the one before
         let run = Run::new()?;
-        let weir = Instance::start(&run, &context.binaries, &stage.plan.toml())?;
-        rates.push(first_pass(&weir.counters()?)?);
+        let mut weir = Instance::launch(&run, &context.binaries, &stage.plan.toml())?;
+        rates.push(first_pass(&mut weir)?);
+        weir.await_serving()?;
         weir.stop()?;
     }
     drop(stage.run);
-    let how = format!("empty table of {entries} entries, rate of the first pass up to nine tenths of it");
+    let how =
+        format!("empty table of {entries} entries, rate of the first pass from one to nine tenths of it");
     Ok(figure(case, rates, &stage.plan, &how))
 }
 
-fn first_pass(counters: &Counters) -> Result<f64> {
-    let first = counters.now();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let enough = u64::from(FLOWS) / 10 * 9;
+/// Looks from the start on: the pass is over before `weir status` has said that anything runs.
+fn first_pass(weir: &mut Instance) -> Result<f64> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut counters: Option<Counters> = None;
+    let mut first: Option<Moment> = None;
+    let part = |tenths: u64| u64::from(FLOWS) / 10 * tenths;
     loop {
         interrupt::check()?;
-        std::thread::sleep(Duration::from_millis(2));
-        let now = counters.now();
-        if now.created >= enough {
-            ensure!(
-                first.created < u64::from(FLOWS) / 3 * 2,
-                "{} of {FLOWS} flows were there before the first look: too few are left to measure",
-                first.created
-            );
-            return Ok((now.created - first.created) as f64 / (now.at - first.at).as_secs_f64());
+        std::thread::sleep(Duration::from_millis(1));
+        if counters.is_none() {
+            weir.dataplane.must_run()?;
+            // there are none before the process has made them
+            counters = weir.counters().ok();
+        }
+        let now = counters.as_ref().map(Counters::now);
+        match (now, first) {
+            (Some(now), None) if now.created >= part(1) => {
+                ensure!(now.created < part(5), "{} flows were there before the first look", now.created);
+                first = Some(now);
+            }
+            (Some(now), Some(first)) if now.created >= part(9) => {
+                return Ok((now.created - first.created) as f64 / (now.at - first.at).as_secs_f64());
+            }
+            _ => {}
         }
         if Instant::now() > deadline {
-            bail!("only {} of {FLOWS} flows were made; drops: {}", now.created, counters.drops());
+            let drops = counters.map_or("unknown".to_owned(), |counters| counters.drops());
+            bail!("only {} of {FLOWS} flows were made; drops: {drops}", now.map_or(0, |now| now.created));
         }
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::capture::{Content, Traffic};
-use super::forward::{Plan, pages_for};
+use super::forward::{Plan, pages_for, room_for};
 use super::instance::Instance;
 use super::result::{Figure, percentile};
 use super::{Bench, Context};
@@ -47,9 +47,9 @@ fn flow_table(context: &Context, case: &str, family: Family) -> Result<Vec<Figur
         entries: ENTRIES,
         device: "null:sink".to_owned(),
         buffers: 4_096,
-        buffer_bytes: 2_048,
+        room: room_for(0),
     };
-    let _pages = Pages::reserve(pages_for(plan.buffers, plan.buffer_bytes, ENTRIES))?;
+    let _pages = Pages::reserve(pages_for(plan.buffers, plan.room.0, ENTRIES))?;
     let run = Run::new()?;
     let weir = Instance::start(&run, &context.binaries, &plan.toml())?;
     let version = if family == Family::Ipv4 { "v4" } else { "v6" };

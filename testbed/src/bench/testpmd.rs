@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::instance::{Frozen, NICE};
+use super::instance::{Frozen, NICE, Share, Window};
 use crate::command::show;
 use crate::interrupt;
 
@@ -31,6 +31,7 @@ impl Testpmd {
         command.args(["--pdeathsig", "KILL", "--", "nice", "-n", NICE, "stdbuf", "-oL", "dpdk-testpmd"]);
         command.args([
             "--in-memory",
+            "--single-file-segments",
             "--no-pci",
             "--file-prefix",
             &format!("weir-{name}-testpmd"),
@@ -59,7 +60,7 @@ impl Testpmd {
         let input = child.stdin.take();
         let mut testpmd = Self { child, input, lines, said: Vec::new() };
         testpmd.say("start")?;
-        testpmd.expect(START, |line| line.contains("5tswap packet forwarding").then_some(()))?;
+        testpmd.expect(START, |line| line.contains("packet forwarding - ports").then_some(()))?;
         Ok(testpmd)
     }
 
@@ -87,7 +88,12 @@ impl Testpmd {
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
                 Err(_) => {
-                    bail!("testpmd did not say what was expected; its last words:\n{}", self.said.join("\n"))
+                    let state = self.child.try_wait()?;
+                    let state = state.map_or("still runs".to_owned(), |status| format!("ended: {status}"));
+                    bail!(
+                        "testpmd did not say what was expected ({state}); its last words:\n{}",
+                        self.said.join("\n")
+                    )
                 }
             }
         }
@@ -105,16 +111,18 @@ impl Testpmd {
         Ok((received, sent))
     }
 
-    /// Nanoseconds per packet in a window.
-    pub(crate) fn window(&mut self, length: Duration) -> Result<f64> {
+    /// A window, as of Weir.
+    pub(crate) fn window(&mut self, length: Duration) -> Result<Window> {
         self.rates()?;
+        let share = Share::of(Some(self.child.id()), "worker-1");
         interrupt::pause(length)?;
+        let share = share.end();
         let (received, sent) = self.rates()?;
         ensure!(
             received > 0.0 && (received - sent).abs() / received < 0.01,
             "testpmd received {received} and sent {sent} packets per second"
         );
-        Ok(1e9 / received)
+        Ok(Window { ns: 1e9 / received * share, share })
     }
 
     /// Stops it until the value is dropped.
