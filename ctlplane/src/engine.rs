@@ -427,7 +427,9 @@ fn static_differences(old: &Node, new: &Node) -> Vec<String> {
             .collect();
         format!("CPUs {}", names.join(", "))
     };
+    let idle = |adaptive: bool| if adaptive { "adaptive" } else { "spin" };
     compare("workers", cpus(&old.worker_cpus), cpus(&new.worker_cpus));
+    compare("idle", idle(old.adaptive).to_owned(), idle(new.adaptive).to_owned());
     compare("flow_table.ipv4", old.flows_ipv4.to_string(), new.flows_ipv4.to_string());
     compare("flow_table.ipv6", old.flows_ipv6.to_string(), new.flows_ipv6.to_string());
     compare("buffers", old.buffers.to_string(), new.buffers.to_string());
@@ -436,8 +438,8 @@ fn static_differences(old: &Node, new: &Node) -> Vec<String> {
     let ports = |node: &Node| {
         let each = node.ports.iter().map(|port| {
             format!(
-                "{} ({}, {} queues, {} descriptors)",
-                port.name, port.device, port.queues, port.descriptors
+                "{} ({}, mtu {}, {} queues, {} descriptors)",
+                port.name, port.device, port.mtu, port.queues, port.descriptors
             )
         });
         each.collect::<Vec<_>>().join("; ")
