@@ -1,17 +1,17 @@
 //! How is a big-endian number read from, or written to, a place that may not exist?
 //!
-//! The only place that turns offsets into slices: every access is checked, none can panic.
+//! The only place that turns offsets into slices: every access is checked, once, and none can panic.
 
 /// The `N` bytes that start at `at`.
 #[inline(always)]
 pub(crate) fn chunk<const N: usize>(bytes: &[u8], at: usize) -> Option<&[u8; N]> {
-    bytes.get(at..)?.first_chunk::<N>()
+    bytes.get(at..at.checked_add(N)?)?.first_chunk::<N>()
 }
 
 /// The `N` bytes that start at `at`, to be changed.
 #[inline(always)]
 pub(crate) fn chunk_mut<const N: usize>(bytes: &mut [u8], at: usize) -> Option<&mut [u8; N]> {
-    bytes.get_mut(at..)?.first_chunk_mut::<N>()
+    bytes.get_mut(at..at.checked_add(N)?)?.first_chunk_mut::<N>()
 }
 
 /// The 16-bit number at `at`.

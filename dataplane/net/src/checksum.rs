@@ -17,6 +17,15 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
+/// Whether a sum of at most 2^16 32-bit words folds to 0xffff, as that of a header with a right checksum does: two folds
+/// leave at most 0x1ffff, and of the multiples of 0xffff up to there only 0 does not come from a sum that folds to 0xffff.
+#[inline(always)]
+pub(crate) const fn is_all_ones(sum: u64) -> bool {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum == 0xffff) | (sum == 0x1_fffe)
+}
+
 /// The folded sum of `bytes` as big-endian 16-bit words; an odd last byte counts as the high one (RFC 1071 §4.1).
 ///
 /// Adds 32-bit words of the machine's own order into 64 bits (RFC 1071 §2 B: the sum doesn't depend on byte order but

@@ -181,6 +181,14 @@ impl Parsed {
         u32_at(frame, self.l3_offset() + ipv4::field::DST).unwrap_or(0)
     }
 
+    /// Both IPv4 addresses, source first; `frame` must be the one that was parsed, and IPv4.
+    #[inline(always)]
+    pub fn addresses_v4(&self, frame: &[u8]) -> (u32, u32) {
+        let both = chunk::<8>(frame, self.l3_offset() + ipv4::field::SRC);
+        let bits = both.map_or(0, |raw| u64::from_be_bytes(*raw));
+        ((bits >> 32) as u32, bits as u32)
+    }
+
     /// The IPv6 source address; `frame` must be the one that was parsed, and IPv6.
     #[inline(always)]
     pub fn src_v6(&self, frame: &[u8]) -> [u8; 16] {
@@ -191,6 +199,14 @@ impl Parsed {
     #[inline(always)]
     pub fn dst_v6(&self, frame: &[u8]) -> [u8; 16] {
         chunk(frame, self.l3_offset() + ipv6::field::DST).copied().unwrap_or_default()
+    }
+
+    /// Both IPv6 addresses as numbers, source first; `frame` must be the one that was parsed, and IPv6.
+    #[inline(always)]
+    pub fn addresses_v6(&self, frame: &[u8]) -> (u128, u128) {
+        let both = chunk::<32>(frame, self.l3_offset() + ipv6::field::SRC);
+        let number = |half: Option<&[u8; 16]>| half.map_or(0, |raw| u128::from_be_bytes(*raw));
+        both.map_or((0, 0), |both| (number(both.first_chunk()), number(both.last_chunk())))
     }
 
     /// The source address of either family, for slow paths.
@@ -270,7 +286,7 @@ fn fast_v4(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed) -> bool {
     let [first, second, third, src, dst] = words;
     let (total_len, ttl, protocol) = (first as u16, (third >> 24) as u8, Protocol((third >> 16) as u8));
     let payload_len = usize::from(total_len).wrapping_sub(ipv4::HEADER_LEN);
-    let plain = (options.l3_checksum_ok | (checksum::fold(sum) == 0xffff))
+    let plain = (options.l3_checksum_ok | checksum::is_all_ones(sum))
         & ipv4::is_source(src)
         & ipv4::is_source(dst)
         & (src != dst)

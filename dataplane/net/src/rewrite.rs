@@ -56,32 +56,39 @@ pub fn set_both_v6(frame: &mut [u8], parsed: &Parsed, src: (&[u8; 16], u16), dst
 /// (RFC 1812 §5.3.1, RFC 8200 §3).
 #[inline(always)]
 pub fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool {
-    let l3 = parsed.l3_offset();
     match parsed.kind {
-        Kind::Ipv4 => {
-            let Some(header) = chunk_mut::<{ ipv4::HEADER_LEN }>(frame, l3) else { return false };
-            let ttl = header[ipv4::field::TTL];
-            if ttl <= 1 {
-                return false;
-            }
-            let protocol = header[ipv4::field::PROTOCOL];
-            let mut delta = Delta::new();
-            delta.u16(be16(ttl, protocol), be16(ttl - 1, protocol));
-            header[ipv4::field::TTL] = ttl - 1;
-            mend_v4(header, delta);
-            true
-        }
-        Kind::Ipv6 => {
-            let Some(header) = chunk_mut::<{ ipv6::HEADER_LEN }>(frame, l3) else { return false };
-            let limit = header[ipv6::field::HOP_LIMIT];
-            if limit <= 1 {
-                return false;
-            }
-            header[ipv6::field::HOP_LIMIT] = limit - 1;
-            true
-        }
+        Kind::Ipv4 => decrement_ttl_v4(frame, parsed),
+        Kind::Ipv6 => decrement_hop_limit(frame, parsed),
         Kind::Arp | Kind::Other => false,
     }
+}
+
+/// [`decrement_ttl`] of what is known to be IPv4.
+#[inline(always)]
+pub fn decrement_ttl_v4(frame: &mut [u8], parsed: &Parsed) -> bool {
+    let Some(header) = chunk_mut::<{ ipv4::HEADER_LEN }>(frame, parsed.l3_offset()) else { return false };
+    let ttl = header[ipv4::field::TTL];
+    if ttl <= 1 {
+        return false;
+    }
+    let protocol = header[ipv4::field::PROTOCOL];
+    let mut delta = Delta::new();
+    delta.u16(be16(ttl, protocol), be16(ttl - 1, protocol));
+    header[ipv4::field::TTL] = ttl - 1;
+    mend_v4(header, delta);
+    true
+}
+
+/// [`decrement_ttl`] of what is known to be IPv6.
+#[inline(always)]
+pub fn decrement_hop_limit(frame: &mut [u8], parsed: &Parsed) -> bool {
+    let Some(header) = chunk_mut::<{ ipv6::HEADER_LEN }>(frame, parsed.l3_offset()) else { return false };
+    let limit = header[ipv6::field::HOP_LIMIT];
+    if limit <= 1 {
+        return false;
+    }
+    header[ipv6::field::HOP_LIMIT] = limit - 1;
+    true
 }
 
 /// New source address and port of the packet that an ICMP error quotes. The ICMP checksum is wrong until
