@@ -78,13 +78,6 @@ pub struct Lookup {
     pub(crate) guess: u32,
 }
 
-impl Lookup {
-    /// A look-up by hash alone, where nothing was prefetched.
-    pub(crate) fn of(hash: u32) -> Self {
-        Self { hash, guess: 0 }
-    }
-}
-
 /// Storage for [`Engine::new`].
 #[derive(Debug)]
 pub struct Tables<M: Memory> {
@@ -182,33 +175,30 @@ impl<M: Memory> Engine<M> {
     }
 
     /// First step: hashes the packet's tuple and asks for the index line.
-    #[inline]
+    #[inline(always)]
     pub fn prepare(&self, frame: &[u8], parsed: &Parsed) -> Lookup {
         if !parsed.has_ports {
             return Lookup::default();
         }
-        match parsed.kind {
-            Kind::Ipv4 => prepare(&self.services, &self.shared, &self.v4, frame, parsed),
-            Kind::Ipv6 => prepare(&self.services, &self.shared, &self.v6, frame, parsed),
-            Kind::Arp | Kind::Other => Lookup::default(),
+        // not a `match`: that becomes an indirect jump
+        if parsed.kind == Kind::Ipv4 {
+            prepare(&self.services, &self.shared, &self.v4, frame, parsed)
+        } else {
+            prepare(&self.services, &self.shared, &self.v6, frame, parsed)
         }
     }
 
     /// Second step: reads the index line and asks for the record.
-    #[inline]
+    #[inline(always)]
     pub fn guess(&self, parsed: &Parsed, lookup: &mut Lookup) {
         if !parsed.has_ports {
             return;
         }
-        match parsed.kind {
-            Kind::Ipv4 => guess(&self.v4, lookup),
-            Kind::Ipv6 => guess(&self.v6, lookup),
-            Kind::Arp | Kind::Other => {}
-        }
+        if parsed.kind == Kind::Ipv4 { guess(&self.v4, lookup) } else { guess(&self.v6, lookup) }
     }
 
     /// Third step: decides, and rewrites the packet for its way. The link header is the caller's.
-    #[inline]
+    #[inline(always)]
     pub fn process<P: PacketBuf>(
         &mut self,
         packet: &mut P,
@@ -217,24 +207,13 @@ impl<M: Memory> Engine<M> {
         now: u32,
         accounts: &mut impl Accounts,
     ) -> Verdict {
-        match parsed.kind {
-            Kind::Ipv4 => Lane {
-                services: &self.services,
-                shared: &mut self.shared,
-                table: &mut self.v4,
-                now,
-                accounts,
-            }
-            .process(packet, parsed, lookup),
-            Kind::Ipv6 => Lane {
-                services: &self.services,
-                shared: &mut self.shared,
-                table: &mut self.v6,
-                now,
-                accounts,
-            }
-            .process(packet, parsed, lookup),
-            Kind::Arp | Kind::Other => Verdict::Drop(DropReason::UnsupportedProtocol),
+        let (services, shared) = (&*self.services, &mut self.shared);
+        if parsed.kind == Kind::Ipv4 {
+            Lane { services, shared, table: &mut self.v4, now, accounts }.process(packet, parsed, lookup)
+        } else if parsed.kind == Kind::Ipv6 {
+            Lane { services, shared, table: &mut self.v6, now, accounts }.process(packet, parsed, lookup)
+        } else {
+            Verdict::Drop(DropReason::UnsupportedProtocol)
         }
     }
 
@@ -302,7 +281,7 @@ fn key_of(services: &Services) -> StableKey {
     services.hash_key.map_or(StableKey::NONE, |key| StableKey::from_bytes(&key))
 }
 
-#[inline]
+#[inline(always)]
 fn prepare<A, E, B>(
     services: &Services,
     shared: &Shared,
@@ -319,7 +298,7 @@ where
     let hash = tuple.hash(table.seed());
     table.index().prefetch(hash);
     if parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
-        expect_reply(services, shared, table, &tuple);
+        expect_reply(services, shared, table, tuple);
     }
     Lookup { hash, guess: 0 }
 }
@@ -327,7 +306,7 @@ where
 /// Asks for the index line that a new flow's reply will be found by: its miss costs more than choosing a backend twice. The
 /// turn of round-robin is not known yet.
 #[inline(never)]
-fn expect_reply<A, E, B>(services: &Services, shared: &Shared, table: &FlowTable<A, E, B>, tuple: &Tuple<A>)
+fn expect_reply<A, E, B>(services: &Services, shared: &Shared, table: &FlowTable<A, E, B>, tuple: Tuple<A>)
 where
     A: Address,
     E: DerefMut<Target = [A::Entry]>,
@@ -335,7 +314,7 @@ where
 {
     let listener = services.listener_for(tuple.dst.bits(), tuple.protocol, tuple.dst_port);
     if let Some(listener) = listener.filter(|listener| listener.mode.sees_replies())
-        && let Some(index) = shared.select_by_hash(services, listener, tuple)
+        && let Some(index) = shared.select_by_hash(services, listener, &tuple)
         && let Some(backend) = services.backend(index)
     {
         let (to, port) = if listener.mode == Mode::Nat {
@@ -350,7 +329,7 @@ where
     }
 }
 
-#[inline]
+#[inline(always)]
 fn guess<A, E, B>(table: &FlowTable<A, E, B>, lookup: &mut Lookup)
 where
     A: Address,

@@ -104,6 +104,8 @@ pub trait Address: Copy + Eq + Debug + Send + std::hash::Hash + 'static {
     fn addresses(frame: &[u8], parsed: &Parsed) -> (Self, Self);
     /// Reads source and destination address of the packet that an ICMP error quotes.
     fn inner_addresses(frame: &[u8], inner: &InnerFlow) -> (Self, Self);
+    /// Takes one off the TTL or hop limit; false where it would reach zero.
+    fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool;
     /// Rewrites destination address and port, checksums mended.
     fn set_destination(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool;
     /// Rewrites source address and port, checksums mended.
@@ -142,10 +144,14 @@ impl Address for u32 {
     }
     #[inline]
     fn addresses(frame: &[u8], parsed: &Parsed) -> (Self, Self) {
-        (parsed.src_v4(frame), parsed.dst_v4(frame))
+        parsed.addresses_v4(frame)
     }
     fn inner_addresses(frame: &[u8], inner: &InnerFlow) -> (Self, Self) {
         (inner.src_v4(frame), inner.dst_v4(frame))
+    }
+    #[inline(always)]
+    fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool {
+        rewrite::decrement_ttl_v4(frame, parsed)
     }
     #[inline]
     fn set_destination(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool {
@@ -187,10 +193,14 @@ impl Address for u128 {
     }
     #[inline]
     fn addresses(frame: &[u8], parsed: &Parsed) -> (Self, Self) {
-        (u128::from_be_bytes(parsed.src_v6(frame)), u128::from_be_bytes(parsed.dst_v6(frame)))
+        parsed.addresses_v6(frame)
     }
     fn inner_addresses(frame: &[u8], inner: &InnerFlow) -> (Self, Self) {
         (u128::from_be_bytes(inner.src_v6(frame)), u128::from_be_bytes(inner.dst_v6(frame)))
+    }
+    #[inline(always)]
+    fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool {
+        rewrite::decrement_hop_limit(frame, parsed)
     }
     #[inline]
     fn set_destination(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool {

@@ -5,7 +5,7 @@ use std::ops::DerefMut;
 
 use weir_net::{Family, InnerFlow, Kind, PacketBuf, Parsed, Protocol, icmp, icmpv6, rewrite};
 
-use crate::engine::{Accounts, Lookup};
+use crate::engine::Accounts;
 use crate::entry::{Address, Entry, Flow, NO_SNAT, Tuple};
 use crate::index::{Bucket, Candidate, Direction};
 use crate::lane::{Lane, Way};
@@ -74,7 +74,7 @@ where
             return Verdict::Drop(DropReason::IcmpNoFlow);
         };
         let hash = tuple.hash(self.table.seed());
-        let Some(Candidate { slot, direction }) = self.find(&tuple, Lookup::of(hash)) else {
+        let Some(Candidate { slot, direction }) = self.find(&tuple, hash) else {
             return self.icmp_without_flow(packet, parsed, &tuple, hash);
         };
         let Some(flow) = self.table.entry(slot).map(Entry::flow) else {

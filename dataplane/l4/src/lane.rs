@@ -5,7 +5,7 @@
 use std::ops::DerefMut;
 
 use weir_net::hash::StableKey;
-use weir_net::{Kind, PacketBuf, Parsed, Protocol, icmp_reply, rewrite, tcp, tcp_reset};
+use weir_net::{Kind, PacketBuf, Parsed, Protocol, icmp_reply, tcp, tcp_reset};
 
 use crate::engine::{Accounts, Ended, Lookup};
 use crate::entry::{Address, Entry, Flow, NO_SNAT, State, Tuple};
@@ -122,7 +122,7 @@ where
     B: DerefMut<Target = [Bucket]>,
     C: Accounts,
 {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn process<P: PacketBuf>(
         &mut self,
         packet: &mut P,
@@ -134,9 +134,16 @@ where
         }
         let tuple = tuple_of::<A>(packet.data(), parsed);
         if parsed.is_later_fragment() {
-            return self.process_later_fragment(packet, parsed, &tuple, lookup);
+            return self.process_later_fragment(packet, parsed, tuple, lookup.hash);
         }
-        self.process_tuple(packet, parsed, &tuple, lookup)
+        // nearly always the guess is right; a path of its own lets what the comparison has read stay in registers
+        let Some(Candidate { slot, direction }) = self.guessed(&tuple, lookup.guess) else {
+            return self.process_tuple(packet, parsed, tuple, lookup.hash);
+        };
+        match direction {
+            Direction::Forward => self.forward(packet, parsed, &tuple, lookup.hash, slot),
+            Direction::Reverse => self.reverse(packet, parsed, slot),
+        }
     }
 
     /// Its ports are known from its first, but there are none in it to rewrite.
@@ -145,26 +152,28 @@ where
         &mut self,
         packet: &mut P,
         parsed: &Parsed,
-        tuple: &Tuple<A>,
-        lookup: Lookup,
+        tuple: Tuple<A>,
+        hash: u32,
     ) -> Verdict {
-        self.process_tuple(packet, &Parsed { has_ports: false, ..*parsed }, tuple, lookup)
+        self.process_tuple(packet, &Parsed { has_ports: false, ..*parsed }, tuple, hash)
     }
 
-    #[inline(always)]
+    /// The way of a packet whose flow was not guessed. (The tuple comes by value, here and below, so that it is written to
+    /// memory only where such a call is made.)
+    #[inline(never)]
     fn process_tuple<P: PacketBuf>(
         &mut self,
         packet: &mut P,
         parsed: &Parsed,
-        tuple: &Tuple<A>,
-        lookup: Lookup,
+        tuple: Tuple<A>,
+        hash: u32,
     ) -> Verdict {
-        match self.find(tuple, lookup) {
+        match self.find(&tuple, hash) {
             Some(Candidate { slot, direction: Direction::Forward }) => {
-                self.forward(packet, parsed, tuple, lookup.hash, slot)
+                self.forward(packet, parsed, &tuple, hash, slot)
             }
             Some(Candidate { slot, direction: Direction::Reverse }) => self.reverse(packet, parsed, slot),
-            None => self.miss(packet, parsed, tuple, lookup.hash),
+            None => self.miss(packet, parsed, tuple, hash),
         }
     }
 
@@ -203,17 +212,20 @@ where
         }
     }
 
+    /// The flow that a word of [`Index::guess`] names, if it is the tuple's.
     #[inline(always)]
-    pub(crate) fn find(&self, tuple: &Tuple<A>, lookup: Lookup) -> Option<Candidate> {
+    fn guessed(&self, tuple: &Tuple<A>, guess: u32) -> Option<Candidate> {
+        let candidate = Index::<B>::candidate(guess)?;
+        let entry = self.table.entry(candidate.slot)?;
+        Self::matches(self.services, &self.shared.snat, entry, candidate.direction, tuple)
+            .then_some(candidate)
+    }
+
+    /// The flow of a tuple, by its hash.
+    #[inline(always)]
+    pub(crate) fn find(&self, tuple: &Tuple<A>, hash: u32) -> Option<Candidate> {
         let (services, snat) = (self.services, &self.shared.snat);
-        if let Some(candidate) = Index::<B>::candidate(lookup.guess)
-            && let Some(entry) = self.table.entry(candidate.slot)
-            && Self::matches(services, snat, entry, candidate.direction, tuple)
-        {
-            return Some(candidate);
-        }
-        self.table
-            .find(lookup.hash, |entry, direction| Self::matches(services, snat, entry, direction, tuple))
+        self.table.find(hash, |entry, direction| Self::matches(services, snat, entry, direction, tuple))
     }
 
     #[inline(always)]
@@ -230,20 +242,20 @@ where
         let Some(listener) = services.listener(entry.listener()) else {
             return Verdict::Drop(DropReason::NoListener);
         };
-        let state = State::from_u8(entry.state()).unwrap_or(State::Closing);
+        let steady = is_steady(entry.state(), parsed.tcp_flags);
         let begins = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
-        if begins && matches!(state, State::Closing | State::ClientClosed | State::ServerClosed) {
-            return self.renew(packet, parsed, tuple, hash, slot);
+        if !steady && begins && is_ending(entry.state()) {
+            return self.renew(packet, parsed, *tuple, hash, slot);
         }
         let backend = match services.backend(entry.backend()) {
             Some(backend) if !backend.down || listener.on_down == OnDown::Keep => backend,
-            _ => return self.backend_down(packet, parsed, tuple, hash, slot),
+            _ => return self.backend_down(packet, parsed, *tuple, hash, slot),
         };
         if entry.last_seen() != self.now {
             entry.set_last_seen(self.now);
         }
-        if !is_steady(state, parsed.tcp_flags) {
-            entry.set_state(next_state(state, parsed.tcp_flags, Direction::Forward, listener.mode));
+        if !steady {
+            entry.set_state(next_state(entry.state(), parsed.tcp_flags, Direction::Forward, listener.mode));
         }
         let way = Way {
             listener: entry.listener(),
@@ -262,7 +274,7 @@ where
         &mut self,
         packet: &mut P,
         parsed: &Parsed,
-        tuple: &Tuple<A>,
+        tuple: Tuple<A>,
         hash: u32,
         slot: u32,
     ) -> Verdict {
@@ -275,7 +287,7 @@ where
         &mut self,
         packet: &mut P,
         parsed: &Parsed,
-        tuple: &Tuple<A>,
+        tuple: Tuple<A>,
         hash: u32,
         slot: u32,
     ) -> Verdict {
@@ -289,7 +301,7 @@ where
         match listener.on_down {
             OnDown::Reselect | OnDown::Keep => {
                 end(services, self.table, slot, Ended::Replaced, self.accounts);
-                self.begin(packet, parsed, tuple, hash, listener, Some(flow.state))
+                self.begin(packet, parsed, &tuple, hash, listener, Some(flow.state))
             }
             OnDown::Reset => {
                 end(services, self.table, slot, Ended::Replaced, self.accounts);
@@ -315,9 +327,8 @@ where
         if entry.last_seen() != self.now {
             entry.set_last_seen(self.now);
         }
-        let state = State::from_u8(entry.state()).unwrap_or(State::Closing);
-        if !is_steady(state, parsed.tcp_flags) {
-            entry.set_state(next_state(state, parsed.tcp_flags, Direction::Reverse, listener.mode));
+        if !is_steady(entry.state(), parsed.tcp_flags) {
+            entry.set_state(next_state(entry.state(), parsed.tcp_flags, Direction::Reverse, listener.mode));
         }
         let frame = packet.data_mut();
         let source = A::from_bits(listener.vip);
@@ -327,7 +338,7 @@ where
                 A::set_both(frame, parsed, (source, entry.vip_port()), (entry.client(), entry.client_port()))
             }
         };
-        if !rewritten || !rewrite::decrement_ttl(frame, parsed) {
+        if !rewritten || !A::decrement_ttl(frame, parsed) {
             return Verdict::Drop(DropReason::Rewrite);
         }
         clamp_mss(frame, parsed, services.smallest_mtu);
@@ -344,17 +355,11 @@ where
 
     /// No record: a new flow, or a packet that is not for a listener.
     #[inline(never)]
-    fn miss<P: PacketBuf>(
-        &mut self,
-        packet: &mut P,
-        parsed: &Parsed,
-        tuple: &Tuple<A>,
-        hash: u32,
-    ) -> Verdict {
+    fn miss<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, tuple: Tuple<A>, hash: u32) -> Verdict {
         let services = self.services;
         let destination = tuple.dst.bits();
         if let Some(listener) = services.listener_for(destination, tuple.protocol, tuple.dst_port) {
-            return self.begin(packet, parsed, tuple, hash, listener, None);
+            return self.begin(packet, parsed, &tuple, hash, listener, None);
         }
         if services.is_vip(destination) {
             return Verdict::Drop(DropReason::NoListener);
@@ -530,7 +535,7 @@ where
             return self.refuse(packet, parsed, listener, backend.mtu.saturating_sub(overhead as u16));
         }
         let frame = packet.data_mut();
-        if !rewrite::decrement_ttl(frame, parsed) {
+        if !A::decrement_ttl(frame, parsed) {
             return Verdict::Drop(DropReason::Rewrite);
         }
         let mut l3 = parsed.l3;
@@ -603,15 +608,29 @@ where
     }
 }
 
-/// Whether a packet with these flags leaves the state as it is, for sure: nearly every packet.
+/// Whether a packet with these flags leaves the stored state as it is, for sure: nearly every packet.
 #[inline(always)]
-fn is_steady(state: State, flags: u8) -> bool {
-    matches!(state, State::Established | State::Udp) && flags & (tcp::FIN | tcp::RST) == 0
+fn is_steady(stored: u8, flags: u8) -> bool {
+    let lasting = (stored == State::Established as u8) | (stored == State::Udp as u8);
+    lasting & (flags & (tcp::FIN | tcp::RST) == 0)
+}
+
+/// The state of a record; of what is none, the one that lasts shortest.
+#[inline]
+fn state_of(stored: u8) -> State {
+    State::from_u8(stored).unwrap_or(State::Closing)
+}
+
+/// Whether a FIN or RST was seen, so that a SYN begins another connection.
+#[inline(never)]
+fn is_ending(stored: u8) -> bool {
+    matches!(state_of(stored), State::Closing | State::ClientClosed | State::ServerClosed)
 }
 
 /// One line per transition; RFC 9293 §3.3.2 seen from the middle. Modes that see only the client's half end with its FIN.
-#[inline]
-fn next_state(state: State, flags: u8, direction: Direction, mode: Mode) -> State {
+#[inline(never)]
+fn next_state(stored: u8, flags: u8, direction: Direction, mode: Mode) -> State {
+    let state = state_of(stored);
     use Direction::{Forward, Reverse};
     let fin = flags & tcp::FIN != 0;
     match (state, direction) {
