@@ -3,8 +3,9 @@
 
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
-use hugepages::generation::{Adopter, RunState, WorkerAck};
+use hugepages::generation::{Adopter, ControlError, RunState, WorkerAck};
 use hugepages::segment::{Access, AtomicWords, SegmentDir};
 use tempfile::TempDir;
 use weir_abi::columns::{BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, WorkerColumn};
@@ -120,7 +121,17 @@ impl FakeDataplane {
         }
         let words = directory.map_atomics("counters", layout.words(), Access::Create).unwrap();
         layout.describe(&words, 1);
-        let mut adopter = Adopter::open(directory).unwrap();
+        // a process that another test is starting just now shares this one's open files until it executes its program,
+        // and with them the lock of the fake dataplane before this one
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut adopter = loop {
+            match Adopter::open(directory) {
+                Err(ControlError::AlreadyRunning { .. }) if Instant::now() < deadline => {
+                    std::thread::yield_now()
+                }
+                other => break other.unwrap(),
+            }
+        };
         adopter.set_workers(workers);
         adopter.set_state(RunState::Running);
         let workers = (0..workers).map(|index| adopter.worker(index).unwrap()).collect();
