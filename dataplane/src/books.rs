@@ -51,14 +51,25 @@ pub enum Way {
     Out,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// Deliveries of one kind that are not written out yet.
+#[derive(Clone, Copy, Debug, Default)]
 struct Tally {
-    listener: u16,
-    backend: u32,
-    way: Way,
+    /// Listener, backend and way: see [`key_of`].
+    key: u64,
     packets: u64,
     bytes: u64,
     fallback: u64,
+}
+
+/// How many kinds of deliveries are kept apart before one is written out: a bit of [`Books::pending`] each.
+const TALLIES: usize = 32;
+/// In a tally's key: to the client.
+const KEY_OUT: u64 = 1 << 48;
+
+#[inline(always)]
+fn key_of(delivery: &Delivery, way: Way) -> u64 {
+    let out = if way == Way::Out { KEY_OUT } else { 0 };
+    out | u64::from(delivery.listener) << 32 | u64::from(delivery.backend)
 }
 
 /// One area of the segment.
@@ -69,7 +80,10 @@ pub struct Books {
     port: Writer<Words>,
     listener: Writer<Words>,
     backend: Writer<Words>,
-    tally: Tally,
+    /// By backend and way, so that the few backends of one pool don't meet.
+    tallies: [Tally; TALLIES],
+    /// Which of them hold something.
+    pending: u32,
 }
 
 impl Books {
@@ -82,7 +96,8 @@ impl Books {
             port: writer(PortColumn::GROUP)?,
             listener: writer(ListenerColumn::GROUP)?,
             backend: writer(BackendColumn::GROUP)?,
-            tally: Tally { listener: 0, backend: 0, way: Way::In, packets: 0, bytes: 0, fallback: 0 },
+            tallies: [Tally::default(); TALLIES],
+            pending: 0,
         })
     }
 
@@ -122,39 +137,56 @@ impl Books {
     }
 
     /// Counts a delivered packet; written out by [`Books::settle`] at the latest.
-    #[inline]
+    #[inline(always)]
     pub fn delivered(&mut self, delivery: &Delivery, way: Way) {
-        let same = self.tally.listener == delivery.listener
-            && self.tally.backend == delivery.backend
-            && self.tally.way == way;
-        if !same {
-            self.settle();
-            self.tally.listener = delivery.listener;
-            self.tally.backend = delivery.backend;
-            self.tally.way = way;
+        let key = key_of(delivery, way);
+        let at = (delivery.backend as usize * 2 + usize::from(way == Way::Out)) % TALLIES;
+        let Some(tally) = self.tallies.get_mut(at) else { return };
+        if tally.key != key {
+            let previous = std::mem::replace(tally, Tally { key, ..Tally::default() });
+            tally.packets = 1;
+            tally.bytes = u64::from(delivery.bytes);
+            tally.fallback = u64::from(delivery.fallback);
+            self.pending |= 1 << at;
+            self.write_out(previous);
+            return;
         }
-        self.tally.packets += 1;
-        self.tally.bytes += u64::from(delivery.bytes);
-        self.tally.fallback += u64::from(delivery.fallback);
+        tally.packets += 1;
+        tally.bytes += u64::from(delivery.bytes);
+        tally.fallback += u64::from(delivery.fallback);
+        self.pending |= 1 << at;
     }
 
     /// Writes out what was delivered.
     #[inline]
     pub fn settle(&mut self) {
-        let tally = self.tally;
+        while self.pending != 0 {
+            let at = self.pending.trailing_zeros() as usize;
+            self.pending &= self.pending - 1;
+            let Some(tally) = self.tallies.get_mut(at) else { continue };
+            let key = tally.key;
+            let whole = std::mem::replace(tally, Tally { key, ..Tally::default() });
+            self.write_out(whole);
+        }
+    }
+
+    fn write_out(&self, tally: Tally) {
         if tally.packets == 0 {
             return;
         }
-        let (listener, backend) = (usize::from(tally.listener), tally.backend as usize);
-        let (packets, bytes) = match tally.way {
-            Way::In => (ListenerColumn::PacketsIn, ListenerColumn::BytesIn),
-            Way::Out => (ListenerColumn::PacketsOut, ListenerColumn::BytesOut),
+        let (listener, backend) = ((tally.key >> 32) as usize & 0xffff, tally.key as u32 as usize);
+        let out = tally.key & KEY_OUT != 0;
+        let (packets, bytes) = if out {
+            (ListenerColumn::PacketsOut, ListenerColumn::BytesOut)
+        } else {
+            (ListenerColumn::PacketsIn, ListenerColumn::BytesIn)
         };
         self.listener.add(listener, packets as usize, tally.packets);
         self.listener.add(listener, bytes as usize, tally.bytes);
-        let (packets, bytes) = match tally.way {
-            Way::In => (BackendColumn::PacketsIn, BackendColumn::BytesIn),
-            Way::Out => (BackendColumn::PacketsOut, BackendColumn::BytesOut),
+        let (packets, bytes) = if out {
+            (BackendColumn::PacketsOut, BackendColumn::BytesOut)
+        } else {
+            (BackendColumn::PacketsIn, BackendColumn::BytesIn)
         };
         self.backend.add(backend, packets as usize, tally.packets);
         self.backend.add(backend, bytes as usize, tally.bytes);
@@ -162,9 +194,6 @@ impl Books {
             self.listener.add(listener, ListenerColumn::HashFallback as usize, tally.fallback);
             self.add(WorkerColumn::HashFallback, tally.fallback);
         }
-        self.tally.packets = 0;
-        self.tally.bytes = 0;
-        self.tally.fallback = 0;
     }
 }
 
