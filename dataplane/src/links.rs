@@ -47,7 +47,7 @@ pub struct Links {
 
 impl Links {
     /// The link address of a next hop that the configuration names.
-    #[inline]
+    #[inline(always)]
     pub fn of_id(&self, id: NeighbourId) -> Option<Mac> {
         *self.by_id.get(id.0 as usize)?
     }

@@ -49,14 +49,14 @@ pub struct Output {
 
 impl Output {
     /// Gives the packet its link header and sends it with the next batch. `l3` is where the IP header stands now.
-    #[inline]
+    #[inline(always)]
     pub fn forward(&mut self, port: u16, mut packet: Packet, l3: u16, next_hop: Mac, books: &Books) {
         let Some(out) = self.ports.get_mut(usize::from(port)) else {
             books.dropped(WorkerReason::NoRoute, 1);
             return;
         };
         if !write_link(&mut packet, l3, next_hop, out.mac, out.vlan) {
-            books.dropped(WorkerReason::NoHeadroom, 1);
+            no_headroom(books);
             return;
         }
         out.push(usize::from(port), packet.0, books);
@@ -92,7 +92,7 @@ impl Output {
 }
 
 impl PortOut {
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, port: usize, packet: Mbuf, books: &Books) {
         if self.batch.is_full() {
             self.flush(port, books);
@@ -100,6 +100,7 @@ impl PortOut {
         self.batch.push(packet);
     }
 
+    #[inline(never)]
     fn flush(&mut self, port: usize, books: &Books) {
         match &mut self.way {
             Way::Own(queue) => {
@@ -140,23 +141,33 @@ fn drop_rest(batch: &mut Burst, reason: WorkerReason, books: &Books) {
     }
 }
 
+#[cold]
+fn no_headroom(books: &Books) {
+    books.dropped(WorkerReason::NoHeadroom, 1);
+}
+
 /// Makes the bytes before `l3` the link header of the way out, longer or shorter by a VLAN tag where need be.
-#[inline]
+#[inline(always)]
 fn write_link(packet: &mut Packet, l3: u16, destination: Mac, source: Mac, vlan: Option<u16>) -> bool {
     let wanted = if vlan.is_some() { eth::HEADER_LEN + eth::TAG_LEN } else { eth::HEADER_LEN };
     let present = usize::from(l3);
-    let fits = if wanted > present {
-        packet.prepend(wanted - present).is_some()
-    } else {
-        wanted == present || packet.trim_front(present - wanted)
-    };
-    if !fits {
+    if wanted != present && !move_start(packet, present, wanted) {
         return false;
     }
     let frame = packet.data_mut();
     let Some(&version) = frame.get(wanted) else { return false };
     let ether_type = if version >> 4 == 4 { eth::IPV4 } else { eth::IPV6 };
     eth::write(frame, destination, source, vlan, ether_type).is_some()
+}
+
+/// Makes room for a header of `wanted` bytes where one of `present` bytes is.
+#[inline(never)]
+fn move_start(packet: &mut Packet, present: usize, wanted: usize) -> bool {
+    if wanted > present {
+        packet.prepend(wanted - present).is_some()
+    } else {
+        packet.trim_front(present - wanted)
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use weir_l4::{Delivery, Lookup, Owner, Spread, Verdict};
 use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse_into};
 
 use crate::books::{Books, Way};
-use crate::drops::WorkerReason;
+use crate::drops::{Drop, WorkerReason};
 use crate::links::{Hold, Links};
 use crate::local::{self, Outcome};
 use crate::memory::{SegmentMemory, remember_snat};
@@ -273,7 +273,7 @@ impl Worker {
     }
 
     /// First stage: what is this packet, and is it ours? `None`: it was dealt with.
-    #[inline]
+    #[inline(always)]
     fn classify(
         &mut self,
         mut packet: Packet,
@@ -284,19 +284,18 @@ impl Worker {
         steering: &mut [Burst],
     ) -> Option<Packet> {
         if packet.0.segment_count() > 1 && !packet.0.linearize() {
-            self.books.dropped(WorkerReason::MultiSegment, 1);
+            self.drop_one(WorkerReason::MultiSegment);
             return None;
         }
-        let checksum = packet.0.ip_checksum();
-        if checksum == mbuf::Checksum::Bad || packet.0.l4_checksum() == mbuf::Checksum::Bad {
-            let ip = checksum == mbuf::Checksum::Bad;
+        if packet.0.is_corrupt() {
+            let ip = packet.0.ip_checksum() == mbuf::Checksum::Bad;
             let reason = if ip { WorkerReason::BadIpChecksum } else { WorkerReason::BadL4Checksum };
-            self.books.dropped(reason, 1);
+            self.drop_one(reason);
             return None;
         }
-        let options = ParseOptions { l3_checksum_ok: checksum == mbuf::Checksum::Good };
+        let options = ParseOptions { l3_checksum_ok: packet.0.is_ip_checked() };
         if let Err(reason) = parse_into(packet.data(), &options, parsed) {
-            self.books.dropped(reason, 1);
+            self.drop_one(reason);
             return None;
         }
         if let Origin::Nic { filter } = origin
@@ -321,7 +320,7 @@ impl Worker {
                 return None;
             }
             Kind::Other => {
-                self.books.dropped(WorkerReason::UnknownEtherType, 1);
+                self.drop_one(WorkerReason::UnknownEtherType);
                 return None;
             }
         }
@@ -332,23 +331,24 @@ impl Worker {
         Some(packet)
     }
 
-    #[inline]
+    #[inline(always)]
     fn accept_link(&mut self, packet: &Packet, parsed: &Parsed, port: u16, filter: bool) -> bool {
         let Some(out) = self.output.ports.get(usize::from(port)) else { return false };
         let destination = eth::destination(packet.data());
         if filter && destination != out.mac && !destination.is_multicast() {
-            self.books.dropped(WorkerReason::OtherStation, 1);
+            self.drop_one(WorkerReason::OtherStation);
             return false;
         }
         // IEEE 802.1Q §6.9: identifier 0 is a priority tag, no VLAN
         if parsed.vlan.filter(|vlan| *vlan != 0) != out.vlan {
-            self.books.dropped(WorkerReason::WrongVlan, 1);
+            self.drop_one(WorkerReason::WrongVlan);
             return false;
         }
         true
     }
 
     /// Fragments get their ports, and a packet of another worker's flow goes there.
+    #[inline(never)]
     fn own(
         &mut self,
         mut packet: Packet,
@@ -412,7 +412,7 @@ impl Worker {
     }
 
     /// Last stage: the packet leaves, waits, or ends.
-    #[inline]
+    #[inline(always)]
     fn execute(&mut self, packet: Packet, parsed: &Parsed, port: u16, verdict: Verdict, tick: u32) {
         match verdict {
             Verdict::ToBackend(delivery) => {
@@ -432,8 +432,15 @@ impl Worker {
                 let outcome = local::other(&mut packet, parsed);
                 self.conclude(outcome, packet, port);
             }
-            Verdict::Drop(reason) => self.books.dropped(reason, 1),
+            Verdict::Drop(reason) => self.drop_one(reason),
         }
+    }
+
+    /// Counts a dropped packet, out of the way of those that are not.
+    #[cold]
+    #[inline(never)]
+    fn drop_one(&self, reason: impl Into<Drop>) {
+        self.books.dropped(reason, 1);
     }
 
     #[cold]
@@ -443,7 +450,7 @@ impl Worker {
         self.unresolved(packet, delivery.l3, hop, address.unwrap_or(0));
     }
 
-    #[inline]
+    #[inline(never)]
     fn deliver_to_client(&mut self, mut packet: Packet, parsed: &Parsed, from: u16, l3: u16, tick: u32) {
         let destination = destination_bits(packet.data(), parsed);
         let Some(hop) = self.view.route(destination) else {

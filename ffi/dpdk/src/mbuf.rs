@@ -301,6 +301,18 @@ impl Mbuf {
         Some(unsafe { header.__bindgen_anon_2.hash.rss })
     }
 
+    /// Whether the NIC found a checksum wrong: [`Self::ip_checksum`] or [`Self::l4_checksum`] is [`Checksum::Bad`].
+    #[inline(always)]
+    pub fn is_corrupt(&self) -> bool {
+        offload::is_corrupt(self.header().ol_flags)
+    }
+
+    /// Whether [`Self::ip_checksum`] is [`Checksum::Good`].
+    #[inline(always)]
+    pub fn is_ip_checked(&self) -> bool {
+        offload::is_ip_checked(self.header().ol_flags)
+    }
+
     /// What the NIC found in the IPv4 header checksum.
     #[inline]
     pub fn ip_checksum(&self) -> Checksum {

@@ -47,6 +47,20 @@ pub(crate) const TX_MASK: u64 = sys::WEIR_RTE_MBUF_F_TX_IPV4
     | sys::WEIR_RTE_MBUF_F_TX_IP_CKSUM
     | sys::WEIR_RTE_MBUF_F_TX_L4_MASK;
 
+/// Whether one of the checksums is wrong: what is asked of every packet, without a branch for each answer.
+#[inline(always)]
+pub(crate) fn is_corrupt(flags: u64) -> bool {
+    let ip = flags & sys::WEIR_RTE_MBUF_F_RX_IP_CKSUM_MASK == sys::WEIR_RTE_MBUF_F_RX_IP_CKSUM_BAD;
+    let l4 = flags & sys::WEIR_RTE_MBUF_F_RX_L4_CKSUM_MASK == sys::WEIR_RTE_MBUF_F_RX_L4_CKSUM_BAD;
+    ip | l4
+}
+
+/// Whether the IPv4 header checksum is right.
+#[inline(always)]
+pub(crate) fn is_ip_checked(flags: u64) -> bool {
+    flags & sys::WEIR_RTE_MBUF_F_RX_IP_CKSUM_MASK == sys::WEIR_RTE_MBUF_F_RX_IP_CKSUM_GOOD
+}
+
 pub(crate) fn ip_checksum(flags: u64) -> Checksum {
     match flags & sys::WEIR_RTE_MBUF_F_RX_IP_CKSUM_MASK {
         0 => Checksum::Unknown,
