@@ -19,7 +19,9 @@ use weir_abi::columns::{PortColumn, WorkerColumn};
 use weir_l4::engine::Engine;
 use weir_l4::rate::TICKS_PER_SECOND;
 use weir_l4::{Delivery, Lookup, Owner, Spread, Verdict};
-use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse_into};
+use weir_net::{
+    Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse_into, parse_plain_v4,
+};
 
 use crate::books::{Books, Way};
 use crate::drops::{Drop, WorkerReason};
@@ -28,7 +30,7 @@ use crate::local::{self, Outcome};
 use crate::memory::{SegmentMemory, remember_snat};
 use crate::messages::{FromWorker, ToWorker};
 use crate::neighbour::NeighbourId;
-use crate::output::Output;
+use crate::output::{Output, PortOut};
 use crate::packet::Packet;
 use crate::view::{Hop, View};
 
@@ -254,10 +256,17 @@ impl Worker {
         for packet in burst.drain(..) {
             let Some(((parsed, lookup), kept_port)) = &mut place else { break };
             let (port, origin) = origin(&packet);
-            let Some(packet) = self.classify(Packet(packet), port, origin, tick, parsed, steering) else {
-                continue;
+            let packet = Packet(packet);
+            let packet = if self.is_plain(&packet, port, origin, parsed) {
+                // a copy of its own: here it is known what has just been parsed
+                **lookup = self.engine.prepare(packet.data(), parsed);
+                packet
+            } else {
+                let classified = self.classify(packet, port, origin, tick, parsed, steering);
+                let Some(packet) = classified else { continue };
+                **lookup = self.engine.prepare(packet.data(), parsed);
+                packet
             };
-            **lookup = self.engine.prepare(packet.data(), parsed);
             **kept_port = port;
             packets.push(packet);
             place = places.next();
@@ -272,8 +281,22 @@ impl Worker {
         }
     }
 
-    /// First stage: what is this packet, and is it ours? `None`: it was dealt with.
+    /// First stage of nearly every packet: whether it is plain IPv4 for this worker. All others, good or bad, go through
+    /// [`Worker::classify`], which begins anew.
     #[inline(always)]
+    fn is_plain(&self, packet: &Packet, port: u16, origin: Origin, parsed: &mut Parsed) -> bool {
+        let Origin::Nic { filter } = origin else { return false };
+        let Some(out) = self.output.ports.get(usize::from(port)) else { return false };
+        let alone = matches!(*self.peers.spread, Spread::Alone);
+        let options = ParseOptions { l3_checksum_ok: packet.0.is_ip_checked() };
+        (alone & (packet.0.segment_count() == 1) & !packet.0.is_corrupt())
+            && parse_plain_v4(packet.data(), &options, parsed)
+            && is_for_station(out, packet, filter)
+            && is_of_vlan(out, parsed)
+    }
+
+    /// First stage: what is this packet, and is it ours? `None`: it was dealt with.
+    #[inline(never)]
     fn classify(
         &mut self,
         mut packet: Packet,
@@ -331,16 +354,13 @@ impl Worker {
         Some(packet)
     }
 
-    #[inline(always)]
     fn accept_link(&mut self, packet: &Packet, parsed: &Parsed, port: u16, filter: bool) -> bool {
         let Some(out) = self.output.ports.get(usize::from(port)) else { return false };
-        let destination = eth::destination(packet.data());
-        if filter && destination != out.mac && !destination.is_multicast() {
+        if !is_for_station(out, packet, filter) {
             self.drop_one(WorkerReason::OtherStation);
             return false;
         }
-        // IEEE 802.1Q §6.9: identifier 0 is a priority tag, no VLAN
-        if parsed.vlan.filter(|vlan| *vlan != 0) != out.vlan {
+        if !is_of_vlan(out, parsed) {
             self.drop_one(WorkerReason::WrongVlan);
             return false;
         }
@@ -625,6 +645,19 @@ impl Worker {
         self.books.settle();
         self.books.set(WorkerColumn::BuffersOwned, mbuf::ledger() as u64);
     }
+}
+
+/// Whether a frame is addressed to the port, or to several stations.
+#[inline(always)]
+fn is_for_station(out: &PortOut, packet: &Packet, filter: bool) -> bool {
+    let destination = eth::destination(packet.data());
+    !filter || destination == out.mac || destination.is_multicast()
+}
+
+/// IEEE 802.1Q §6.9: identifier 0 is a priority tag, no VLAN.
+#[inline(always)]
+fn is_of_vlan(out: &PortOut, parsed: &Parsed) -> bool {
+    parsed.vlan.filter(|vlan| *vlan != 0) == out.vlan
 }
 
 #[inline]
