@@ -22,7 +22,7 @@ pub(crate) fn output(path: &Path, mode: Mode, traffic: Traffic) -> Result<String
     ensure!(frames.len() > SAMPLE, "only {} packets came out of the first pass", frames.len());
     let step = frames.len() / SAMPLE;
     let mut compared = 0;
-    for frame in frames.iter().step_by(step) {
+    for frame in frames.iter().step_by(step).take(SAMPLE) {
         one(frame, mode, traffic).with_context(|| format!("{} came out as {frame:02x?}", mode.name()))?;
         compared += 1;
     }

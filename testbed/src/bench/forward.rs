@@ -114,9 +114,10 @@ pub(crate) fn pages_for(buffers: u32, buffer_bytes: u32, entries: u32) -> u64 {
     (u64::from(buffers) * buffer + ring + u64::from(entries) * 112 + rest).div_ceil(PAGE)
 }
 
-/// Data room per buffer, and the MTU that fits it: small where four million buffers have to fit twice.
+/// Data room per buffer, and the MTU that fits it: small where four million buffers have to fit twice, and large
+/// enough for IPv6's least MTU inside every tunnel.
 pub(crate) fn room_for(flows: u32) -> (u32, u16) {
-    if flows > 1_500_000 { (1_344, 1_280) } else { (2_048, 1_500) }
+    if flows > 1_500_000 { (1_408, 1_360) } else { (2_048, 1_500) }
 }
 
 fn case(mode: Mode, family: Family, size: &str) -> String {
