@@ -106,12 +106,9 @@ pub trait Address: Copy + Eq + Debug + Send + std::hash::Hash + 'static {
     fn inner_addresses(frame: &[u8], inner: &InnerFlow) -> (Self, Self);
     /// Takes one off the TTL or hop limit; false where it would reach zero.
     fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool;
-    /// Rewrites destination address and port, checksums mended.
-    fn set_destination(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool;
-    /// Rewrites source address and port, checksums mended.
-    fn set_source(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool;
-    /// Rewrites both ends, checksums mended.
-    fn set_both(frame: &mut [u8], parsed: &Parsed, src: (Self, u16), dst: (Self, u16)) -> bool;
+    /// Rewrites addresses and ports where given and takes one off the TTL or hop limit, checksums mended; false where it would
+    /// reach zero.
+    fn pass(frame: &mut [u8], parsed: &Parsed, src: Option<(Self, u16)>, dst: Option<(Self, u16)>) -> bool;
     /// Keyed hash of a tuple.
     fn hash(seed: [u64; 2], tuple: &Tuple<Self>) -> u64;
 }
@@ -153,17 +150,9 @@ impl Address for u32 {
     fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool {
         rewrite::decrement_ttl_v4(frame, parsed)
     }
-    #[inline]
-    fn set_destination(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool {
-        rewrite::set_dst_v4(frame, parsed, address, port)
-    }
-    #[inline]
-    fn set_source(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool {
-        rewrite::set_src_v4(frame, parsed, address, port)
-    }
-    #[inline]
-    fn set_both(frame: &mut [u8], parsed: &Parsed, src: (Self, u16), dst: (Self, u16)) -> bool {
-        rewrite::set_both_v4(frame, parsed, src, dst)
+    #[inline(always)]
+    fn pass(frame: &mut [u8], parsed: &Parsed, src: Option<(Self, u16)>, dst: Option<(Self, u16)>) -> bool {
+        rewrite::pass_v4(frame, parsed, src, dst)
     }
     #[inline(always)]
     fn hash(seed: [u64; 2], tuple: &Tuple<Self>) -> u64 {
@@ -202,17 +191,13 @@ impl Address for u128 {
     fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool {
         rewrite::decrement_hop_limit(frame, parsed)
     }
-    #[inline]
-    fn set_destination(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool {
-        rewrite::set_dst_v6(frame, parsed, &address.to_be_bytes(), port)
-    }
-    #[inline]
-    fn set_source(frame: &mut [u8], parsed: &Parsed, address: Self, port: u16) -> bool {
-        rewrite::set_src_v6(frame, parsed, &address.to_be_bytes(), port)
-    }
-    #[inline]
-    fn set_both(frame: &mut [u8], parsed: &Parsed, src: (Self, u16), dst: (Self, u16)) -> bool {
-        rewrite::set_both_v6(frame, parsed, (&src.0.to_be_bytes(), src.1), (&dst.0.to_be_bytes(), dst.1))
+    #[inline(always)]
+    fn pass(frame: &mut [u8], parsed: &Parsed, src: Option<(Self, u16)>, dst: Option<(Self, u16)>) -> bool {
+        // no header checksum to share
+        let bytes = |end: Option<(u128, u16)>| end.map(|(address, port)| (address.to_be_bytes(), port));
+        let (src, dst) = (bytes(src), bytes(dst));
+        let [src, dst] = [&src, &dst].map(|end| end.as_ref().map(|(address, port)| (address, *port)));
+        rewrite::decrement_hop_limit(frame, parsed) && rewrite::set_v6(frame, parsed, src, dst)
     }
     #[inline(always)]
     fn hash(seed: [u64; 2], tuple: &Tuple<Self>) -> u64 {

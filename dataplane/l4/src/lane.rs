@@ -333,12 +333,13 @@ where
         let frame = packet.data_mut();
         let source = A::from_bits(listener.vip);
         let rewritten = match entry.snat() {
-            NO_SNAT => A::set_source(frame, parsed, source, entry.vip_port()),
+            NO_SNAT => A::pass(frame, parsed, Some((source, entry.vip_port())), None),
             _ => {
-                A::set_both(frame, parsed, (source, entry.vip_port()), (entry.client(), entry.client_port()))
+                let client = (entry.client(), entry.client_port());
+                A::pass(frame, parsed, Some((source, entry.vip_port())), Some(client))
             }
         };
-        if !rewritten || !A::decrement_ttl(frame, parsed) {
+        if !rewritten {
             return Verdict::Drop(DropReason::Rewrite);
         }
         clamp_mss(frame, parsed, services.smallest_mtu);
@@ -535,25 +536,25 @@ where
             return self.refuse(packet, parsed, listener, backend.mtu.saturating_sub(overhead as u16));
         }
         let frame = packet.data_mut();
-        if !A::decrement_ttl(frame, parsed) {
-            return Verdict::Drop(DropReason::Rewrite);
-        }
         let mut l3 = parsed.l3;
-        let port = backend.serves(parsed.dst_port);
+        let server = (A::from_bits(backend.address), backend.serves(parsed.dst_port));
         let rewritten = match listener.mode {
-            Mode::Dsr => true,
+            Mode::Dsr => A::decrement_ttl(frame, parsed),
             Mode::Nat => {
                 clamp_mss(frame, parsed, self.services.smallest_mtu);
-                A::set_destination(frame, parsed, A::from_bits(backend.address), port)
+                A::pass(frame, parsed, None, Some(server))
             }
             Mode::Fullnat => {
                 clamp_mss(frame, parsed, self.services.smallest_mtu);
                 self.shared.snat.address(way.snat).is_some_and(|source| {
                     let source = (A::from_bits(source), way.snat_port);
-                    A::set_both(frame, parsed, source, (A::from_bits(backend.address), port))
+                    A::pass(frame, parsed, Some(source), Some(server))
                 })
             }
             Mode::Ipip | Mode::Gue => {
+                if !A::decrement_ttl(frame, parsed) {
+                    return Verdict::Drop(DropReason::Rewrite);
+                }
                 let identification = self.shared.identification.wrapping_add(1);
                 self.shared.identification = identification;
                 if !tunnel::encapsulate(packet, parsed, listener, backend, way.hash, identification) {

@@ -16,22 +16,32 @@ use crate::tcp;
 use crate::types::{Family, Protocol};
 use crate::udp;
 
+/// What one hop adds to the sum of the IPv4 header's changes, whatever TTL and protocol are: ~m + m' with m' = m - 0x100.
+const HOP: u32 = 0xfeff;
+
 /// New IPv4 source address and port.
 #[inline]
 pub fn set_src_v4(frame: &mut [u8], parsed: &Parsed, address: u32, port: u16) -> bool {
-    edit_v4(frame, parsed, Some((address, port)), None)
+    edit_v4::<false>(frame, parsed, Some((address, port)), None)
 }
 
 /// New IPv4 destination address and port.
 #[inline]
 pub fn set_dst_v4(frame: &mut [u8], parsed: &Parsed, address: u32, port: u16) -> bool {
-    edit_v4(frame, parsed, None, Some((address, port)))
+    edit_v4::<false>(frame, parsed, None, Some((address, port)))
 }
 
 /// New IPv4 addresses and ports on both sides, each an address and a port.
 #[inline]
 pub fn set_both_v4(frame: &mut [u8], parsed: &Parsed, src: (u32, u16), dst: (u32, u16)) -> bool {
-    edit_v4(frame, parsed, Some(src), Some(dst))
+    edit_v4::<false>(frame, parsed, Some(src), Some(dst))
+}
+
+/// New IPv4 addresses and ports where given, and one off the TTL: what a forwarded packet gets, with one change of the
+/// checksum. False, and no change, where the TTL would reach zero.
+#[inline(always)]
+pub fn pass_v4(frame: &mut [u8], parsed: &Parsed, src: Option<(u32, u16)>, dst: Option<(u32, u16)>) -> bool {
+    edit_v4::<true>(frame, parsed, src, dst)
 }
 
 /// New IPv6 source address and port.
@@ -50,6 +60,17 @@ pub fn set_dst_v6(frame: &mut [u8], parsed: &Parsed, address: &[u8; 16], port: u
 #[inline]
 pub fn set_both_v6(frame: &mut [u8], parsed: &Parsed, src: (&[u8; 16], u16), dst: (&[u8; 16], u16)) -> bool {
     edit_v6(frame, parsed, Some(src), Some(dst))
+}
+
+/// New IPv6 addresses and ports where given.
+#[inline(always)]
+pub fn set_v6(
+    frame: &mut [u8],
+    parsed: &Parsed,
+    src: Option<(&[u8; 16], u16)>,
+    dst: Option<(&[u8; 16], u16)>,
+) -> bool {
+    edit_v6(frame, parsed, src, dst)
 }
 
 /// Takes one off the TTL or hop limit; false, and no change, where it would reach zero: the packet must not be forwarded
@@ -71,11 +92,11 @@ pub fn decrement_ttl_v4(frame: &mut [u8], parsed: &Parsed) -> bool {
     if ttl <= 1 {
         return false;
     }
-    let protocol = header[ipv4::field::PROTOCOL];
-    let mut delta = Delta::new();
-    delta.u16(be16(ttl, protocol), be16(ttl - 1, protocol));
     header[ipv4::field::TTL] = ttl - 1;
-    mend_v4(header, delta);
+    // RFC 1624 §3 with ~m + m' = HOP: at most 0x1fefe, so that one fold is enough
+    let sum = u32::from(!be16(header[10], header[11])) + HOP;
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    header[10..12].copy_from_slice(&checksum.to_be_bytes());
     true
 }
 
@@ -122,7 +143,7 @@ pub fn finish_icmp_error(
     let moved = match parsed.kind {
         Kind::Ipv4 => {
             let (Some(src), Some(dst)) = (v4(src), v4(dst)) else { return false };
-            edit_v4(frame, parsed, src, dst)
+            edit_v4::<false>(frame, parsed, src, dst)
         }
         Kind::Ipv6 => {
             let (Some(src), Some(dst)) = (v6(src), v6(dst)) else { return false };
@@ -134,11 +155,20 @@ pub fn finish_icmp_error(
 }
 
 #[inline(always)]
-fn edit_v4(frame: &mut [u8], parsed: &Parsed, src: Option<(u32, u16)>, dst: Option<(u32, u16)>) -> bool {
+fn edit_v4<const HOPS: bool>(
+    frame: &mut [u8],
+    parsed: &Parsed,
+    src: Option<(u32, u16)>,
+    dst: Option<(u32, u16)>,
+) -> bool {
     if parsed.kind != Kind::Ipv4 || !holds_transport(frame, parsed) {
         return false;
     }
     let Some(header) = chunk_mut::<{ ipv4::HEADER_LEN }>(frame, parsed.l3_offset()) else { return false };
+    let ttl = header[ipv4::field::TTL];
+    if HOPS && ttl <= 1 {
+        return false;
+    }
     let mut delta = Delta::new();
     if let Some((address, _)) = src {
         delta.u32(u32::from_be_bytes([header[12], header[13], header[14], header[15]]), address);
@@ -148,7 +178,12 @@ fn edit_v4(frame: &mut [u8], parsed: &Parsed, src: Option<(u32, u16)>, dst: Opti
         delta.u32(u32::from_be_bytes([header[16], header[17], header[18], header[19]]), address);
         header[16..20].copy_from_slice(&address.to_be_bytes());
     }
-    mend_v4(header, delta);
+    let mut of_header = delta;
+    if HOPS {
+        header[ipv4::field::TTL] = ttl - 1;
+        of_header.u32(!HOP, 0);
+    }
+    mend_v4(header, of_header);
     // ICMP for IPv4 has no pseudo-header: addresses are not in its checksum.
     if parsed.has_ports {
         edit_ports(frame, parsed, delta, src.map(|(_, port)| port), dst.map(|(_, port)| port));
@@ -349,6 +384,29 @@ mod tests {
             let incremental = frame.clone();
             prop_assert!(refresh_l4_checksum(&mut frame, &after));
             prop_assert_eq!(frame, incremental);
+        }
+
+        #[test]
+        fn a_pass_is_a_hop_and_the_same_edits(src: Option<(u32, u16)>, dst: Option<(u32, u16)>, udp: bool, ttl: u8, sum: u16) {
+            let mut frame = if udp { sample::udp(Family::V4, b"x") } else { sample::tcp(Family::V4, TcpControl::None, Some(9), b"x") };
+            let shape = parsed(&frame);
+            // any TTL and any checksum, right or wrong: both ways change it alike
+            frame[shape.l3_offset() + ipv4::field::TTL] = ttl;
+            frame[shape.l3_offset() + 10..][..2].copy_from_slice(&sum.to_be_bytes());
+            let (mut apart, original) = (frame.clone(), frame.clone());
+            if !pass_v4(&mut frame, &shape, src, dst) {
+                prop_assert!(ttl <= 1);
+                prop_assert_eq!(frame, original);
+                return Ok(());
+            }
+            prop_assert!(decrement_ttl_v4(&mut apart, &shape));
+            if let Some((address, port)) = src {
+                prop_assert!(set_src_v4(&mut apart, &shape, address, port));
+            }
+            if let Some((address, port)) = dst {
+                prop_assert!(set_dst_v4(&mut apart, &shape, address, port));
+            }
+            prop_assert_eq!(apart, frame);
         }
 
         #[test]
