@@ -19,9 +19,7 @@ use weir_abi::columns::{PortColumn, WorkerColumn};
 use weir_l4::engine::Engine;
 use weir_l4::rate::TICKS_PER_SECOND;
 use weir_l4::{Delivery, Lookup, Owner, Spread, Verdict};
-use weir_net::{
-    Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse_into, parse_plain_v4,
-};
+use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, icmpv6, parse_into, parse_plain_v4};
 
 use crate::books::{Books, Way};
 use crate::drops::{Drop, WorkerReason};
@@ -434,14 +432,27 @@ impl Worker {
     /// Last stage: the packet leaves, waits, or ends.
     #[inline(always)]
     fn execute(&mut self, packet: Packet, parsed: &Parsed, port: u16, verdict: Verdict, tick: u32) {
+        // not a `match`: that becomes an indirect jump
+        if let Verdict::ToBackend(delivery) = &verdict {
+            self.send_to_backend(packet, delivery);
+        } else {
+            self.execute_other(packet, parsed, port, verdict, tick);
+        }
+    }
+
+    #[inline(always)]
+    fn send_to_backend(&mut self, packet: Packet, delivery: &Delivery) {
+        self.books.delivered(delivery, Way::In);
+        match self.links.of_id(NeighbourId(delivery.next_hop)) {
+            Some(mac) => self.output.forward(delivery.egress, packet, delivery.l3, mac, &self.books),
+            None => self.hold_for_backend(packet, delivery),
+        }
+    }
+
+    #[inline(never)]
+    fn execute_other(&mut self, packet: Packet, parsed: &Parsed, port: u16, verdict: Verdict, tick: u32) {
         match verdict {
-            Verdict::ToBackend(delivery) => {
-                self.books.delivered(&delivery, Way::In);
-                match self.links.of_id(NeighbourId(delivery.next_hop)) {
-                    Some(mac) => self.output.forward(delivery.egress, packet, delivery.l3, mac, &self.books),
-                    None => self.hold_for_backend(packet, &delivery),
-                }
-            }
+            Verdict::ToBackend(delivery) => self.send_to_backend(packet, &delivery),
             Verdict::ToClient(delivery) => {
                 self.books.delivered(&delivery, Way::Out);
                 self.deliver_to_client(packet, parsed, port, delivery.l3, tick);
@@ -650,8 +661,8 @@ impl Worker {
 /// Whether a frame is addressed to the port, or to several stations.
 #[inline(always)]
 fn is_for_station(out: &PortOut, packet: &Packet, filter: bool) -> bool {
-    let destination = eth::destination(packet.data());
-    !filter || destination == out.mac || destination.is_multicast()
+    let to_us = |to: &[u8; 6]| *to == out.mac.0 || Mac(*to).is_multicast();
+    !filter || packet.data().first_chunk().is_some_and(to_us)
 }
 
 /// IEEE 802.1Q §6.9: identifier 0 is a priority tag, no VLAN.
