@@ -66,6 +66,27 @@ pub(crate) fn encapsulate<P: PacketBuf>(
     identification: u16,
 ) -> bool {
     let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
+    let (src, dst) = (backend.tunnel_source, backend.address);
+    if listener.mode == Mode::Ipip && is_v4(src) && is_v4(dst) {
+        // what `outer` would say, of which all but the addresses is known here and folds into constants
+        let ends = Ends::V4 { src: src as u32, dst: dst as u32 };
+        let outer = Outer { tunnel: Tunnel::Ipip, ends, ttl: OUTER_TTL, identification, flow_label: 0 };
+        return encap::encapsulate(packet, parsed, &outer, &link);
+    }
+    encapsulate_any(packet, parsed, listener, backend, hash, identification)
+}
+
+/// [`encapsulate`] for all tunnels.
+#[inline(never)]
+fn encapsulate_any<P: PacketBuf>(
+    packet: &mut P,
+    parsed: &Parsed,
+    listener: &Listener,
+    backend: &Backend,
+    hash: u32,
+    identification: u16,
+) -> bool {
+    let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
     outer(listener, backend, hash, identification)
         .is_some_and(|outer| encap::encapsulate(packet, parsed, &outer, &link))
 }

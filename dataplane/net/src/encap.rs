@@ -129,7 +129,7 @@ pub const fn entropy_port(hash: u64) -> u16 {
 /// False where the headroom or the 16-bit outer length does not suffice; then nothing but the padding has changed.
 /// The outer IPv4 packet may be fragmented only where the inner one may be (RFC 2003 §3.1); TTL of the inner packet is
 /// the caller's to decrement before.
-#[inline]
+#[inline(always)]
 pub fn encapsulate<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer, link: &Link) -> bool {
     let Some(inner) = parsed.family() else { return false };
     let overhead = outer.tunnel.overhead(outer.ends.family());

@@ -69,7 +69,7 @@ pub struct Header {
 
 impl Header {
     /// The header's bytes with its checksum.
-    #[inline]
+    #[inline(always)]
     pub fn bytes(&self) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
         out[0] = 0x45;
