@@ -1,5 +1,7 @@
 //! From a snapshot to running workers: DPDK, ports, queues, tables, rings, threads. Runs once per process.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -99,12 +101,14 @@ pub struct Running {
     pub books: Books,
     /// DPDK; must be dropped last.
     eal: Eal,
+    /// Keep other instances off the interfaces.
+    _locks: Vec<Option<UnixListener>>,
 }
 
 impl Running {
     /// Stops workers and ports, in order. Returns how many packets were not given back: zero, or there is a leak.
     pub fn stop(self) -> u64 {
-        let Self { mut workers, mut ports, eal, .. } = self;
+        let Self { mut workers, mut ports, eal, _locks, .. } = self;
         for worker in &mut workers {
             while worker.orders.push(ToWorker::Stop).is_err() && !worker.thread.is_finished() {
                 std::thread::yield_now();
@@ -150,6 +154,7 @@ pub fn launch(
         .map(|port| device_of(port.device.as_str()))
         .collect::<Result<Vec<_>, _>>()?;
     let buffers = if node.buffers == 0 { DEFAULT_BUFFERS } else { node.buffers };
+    let locks = devices.iter().map(lock_interface).collect::<Result<Vec<_>, _>>()?;
     let eal = start_eal(place, &devices, buffers, node)?;
     let mut parts = Vec::new();
     for (port, device) in snapshot.node.ports.iter().zip(&devices) {
@@ -192,7 +197,7 @@ pub fn launch(
         handles.push(Handle { orders, reports, thread: spawn(plan, place.tables.path(), eal.handle())? });
     }
     let ports = parts.into_iter().map(|part| part.port).collect();
-    Ok(Running { workers: handles, ports, macs, books, eal })
+    Ok(Running { workers: handles, ports, macs, books, eal, _locks: locks })
 }
 
 fn start_eal(
@@ -222,6 +227,27 @@ fn start_eal(
 
 fn buffer_bytes(node: &NodeRecord) -> u16 {
     if node.buffer_bytes == 0 { dpdk::mempool::DATA_ROOM } else { node.buffer_bytes as u16 }
+}
+
+/// Makes sure that no other Weir has this kernel interface, before a driver touches it: the AF_XDP driver takes the interface's XDP program
+/// off when it fails, and with it the running process's traffic.
+///
+/// The lock is a name in the abstract socket space of the network namespace, as the interface itself is; the kernel
+/// lets go of it with the process.
+fn lock_interface(device: &DeviceSpec) -> Result<Option<UnixListener>, LaunchError> {
+    let interface = match device {
+        DeviceSpec::AfXdp(name) | DeviceSpec::AfPacket(name) | DeviceSpec::Tap(name) => name,
+        _ => return Ok(None),
+    };
+    let lock = SocketAddr::from_abstract_name(format!("weir/interface/{interface}"))
+        .and_then(|name| UnixListener::bind_addr(&name));
+    match lock {
+        Ok(lock) => Ok(Some(lock)),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(failed(device.to_string())(
+            &"another weir-dataplane uses this interface; stop it, or give this instance another one",
+        )),
+        Err(error) => Err(failed(device.to_string())(&error)),
+    }
 }
 
 /// An opened port and its queues.

@@ -33,7 +33,7 @@ pub enum Hold {
     Waits,
     /// It waits, and is the first: ask for the next hop.
     First,
-    /// There is no room.
+    /// Too many wait for this next hop already.
     Full,
 }
 
@@ -63,14 +63,17 @@ impl Links {
         self.held.len()
     }
 
-    /// Keeps a packet until [`Links::update`] brings its next hop's link address. With [`Hold::Full`] it comes back.
+    /// Keeps a packet until [`Links::update`] brings its next hop's link address. What comes back is to be dropped: with
+    /// [`Hold::Full`] the packet itself, else the one that has waited longest, where there was no room: so next hops
+    /// that never answer can't keep others from being asked for.
     pub fn hold(&mut self, packet: Packet, l3: u16, port: u16, address: u128) -> (Hold, Option<Packet>) {
         let waiting = self.held.iter().filter(|held| held.port == port && held.address == address).count();
-        if self.held.len() >= HELD_LIMIT || waiting >= HELD_PER_HOP {
+        if waiting >= HELD_PER_HOP {
             return (Hold::Full, Some(packet));
         }
+        let displaced = if self.held.len() >= HELD_LIMIT { Some(self.held.remove(0).packet) } else { None };
         self.held.push(Held { packet, l3, port, address });
-        (if waiting == 0 { Hold::First } else { Hold::Waits }, None)
+        (if waiting == 0 { Hold::First } else { Hold::Waits }, displaced)
     }
 
     /// Takes a change over. `release` gets each packet that waited for it, with the link address or `None` where the next hop does not answer.
@@ -129,10 +132,11 @@ mod tests {
     }
 
     fn hold(links: &mut Links, number: u16, port: u16, host: u8) -> Hold {
+        let before = links.held();
         let (hold, back) = links.hold(packet(&number.to_be_bytes()), number, port, bits_of(address(host)));
-        assert_eq!(back.is_some(), hold == Hold::Full);
-        if let Some(back) = back {
-            assert_eq!(back.data(), number.to_be_bytes());
+        assert_eq!(back.is_some(), hold == Hold::Full || before == HELD_LIMIT);
+        if hold == Hold::Full {
+            assert_eq!(back.unwrap().data(), number.to_be_bytes());
         }
         hold
     }
@@ -193,8 +197,9 @@ mod tests {
             assert_eq!(hold(&mut links, number, 2 + number, 1), Hold::First);
         }
         assert_eq!(links.held(), HELD_LIMIT);
-        assert_eq!(hold(&mut links, 0, 1, 2), Hold::Full);
-        assert_eq!(released(&mut links, &update(0, 0, 1, Some(MAC))).len(), HELD_PER_HOP);
+        // a stranger is asked for all the same, in place of the one that has waited longest
         assert_eq!(hold(&mut links, 0, 1, 2), Hold::First);
+        assert_eq!(links.held(), HELD_LIMIT);
+        assert_eq!(released(&mut links, &update(0, 0, 1, Some(MAC))).len(), HELD_PER_HOP - 1);
     }
 }

@@ -17,6 +17,8 @@ const RETRY_FIRST_MS: u64 = 100;
 const RETRY_MOST_MS: u64 = 1_000;
 /// RFC 4861 §10: MAX_UNICAST_SOLICIT and MAX_MULTICAST_SOLICIT are 3; two more, because retries start early.
 const TRIES: u32 = 5;
+/// Between two claims of the same address that are looked into, milliseconds: forged ones cost at most a question a second.
+const DOUBT_MS: u64 = 1_000;
 /// Dynamic entries are forgotten after so long, milliseconds.
 const FORGET_MS: u64 = 300_000;
 
@@ -63,6 +65,8 @@ enum State {
     Reachable,
     /// Asked again; the old link address is still used.
     Probe,
+    /// Somebody else claimed the address: everyone is asked; the old link address is still used.
+    Doubt,
 }
 
 #[derive(Debug)]
@@ -77,6 +81,8 @@ struct Entry {
     configured: bool,
     born_ms: u64,
     changed: bool,
+    /// When a claim was last doubted.
+    doubted_ms: Option<u64>,
     /// The workers were told that it does not answer.
     failed: bool,
 }
@@ -132,8 +138,9 @@ impl Neighbours {
 
     /// A worker has a packet for this address.
     pub fn wanted(&mut self, port: u16, address: IpAddr, now_ms: u64) {
-        let dynamic = self.by_id.values().filter(|entry| !entry.configured).count();
-        if !self.by_address.contains_key(&(port, address)) && dynamic >= LIMIT {
+        // the cheap questions first: a flood of strangers asks this for each of its packets
+        let is_new = self.by_id.len() >= LIMIT && !self.by_address.contains_key(&(port, address));
+        if is_new && self.by_id.values().filter(|entry| !entry.configured).count() >= LIMIT {
             let oldest =
                 self.by_id.values().filter(|entry| !entry.configured).min_by_key(|entry| entry.born_ms);
             if let Some(id) = oldest.map(|entry| entry.id) {
@@ -174,6 +181,7 @@ impl Neighbours {
             configured: false,
             born_ms: now_ms,
             changed: false,
+            doubted_ms: None,
             failed: false,
         };
         self.by_id.insert(id, entry);
@@ -188,12 +196,26 @@ impl Neighbours {
         }
     }
 
-    /// A message showed where an address is. `answers`: it was sent to us in answer (RFC 4861 §7.3.1); hearsay updates only
-    /// what is known already (RFC 826 merge flag, RFC 4861 §7.2.5) and does not make it reachable.
+    /// A message showed where an address is. `answers`: it was sent to us in answer (RFC 4861 §7.3.1).
+    ///
+    /// A link address that differs from the one in use is believed only from an answer to a question of ours: hearsay
+    /// (RFC 826 merge flag, RFC 4861 §7.2.5) and answers that nobody asked for make us ask everyone, at most once in
+    /// [`DOUBT_MS`], while traffic goes on to where it went. So a gateway that moved is followed within a round trip, and a
+    /// single forged message moves nothing. Stricter than RFC 4861 §7.2.5, which takes an override at once.
     pub fn received(&mut self, port: u16, address: IpAddr, mac: Mac, answers: bool, now_ms: u64) {
         let Some(entry) = self.by_address.get(&(port, address)).and_then(|id| self.by_id.get_mut(id)) else {
             return;
         };
+        let asked = entry.state != State::Reachable;
+        if entry.mac.is_some_and(|known| known != mac) && !(answers && asked) {
+            if entry.doubted_ms.is_none_or(|at| now_ms.saturating_sub(at) >= DOUBT_MS) {
+                entry.doubted_ms = Some(now_ms);
+                entry.state = State::Doubt;
+                entry.tries = 0;
+                entry.due_ms = now_ms;
+            }
+            return;
+        }
         if entry.mac != Some(mac) {
             entry.mac = Some(mac);
             entry.changed = true;
@@ -318,16 +340,28 @@ mod tests {
     }
 
     #[test]
-    fn hearsay_creates_nothing_but_moves_what_is_known() {
-        let mut cache = Neighbours::new(1_000);
+    fn hearsay_creates_nothing_and_moves_nothing_before_it_was_asked_about() {
+        let mut cache = Neighbours::new(30_000);
         cache.received(0, host(), MAC, false, 0);
         assert_eq!(actions(&mut cache, 0), []);
         let id = cache.configured(0, host(), 0);
         cache.received(0, host(), MAC, true, 0);
+        actions(&mut cache, 0);
         let other = Mac([2, 0, 0, 0, 0, 2]);
+        // forged, as hearsay or as an answer that nobody asked for: a question to everyone, once a second, and no change
         cache.received(0, host(), other, false, 1);
+        assert_eq!(actions(&mut cache, 1), [Action::Ask { port: 0, address: host(), known: None }]);
+        cache.received(0, host(), MAC, true, 2);
+        for now in 3..1_001 {
+            cache.received(0, host(), other, now % 2 == 0, now);
+            assert_eq!(actions(&mut cache, now), [], "at {now}");
+        }
+        // moved in truth: the new owner answers the question
+        cache.received(0, host(), other, false, 2_000);
+        assert_eq!(actions(&mut cache, 2_000), [Action::Ask { port: 0, address: host(), known: None }]);
+        cache.received(0, host(), other, true, 2_001);
         let update = Update { id, port: 0, address: host(), mac: Some(other), forgotten: false };
-        assert_eq!(actions(&mut cache, 1), [Action::Tell(update)]);
+        assert_eq!(actions(&mut cache, 2_001), [Action::Tell(update)]);
     }
 
     #[test]

@@ -516,17 +516,15 @@ impl Worker {
                 return;
             }
         };
-        match self.links.hold(packet, l3, port, address) {
-            (Hold::First, _) => {
-                let address = weir_l4::address_of(address);
-                // a full ring costs a repetition: housekeeping asks again for all that wait
-                let _ = self.reports.push(FromWorker::Wanted { port, address });
-            }
-            (Hold::Waits, _) => {}
-            (Hold::Full, packet) => {
-                self.books.dropped(WorkerReason::NeighbourQueueFull, 1);
-                drop(packet);
-            }
+        let (hold, refused) = self.links.hold(packet, l3, port, address);
+        if hold == Hold::First {
+            let address = weir_l4::address_of(address);
+            // a full ring costs a repetition: housekeeping asks again for all that wait
+            let _ = self.reports.push(FromWorker::Wanted { port, address });
+        }
+        if let Some(refused) = refused {
+            self.books.dropped(WorkerReason::NeighbourQueueFull, 1);
+            drop(refused);
         }
         self.books.set(WorkerColumn::Held, self.links.held() as u64);
     }
@@ -629,11 +627,13 @@ impl Worker {
 
     fn housekeep(&mut self, clock: &mut Clock, now_tsc: u64) {
         clock.housekeeping_tsc = now_tsc;
-        clock.tick = tick_now();
+        let tick = tick_now();
+        let new_tick = tick != clock.tick;
+        clock.tick = tick;
         self.ack.beat(monotonic_ns());
         let (v4, v6) = self.engine.capacity();
         self.engine.sweep(v4.max(v6).div_ceil(SWEEP_ROUNDS), clock.tick, &mut self.books);
-        for (port, address) in self.links.waiting_for() {
+        for (port, address) in self.links.waiting_for().filter(|_| new_tick) {
             let _ = self.reports.push(FromWorker::Wanted { port, address });
         }
         let (flows_v4, flows_v6) = self.engine.live();
