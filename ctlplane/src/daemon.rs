@@ -336,7 +336,7 @@ async fn set_backend(
 async fn finish(engine: &Mutex<Engine>, change: Change, dry_run: bool) -> Result<Answer, Refused> {
     let outcome = match (dry_run, &change.published) {
         (true, _) => Outcome::DryRun,
-        (false, None) => Outcome::Unchanged,
+        (false, None) => unchanged(engine, change.generation).await,
         (false, Some(_)) => wait_for_acks(engine, change.generation).await,
     };
     let applied = Applied {
@@ -349,6 +349,16 @@ async fn finish(engine: &Mutex<Engine>, change: Change, dry_run: bool) -> Result
         needs_restart: change.needs_restart,
     };
     Ok(json(StatusCode::OK, &applied))
+}
+
+/// A generation that stands refused is not in force, changed or not.
+async fn unchanged(engine: &Mutex<Engine>, generation: u64) -> Outcome {
+    let dataplane = engine.lock().await.snapshots().dataplane();
+    match dataplane.refusal.filter(|refusal| refusal.generation >= generation) {
+        None => Outcome::Unchanged,
+        Some(refusal) if dataplane.is_alive => Outcome::Refused { text: refusal.text },
+        Some(_) => Outcome::NoDataplane,
+    }
 }
 
 async fn wait_for_acks(engine: &Mutex<Engine>, generation: u64) -> Outcome {

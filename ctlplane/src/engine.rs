@@ -122,6 +122,8 @@ pub struct Engine {
     cache: TableCache,
     snapshots: Snapshots,
     quiet: QuietTimers,
+    /// The last generation that [`Self::repair`] published or gave up.
+    repaired: u64,
 }
 
 fn check(text: &str, name: &str, machine: &Machine) -> Result<(Model, Vec<Report>), EngineError> {
@@ -163,6 +165,7 @@ impl Engine {
             cache: TableCache::default(),
             snapshots,
             quiet: QuietTimers::default(),
+            repaired: 0,
         };
         engine.resume()?;
         Ok(engine)
@@ -237,15 +240,14 @@ impl Engine {
         Ok(Change { generation: self.generation(), published, warnings, needs_restart })
     }
 
-    /// Publishes where the tables changed, else only keeps the state.
+    /// Publishes where the tables changed or their files are damaged, else only keeps the state.
     fn put_in_force(
         &mut self,
         state: State,
         model: Model,
         compiled: &Compiled,
     ) -> Result<Option<Published>, EngineError> {
-        let unchanged = self.snapshots.current().is_some_and(|root| root.tables == compiled.references());
-        if !unchanged {
+        if !self.snapshots.needs_nothing(compiled) {
             return self.commit(state, model, compiled).map(Some);
         }
         self.store.save(&state)?;
@@ -331,6 +333,7 @@ impl Engine {
             return self.resume();
         }
         self.snapshots.beat();
+        self.repair()?;
         let mut indices = self.state.indices.clone_if_leaving();
         let Some(indices) = indices.as_mut() else {
             self.quiet = QuietTimers::default();
@@ -343,6 +346,35 @@ impl Engine {
             self.put_in_force(state, self.model.clone(), &compiled)?;
         }
         self.snapshots.retire()?;
+        Ok(())
+    }
+
+    /// Writes damaged files again, once for each generation that the dataplane refused as invalid.
+    ///
+    /// A repaired generation that is refused with all its files intact is left alone: another would be refused too.
+    fn repair(&mut self) -> Result<(), EngineError> {
+        let refused = self.snapshots.published();
+        if !self.snapshots.is_refused_as_invalid() {
+            return Ok(());
+        }
+        let state = self.state.clone();
+        let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
+        if self.repaired == refused {
+            if !self.snapshots.holds(&compiled) {
+                self.repaired = 0;
+            }
+            return Ok(());
+        }
+        tracing::warn!(
+            "generation {refused} was refused as invalid: verifying its files and publishing again"
+        );
+        let published = self.commit(state, self.model.clone(), &compiled)?;
+        self.repaired = published.generation;
+        tracing::warn!(
+            "generation {} replaces it; {} damaged tables were written again",
+            published.generation,
+            published.tables_written
+        );
         Ok(())
     }
 

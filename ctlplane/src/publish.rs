@@ -14,6 +14,9 @@ use weir_abi::{Root, TableRef, root_generation, root_name, table_name};
 
 use crate::compile::Compiled;
 
+/// The dataplane's refusal code for files that do not verify; its other codes are about files that are good.
+const REFUSED_INVALID: u64 = 1;
+
 /// Why nothing was published. The old generation runs on.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
@@ -124,15 +127,42 @@ impl Snapshots {
         })
     }
 
-    /// Publishes `compiled` as `generation`.
+    /// Whether the dataplane could not read the files of the published generation.
+    pub fn is_refused_as_invalid(&self) -> bool {
+        let published = self.published();
+        let refusal = self.dataplane().refusal;
+        refusal.is_some_and(|refusal| refusal.generation == published && refusal.code == REFUSED_INVALID)
+    }
+
+    /// Whether what this process once wrote may be taken to be there still: a dataplane that runs and complains of
+    /// nothing has read it.
+    fn is_proved(&self) -> bool {
+        self.dataplane().is_alive && !self.is_refused_as_invalid()
+    }
+
+    /// Whether `compiled` is in force already, so that it need not be published.
+    pub fn needs_nothing(&mut self, compiled: &Compiled) -> bool {
+        if self.is_refused_as_invalid() {
+            return false;
+        }
+        if !self.is_proved() {
+            return self.holds(compiled);
+        }
+        self.current().is_some_and(|root| root.tables == compiled.references())
+    }
+
+    /// Publishes `compiled` as `generation`. Files of an earlier generation are used again; where that one is in doubt,
+    /// only after they were read and compared.
     pub fn publish(&mut self, compiled: &Compiled, generation: u64) -> Result<Published, PublishError> {
         let mut tables_written = 0;
+        let is_proved = self.is_proved();
+        let mut compared: HashSet<u64> = HashSet::new();
         for table in &compiled.tables {
             let reference = table.reference;
             match self.verified.get(&reference.id) {
-                Some(known) if *known == reference => continue,
-                Some(_) => return Err(PublishError::Collision(reference.id)),
-                None => {}
+                Some(known) if *known != reference => return Err(PublishError::Collision(reference.id)),
+                Some(_) if is_proved || compared.contains(&reference.id) => continue,
+                _ => {}
             }
             let name = table_name(reference.id);
             let there = self.directory.exists(&name)
@@ -142,6 +172,7 @@ impl Snapshots {
                 tables_written += 1;
             }
             self.verified.insert(reference.id, reference);
+            compared.insert(reference.id);
         }
         let created_unix_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)

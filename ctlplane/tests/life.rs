@@ -97,6 +97,74 @@ fn a_damaged_table_is_written_again() {
     instance.read(2);
 }
 
+fn damage(instance: &Instance, generation: u64) {
+    let name = table_name(instance.read(generation).root.tables[2].id);
+    let path = instance.shm().join("weir-test").join(name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn an_apply_without_a_dataplane_writes_a_damaged_table_again() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    damage(&instance, 1);
+    let change = engine.apply(&one_pool(TWO), "f").unwrap();
+    assert_eq!((change.generation, change.published.unwrap().tables_written), (2, 1));
+    instance.read(2);
+    // a table that a change of another pool uses again
+    let with_other = format!("{}{}", one_pool(TWO), pool("other", &[("far", 7, 1)]));
+    engine.apply(&with_other, "f").unwrap();
+    damage(&instance, 3);
+    engine.set_backend("other", "far", &[BackendChange::Weight(9)], false).unwrap();
+    instance.read(4);
+}
+
+#[test]
+fn a_refused_generation_is_repaired_by_an_apply_of_the_same_file() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 1);
+    damage(&instance, 1);
+    dataplane.refuse_as_invalid(1);
+    let change = engine.apply(&one_pool(TWO), "f").unwrap();
+    assert_eq!((change.generation, change.published.unwrap().tables_written), (2, 1));
+    instance.read(2);
+    dataplane.ack(2);
+    assert!(engine.apply(&one_pool(TWO), "f").unwrap().published.is_none());
+}
+
+#[test]
+fn a_tick_repairs_each_refused_generation_once() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 1);
+    dataplane.ack(1);
+    damage(&instance, 1);
+    dataplane.refuse(1, "needs a restart");
+    engine.tick(Instant::now()).unwrap();
+    assert_eq!(engine.generation(), 1, "refused for what a new generation does not mend");
+    dataplane.refuse_as_invalid(1);
+    engine.tick(Instant::now()).unwrap();
+    engine.tick(Instant::now()).unwrap();
+    assert_eq!(engine.generation(), 2);
+    instance.read(2);
+    // refused again though intact: no generation after the other
+    dataplane.refuse_as_invalid(2);
+    engine.tick(Instant::now()).unwrap();
+    engine.tick(Instant::now()).unwrap();
+    assert_eq!(engine.generation(), 2);
+    // damaged again
+    damage(&instance, 2);
+    for _ in 0..3 {
+        engine.tick(Instant::now()).unwrap();
+    }
+    assert_eq!(engine.generation(), 3);
+    instance.read(3);
+}
+
 #[test]
 fn lost_state_takes_the_indices_over_from_shared_memory() {
     let instance = Instance::new(&one_pool(&[("zero", 9, 1), ("one", 1, 100), ("two", 2, 50)]));

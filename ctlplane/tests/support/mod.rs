@@ -154,6 +154,11 @@ impl FakeDataplane {
         self.adopter.refuse(generation, 7, text);
     }
 
+    /// As one that could not read a file.
+    pub fn refuse_as_invalid(&mut self, generation: u64) {
+        self.adopter.refuse(generation, 1, "checksum");
+    }
+
     pub fn set(&self, area: usize, group: &str, row: u32, column: usize, value: u64) {
         let words: &[AtomicU64] = &self.words;
         self.layout.writer(words, area, group).unwrap().set(row as usize, column, value);
