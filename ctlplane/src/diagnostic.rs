@@ -3,9 +3,19 @@
 //! Every stage that reads the file adds to one [`Diagnostics`], so that the operator sees all errors at once. Rendered as
 //! text with a caret under the place, or as JSON.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
+
+/// Most errors, and most warnings, that are told of one file.
+const MOST_TOLD: usize = 100;
+/// Most characters of a source line that a snippet shows.
+const SNIPPET_COLUMNS: usize = 160;
+/// Of them, those before the caret.
+const SNIPPET_LEAD: usize = 60;
+/// Most characters of a message, a label or a help: they quote the file's own values.
+const MOST_WORDING: usize = 1_000;
 
 /// Bytes `start..end` of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -155,6 +165,32 @@ struct Place<'a> {
     width: usize,
 }
 
+impl Place<'_> {
+    /// The part of the line around the mark, with the mark's indent and width in it.
+    fn window(&self) -> (String, usize, usize) {
+        let skipped = match self.text.char_indices().nth(SNIPPET_COLUMNS) {
+            Some(_) => self.indent.saturating_sub(SNIPPET_LEAD),
+            None => 0,
+        };
+        let mut rest = self.text.chars().skip(skipped);
+        let shown: String = rest.by_ref().take(SNIPPET_COLUMNS).collect();
+        let before = if skipped > 0 { "\u{2026}" } else { "" };
+        let after = if rest.next().is_some() { "\u{2026}" } else { "" };
+        let line = format!("{before}{}{after}", shown.replace('\t', " "));
+        let indent = self.indent - skipped;
+        let marked = self.width.min(SNIPPET_COLUMNS.saturating_sub(indent)).max(1);
+        (line, indent + usize::from(skipped > 0), marked)
+    }
+}
+
+/// The text, or its beginning where it is long.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MOST_WORDING) {
+        Some((end, _)) => format!("{}\u{2026}", text.get(..end).unwrap_or("")),
+        None => text.to_owned(),
+    }
+}
+
 impl<'a> Source<'a> {
     fn place(&self, span: Span) -> Place<'a> {
         let mut start = span.start.min(self.text.len());
@@ -172,9 +208,37 @@ impl<'a> Source<'a> {
         Place { line: before.matches('\n').count() + 1, column: indent + 1, text, indent, width }
     }
 
-    /// Machine-readable findings.
+    /// Machine-readable findings: each once, and of many the first, with a last one that counts the rest.
     pub fn reports(&self, diagnostics: &Diagnostics) -> Vec<Report> {
-        diagnostics.sorted().into_iter().map(|diagnostic| self.report(diagnostic)).collect()
+        let mut seen = HashSet::new();
+        let mut list = diagnostics.sorted();
+        list.retain(|d| seen.insert((d.severity == Severity::Error, d.span, d.message.as_str())));
+        let mut reports = Vec::new();
+        let mut rest = Vec::new();
+        for severity in [Severity::Error, Severity::Warning] {
+            let of_kind: Vec<_> = list.iter().filter(|d| d.severity == severity).collect();
+            if let Some(first) = of_kind.get(MOST_TOLD) {
+                let omitted = of_kind.len() - MOST_TOLD;
+                rest.push((first.span, severity, omitted));
+            }
+        }
+        let mut told = [0, 0];
+        for diagnostic in list {
+            let [errors, warnings] = &mut told;
+            let count = if diagnostic.severity == Severity::Error { errors } else { warnings };
+            *count += 1;
+            if *count <= MOST_TOLD {
+                reports.push(self.report(diagnostic));
+            }
+        }
+        reports.extend(rest.into_iter().map(|(span, severity, omitted)| {
+            let kind = if severity == Severity::Error { "error" } else { "warning" };
+            let plural = if omitted == 1 { "" } else { "s" };
+            let message = format!("\u{2026} and {omitted} more {kind}{plural}");
+            let summary = Diagnostic { severity, ..Diagnostic::error(span, message) };
+            Report { snippet: String::new(), omitted, ..self.report(&summary) }
+        }));
+        reports
     }
 
     fn report(&self, diagnostic: &Diagnostic) -> Report {
@@ -184,14 +248,15 @@ impl<'a> Source<'a> {
             file: self.name.to_owned(),
             line: place.line,
             column: place.column,
-            message: diagnostic.message.clone(),
-            label: diagnostic.label.clone(),
-            help: diagnostic.help.clone(),
+            message: shortened(&diagnostic.message),
+            label: shortened(&diagnostic.label),
+            help: diagnostic.help.as_deref().map(shortened),
             related: diagnostic.related.as_ref().map(|(span, label)| {
                 let place = self.place(*span);
-                Related { line: place.line, column: place.column, label: label.clone() }
+                Related { line: place.line, column: place.column, label: shortened(label) }
             }),
             snippet: self.snippet(diagnostic),
+            omitted: 0,
         }
     }
 
@@ -203,10 +268,10 @@ impl<'a> Source<'a> {
         let width = marks.iter().map(|(place, ..)| place.line.to_string().len()).max().unwrap_or(1);
         let mut text = String::new();
         for (place, mark, label) in marks {
-            let line = place.text.replace('\t', " ");
-            let pointer = mark.to_string().repeat(place.width);
+            let (line, indent, marked) = place.window();
+            let pointer = mark.to_string().repeat(marked);
             let _ = writeln!(text, "{:>width$} | {line}", place.line);
-            let under = format!("{:>width$} | {}{pointer} {label}", "", " ".repeat(place.indent));
+            let under = format!("{:>width$} | {}{pointer} {}", "", " ".repeat(indent), shortened(label));
             let _ = writeln!(text, "{}", under.trim_end());
         }
         text
@@ -234,6 +299,18 @@ pub struct Report {
     pub related: Option<Related>,
     /// The line with its caret.
     pub snippet: String,
+    /// Not 0: this is no finding, but stands for so many that are not told.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted: usize,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+/// How many findings of that severity the reports stand for.
+pub fn count(reports: &[Report], severity: Severity) -> usize {
+    reports.iter().filter(|report| report.severity == severity).map(|report| report.omitted.max(1)).sum()
 }
 
 /// The other place of a [`Report`].
@@ -276,8 +353,7 @@ pub fn render(reports: &[Report], colour: bool) -> String {
         text.push_str(&report.render(colour));
         text.push('\n');
     }
-    let errors = reports.iter().filter(|r| r.severity == Severity::Error).count();
-    let warnings = reports.len() - errors;
+    let (errors, warnings) = (count(reports, Severity::Error), count(reports, Severity::Warning));
     let count = |number: usize, noun: &str| format!("{number} {noun}{}", if number == 1 { "" } else { "s" });
     if !reports.is_empty() {
         let _ = writeln!(text, "{}, {}", count(errors, "error"), count(warnings, "warning"));
@@ -309,6 +385,40 @@ mod tests {
             for end in 0..30 {
                 source.place(Span { start, end });
             }
+        }
+    }
+
+    #[test]
+    fn identical_findings_are_told_once_and_of_many_the_first() {
+        let source = Source { name: "f", text: &"x\n".repeat(300) };
+        let mut diagnostics = Diagnostics::default();
+        for at in 0..250 {
+            let span = Span { start: 2 * at, end: 2 * at + 1 };
+            diagnostics.push(Diagnostic::error(span, "bad"));
+            diagnostics.push(Diagnostic::error(span, "bad"));
+        }
+        diagnostics.push(Diagnostic::warning(Span::default(), "odd"));
+        let reports = source.reports(&diagnostics);
+        assert_eq!(reports.len(), 102);
+        let last = &reports[101];
+        assert_eq!((last.message.as_str(), last.omitted), ("\u{2026} and 150 more errors", 150));
+        assert!(render(&reports, false).ends_with("250 errors, 1 warning\n"));
+    }
+
+    #[test]
+    fn snippets_of_long_lines_show_what_is_around_the_caret() {
+        let text = format!("{}\u{e9}BAD{}", "a".repeat(5_000), "b".repeat(5_000));
+        let source = Source { name: "f", text: &text };
+        for (span, marked) in [(5_002..5_005, 3), (5_002..10_000, 99)] {
+            let mut diagnostics = Diagnostics::default();
+            diagnostics.push(Diagnostic::error(span.into(), "x".repeat(50_000)).label("here"));
+            let report = &source.reports(&diagnostics)[0];
+            assert!(report.message.chars().count() <= MOST_WORDING + 1 && report.column == 5_002);
+            let lines: Vec<Vec<char>> = report.snippet.lines().map(|l| l.chars().collect()).collect();
+            assert!(lines.iter().all(|line| line.len() < 180), "{}", report.snippet);
+            let caret = lines[1].iter().position(|c| *c == '^').unwrap();
+            assert_eq!(lines[0][caret..caret + 3], ['B', 'A', 'D']);
+            assert!(lines[1].iter().filter(|c| **c == '^').count().abs_diff(marked) <= 1);
         }
     }
 

@@ -87,7 +87,7 @@ pub enum EngineError {
 }
 
 fn errors(reports: &[Report]) -> usize {
-    reports.iter().filter(|report| report.severity == Severity::Error).count()
+    crate::diagnostic::count(reports, Severity::Error)
 }
 
 /// What a change did.
