@@ -25,10 +25,12 @@ use crate::status::Status;
 
 /// How often the engine ticks: heartbeat, releases, retired files.
 const TICK: Duration = Duration::from_millis(500);
-/// Longest that a client may take to send a request.
+/// Longest that a client may take to send a request's head, and that a connection may be idle: it holds a place.
+const HEAD_LIMIT: Duration = Duration::from_secs(2);
+/// Longest that a client may take to send a request's body.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// Most connections at once; more wait in the socket's backlog.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 256;
 /// How often acks are looked at while a request waits.
 const ACK_POLL: Duration = Duration::from_millis(1);
 
@@ -139,7 +141,7 @@ async fn connection(engine: Rc<Mutex<Engine>>, stream: UnixStream) {
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_LIMIT)
+        .header_read_timeout(HEAD_LIMIT)
         .max_buf_size(64 << 10)
         .serve_connection(TokioIo::new(stream), service)
         .await;

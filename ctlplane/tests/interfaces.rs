@@ -288,6 +288,18 @@ fn a_killed_daemon_comes_back_and_status_works_meanwhile() {
 }
 
 #[test]
+fn idle_connections_do_not_keep_others_out() {
+    let daemon = Daemon::start(&one_pool(TWO));
+    let connect = || UnixStream::connect(daemon.socket()).unwrap();
+    let idle: Vec<UnixStream> = (0..300).map(|_| connect()).collect();
+    let start = Instant::now();
+    let (status, _) = daemon.send("GET", "/v1/status", "");
+    assert_eq!(status, 200);
+    assert!(start.elapsed() < Duration::from_millis(4_500), "{:?}", start.elapsed());
+    drop(idle);
+}
+
+#[test]
 fn one_daemon_per_instance() {
     let daemon = Daemon::start(&one_pool(TWO));
     let second = spawn(&daemon.instance).wait_with_output().unwrap();
