@@ -1,10 +1,11 @@
 //! How is the balancer? Read from shared memory alone, so that it can be answered with ctlplane down.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 
-use hugepages::generation::ControlPage;
-use hugepages::segment::SegmentDir;
+use hugepages::generation::{ControlError, ControlPage};
+use hugepages::segment::{SegmentDir, SegmentError};
 use serde::{Deserialize, Serialize};
 use weir_abi::columns::{BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, WorkerColumn};
 use weir_abi::image::MAX_TABLE_BYTES;
@@ -58,7 +59,7 @@ pub struct Status {
 /// The packet process.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Dataplane {
-    /// starting, waiting, running, refused, stopping, or down.
+    /// starting, waiting, running, refused, stopping, down, or unknown where it may not be seen.
     pub state: String,
     /// 0 = there never was one.
     pub pid: u64,
@@ -78,7 +79,7 @@ pub struct Dataplane {
 /// The daemon.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Ctlplane {
-    /// running or down.
+    /// running, down, or unknown where it may not be seen.
     pub state: String,
     /// 0 = there never was one.
     pub pid: u64,
@@ -188,12 +189,16 @@ impl Status {
         let directory = match SegmentDir::open_existing(instance_directory(shm, instance)) {
             Ok(directory) => directory,
             Err(error) => {
-                status.missing.push(error.to_string());
+                status.unseen(shm, &error);
                 return status;
             }
         };
         let control = match ControlPage::open_read_only(&directory) {
             Ok(control) => control,
+            Err(ControlError::Segment(error)) => {
+                status.unseen(shm, &error);
+                return status;
+            }
             Err(error) => {
                 status.missing.push(error.to_string());
                 return status;
@@ -206,6 +211,27 @@ impl Status {
         status.read_workers(&control, counters.as_ref());
         status.read_tables(&directory, counters.as_ref());
         status
+    }
+
+    /// There is nothing to look at: never was, or not for this user.
+    fn unseen(&mut self, shm: &Path, error: &SegmentError) {
+        if error.is_not_found() {
+            self.missing.push(format!(
+                "there is no instance {} in {} (weir-ctlplane has never run here?)",
+                self.instance,
+                shm.display()
+            ));
+            return;
+        }
+        "unknown".clone_into(&mut self.dataplane.state);
+        "unknown".clone_into(&mut self.ctlplane.state);
+        self.missing.push(match error {
+            SegmentError::Io { source, .. } if source.kind() == ErrorKind::PermissionDenied => format!(
+                "unknown: permission denied; run as root or as a member of the group of {}",
+                instance_directory(shm, &self.instance).display()
+            ),
+            other => other.to_string(),
+        });
     }
 
     fn read_processes(&mut self, control: &ControlPage) {
@@ -323,7 +349,8 @@ impl Status {
 
     /// Good, degraded or unreachable: the exit code of `weir status`.
     pub fn health(&self) -> Health {
-        if self.dataplane.state == "down" && self.ctlplane.state == "down" {
+        let gone = |state: &str| matches!(state, "down" | "unknown");
+        if gone(&self.dataplane.state) && gone(&self.ctlplane.state) {
             return Health::Unreachable;
         }
         if self.complaints().is_empty() { Health::Good } else { Health::Degraded }
@@ -331,6 +358,10 @@ impl Status {
 
     /// What keeps the whole from being good, each with what to do.
     pub fn complaints(&self) -> Vec<String> {
+        // processes that left no trace, or none that may be seen: only the reason for that helps
+        if self.dataplane.pid == 0 && self.ctlplane.pid == 0 && !self.missing.is_empty() {
+            return self.missing.clone();
+        }
         let mut list = Vec::new();
         match self.dataplane.state.as_str() {
             "running" => {}
@@ -425,4 +456,27 @@ fn balance(row: &Columns) -> i64 {
     let left = sum(&[RxPackets, SteeredIn, Generated]);
     let right = sum(&[TxPackets, SteeredOut, Consumed, Held, Dropped]);
     left.wrapping_sub(right).cast_signed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn complaints(error: &SegmentError) -> Vec<String> {
+        let mut status = Status { instance: "edge".to_owned(), ..Status::default() };
+        status.unseen(Path::new("/dev/shm"), error);
+        status.complaints()
+    }
+
+    #[test]
+    fn what_may_not_be_seen_is_not_called_down() {
+        let path = std::path::PathBuf::from("/dev/shm/weir-edge");
+        let source = std::io::Error::from(ErrorKind::PermissionDenied);
+        let denied = SegmentError::Io { action: "open", path: path.clone(), source };
+        let text =
+            "unknown: permission denied; run as root or as a member of the group of /dev/shm/weir-edge";
+        assert_eq!(complaints(&denied), [text]);
+        let text = "there is no instance edge in /dev/shm (weir-ctlplane has never run here?)";
+        assert_eq!(complaints(&SegmentError::NotFound { path }), [text]);
+    }
 }

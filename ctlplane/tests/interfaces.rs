@@ -318,5 +318,7 @@ fn completions_and_manual_are_there() {
     assert!(text(&weir(&instance, &["man"]).stdout).contains(".TH"));
     let status = weir(&instance, &["status"]);
     assert_eq!(status.status.code(), Some(2));
-    assert!(text(&status.stdout).contains("unreachable"));
+    let shown = text(&status.stdout);
+    assert!(shown.contains("unreachable") && shown.contains("there is no instance test in"), "{shown}");
+    assert!(!shown.contains("start it"), "{shown}");
 }

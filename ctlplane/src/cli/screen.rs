@@ -74,11 +74,15 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
     let word = if colour { format!("{tint}{word}\x1b[0m") } else { word.to_owned() };
     let _ = writeln!(text, "instance {}: {word}, generation {}", status.instance, status.generation);
     let process = |name: &str, state: &str, pid: u64| {
-        if state == "down" { format!("  {name} down") } else { format!("  {name} {state}, pid {pid}") }
+        if matches!(state, "down" | "unknown") {
+            format!("  {name} {state}")
+        } else {
+            format!("  {name} {state}, pid {pid}")
+        }
     };
     let _ = writeln!(text, "{}", process("weir-ctlplane ", &status.ctlplane.state, status.ctlplane.pid));
     let mut dataplane = process("weir-dataplane", &status.dataplane.state, status.dataplane.pid);
-    if status.dataplane.state != "down" {
+    if !matches!(status.dataplane.state.as_str(), "down" | "unknown") {
         let acked: Vec<String> = status.acked.iter().map(u64::to_string).collect();
         let _ = write!(dataplane, ", {} workers, acked {}", status.dataplane.workers, acked.join(" "));
     }
