@@ -225,6 +225,12 @@ fn the_command_line_steers_a_daemon() {
     assert_eq!((json["ok"].as_bool(), json["diagnostics"][0]["line"].as_u64()), (Some(false), Some(1)));
     assert!(fails(&["apply", &bad], 1).contains("bad.toml:2:1"));
     assert!(fails(&["check", "/nonexistent"], 2).contains("cannot read"));
+    let large = daemon.instance.directory.path().join("large.toml");
+    std::fs::write(&large, "#".repeat((32 << 20) + 1)).unwrap();
+    for command in ["check", "apply"] {
+        let complaint = fails(&[command, &large.display().to_string()], 1);
+        assert!(complaint.contains("large.toml is larger than the limit of 33554432 bytes"), "{complaint}");
+    }
 
     let mut dataplane = FakeDataplane::start(&daemon.instance.segments(), 1);
     dataplane.ack(4);

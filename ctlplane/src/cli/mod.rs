@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::api::{Applied, Outcome, percent_encode};
+use crate::api::{Applied, MAX_BODY_BYTES, Outcome, percent_encode};
 use crate::client::{Client, ClientError};
 use crate::diagnostic::{self, Report, Source};
 use crate::machine::Machine;
@@ -199,17 +199,26 @@ pub fn run(arguments: &Arguments) -> Exit {
 }
 
 fn read_file(file: &Path) -> Result<(String, String), Exit> {
-    let mut text = String::new();
+    // one byte more tells a file that is too large
+    let limit = MAX_BODY_BYTES as u64 + 1;
+    let mut bytes = Vec::new();
     let (name, read) = if file == Path::new("-") {
-        ("<stdin>".to_owned(), std::io::stdin().read_to_string(&mut text).map(|_| ()))
+        ("<stdin>".to_owned(), std::io::stdin().take(limit).read_to_end(&mut bytes))
     } else {
-        let read = std::fs::read(file).and_then(|bytes| {
-            String::from_utf8(bytes).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
-        });
-        (file.display().to_string(), read.map(|content| text = content))
+        let read = std::fs::File::open(file).and_then(|open| open.take(limit).read_to_end(&mut bytes));
+        (file.display().to_string(), read)
     };
-    match read {
-        Ok(()) => Ok((text, name)),
+    if read.is_ok() && bytes.len() > MAX_BODY_BYTES {
+        complain(&format!(
+            "{name} is larger than the limit of {MAX_BODY_BYTES} bytes for a configuration; remove what it does not need"
+        ));
+        return Err(Exit::Bad);
+    }
+    let text = read.and_then(|_| {
+        String::from_utf8(bytes).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+    });
+    match text {
+        Ok(text) => Ok((text, name)),
         Err(error) => {
             complain(&format!("cannot read {name}: {error}; name a readable UTF-8 file"));
             Err(Exit::Unreachable)
