@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use weir_abi::record::{Algorithm, MAX_POOL_BACKENDS};
+use weir_abi::record::{AdminState, Algorithm, MAX_POOL_BACKENDS};
 use weir_balance::maglev::{DEFAULT_SLOTS, is_prime, next_prime};
 
 use super::{Reach, Rules, is_host};
@@ -60,6 +60,19 @@ impl Rules<'_> {
             self.push(
                 Diagnostic::warning(pool.span, "the pool has no backends: its flows will be dropped")
                     .help("add [[pool.backend]] with a name and an address"),
+            );
+        }
+        // what was not understood is an error of its own
+        let takes_flows = |backend: &schema::Backend| {
+            backend.weight.as_ref().is_none_or(|weight| weight.value > 0)
+                && backend.state.as_ref().is_none_or(|state| state.value == AdminState::Ready)
+        };
+        if !pool.backends.is_empty() && !pool.backends.iter().any(takes_flows) {
+            let message = "no backend of the pool takes new flows: they will be dropped";
+            self.push(
+                Diagnostic::warning(pool.span, message)
+                    .label("each has weight 0 or is not ready")
+                    .help("give one a weight above 0 and the state \"ready\""),
             );
         }
         let mut seen: HashMap<(IpAddr, u16), Span> = HashMap::new();
