@@ -11,7 +11,7 @@ use weir_abi::record::AdminState;
 use crate::compile::{self, CompileError, Compiled, TableCache};
 use crate::diagnostic::{Report, Severity, Source};
 use crate::machine::Machine;
-use crate::model::{Model, Node};
+use crate::model::{Model, Node, Port};
 use crate::publish::{PublishError, Published, Snapshots, instance_directory};
 use crate::retirement::QuietTimers;
 use crate::state::{Admin, IndexError, Override, State, reconcile_overrides};
@@ -464,20 +464,32 @@ fn static_differences(old: &Node, new: &Node) -> Vec<String> {
     compare("idle", idle(old.adaptive).to_owned(), idle(new.adaptive).to_owned());
     compare("flow_table.ipv4", old.flows_ipv4.to_string(), new.flows_ipv4.to_string());
     compare("flow_table.ipv6", old.flows_ipv6.to_string(), new.flows_ipv6.to_string());
-    compare("buffers", old.buffers.to_string(), new.buffers.to_string());
-    compare("buffer_bytes", old.buffer_bytes.to_string(), new.buffer_bytes.to_string());
+    compare("buffers", or_default(old.buffers), or_default(new.buffers));
+    compare("buffer_bytes", or_default(old.buffer_bytes), or_default(new.buffer_bytes));
     compare("max_backends", old.max_backends.to_string(), new.max_backends.to_string());
-    let ports = |node: &Node| {
-        let each = node.ports.iter().map(|port| {
-            format!(
-                "{} ({}, mtu {}, {} queues, {} descriptors)",
-                port.name, port.device, port.mtu, port.queues, port.descriptors
-            )
-        });
-        each.collect::<Vec<_>>().join("; ")
-    };
-    compare("ports", ports(old), ports(new));
+    port_differences(&old.ports, &new.ports, &mut compare);
     list
+}
+
+/// Each field of each port that differs; ports are told apart by name.
+fn port_differences(old: &[Port], new: &[Port], compare: &mut impl FnMut(&str, String, String)) {
+    let named = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect::<Vec<_>>().join(", ");
+    let none = |names: String| if names.is_empty() { "none".to_owned() } else { names };
+    compare("ports", none(named(old)), none(named(new)));
+    for new in new {
+        let Some(old) = old.iter().find(|port| port.name == new.name) else { continue };
+        let mut field = |field: &str, old: String, new_value: String| {
+            compare(&format!("port {}: {field}", new.name), old, new_value);
+        };
+        field("device", old.device.clone(), new.device.clone());
+        field("mtu", old.mtu.to_string(), new.mtu.to_string());
+        field("queues", or_default(old.queues.into()), or_default(new.queues.into()));
+        field("descriptors", or_default(old.descriptors.into()), or_default(new.descriptors.into()));
+    }
+}
+
+fn or_default(number: u32) -> String {
+    if number == 0 { "default".to_owned() } else { number.to_string() }
 }
 
 /// How long a change may wait for the dataplane.

@@ -376,6 +376,18 @@ fn static_changes_are_named_while_a_dataplane_runs() {
 }
 
 #[test]
+fn only_the_fields_of_a_port_that_differ_are_named() {
+    let lan = "[[port]]\nname = \"lan\"\ndevice = \"null:\"\n";
+    let instance = Instance::new(&format!("{}{lan}", one_pool(TWO)));
+    let mut engine = instance.start();
+    let _dataplane = FakeDataplane::start(&instance.segments(), 1);
+    let change = engine.dry_run(&format!("{}{lan}queues = 1\nmtu = 9000\n", one_pool(TWO)), "f").unwrap();
+    assert_eq!(change.needs_restart, ["port lan: mtu: 1500 to 9000", "port lan: queues: default to 1"]);
+    let change = engine.dry_run(&one_pool(TWO), "f").unwrap();
+    assert_eq!(change.needs_restart, ["ports: wan, lan to wan"]);
+}
+
+#[test]
 fn an_apply_of_the_same_publishes_nothing() {
     let instance = Instance::new(&one_pool(TWO));
     let mut engine = instance.start();
