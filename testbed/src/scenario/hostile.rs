@@ -21,6 +21,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("hostile/snapshots", snapshots),
         Scenario::new("hostile/foreign-dpdk-process", foreign),
+        Scenario::new("hostile/second-instance", second),
     ]
 }
 
@@ -178,5 +179,26 @@ fn foreign(context: &Context) -> Result<()> {
     ensure!(who(&mut kept)? == name, "a connection left its backend after the restart");
     ensure!(rig.weir.status()?.worker_sum("flows_recovered") > 0, "no flow was recovered");
     drop(kept);
+    rig.finish()
+}
+
+/// Another instance that is given the same interfaces says so and ends; the first carries on as if nothing had been.
+fn second(context: &Context) -> Result<()> {
+    let service = Service::new(Mode::Nat, Protocol::Tcp, Family::Ipv4);
+    let rig = Rig::start(context, Io::AfXdp, vec![service.clone()])?;
+    let shared = rig.run.path("second");
+    let own = SegmentDir::open(&shared).and_then(|_| SegmentDir::open(shared.join("weir-second")))?;
+    let first = SegmentDir::open_existing(rig.weir.segments())?;
+    for name in first.list()?.iter().filter(|name| name.starts_with("root-") || name.starts_with("table-")) {
+        own.publish(name, &first.read(name, 64 << 20)?)?;
+    }
+    let mut program = rig.lab.lb.command("timeout");
+    program.arg("20").arg(&context.binaries.dataplane);
+    program.args(["--no-huge", "--instance", "second", "--shm-dir"]).arg(&shared);
+    let output = program.output().context("could not start a second weir-dataplane")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(1), "the second instance ended with {}: {said}", output.status);
+    ensure!(said.contains("another weir-dataplane uses this interface"), "the second instance said: {said}");
+    http::load(&rig.lab.client, service.target(), 50, 4)?.must_be_clean()?;
     rig.finish()
 }
