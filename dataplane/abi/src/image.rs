@@ -159,23 +159,18 @@ pub struct Root {
 impl Root {
     /// The file's bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let body = self.tables.as_bytes();
-        let mut header = RootHeader {
-            magic: ROOT_MAGIC,
-            version: VERSION,
-            tables: self.tables.len() as u32,
-            length: (size_of::<RootHeader>() + body.len()) as u64,
-            checksum: 0,
-            generation: self.generation,
-            created_unix_ms: self.created_unix_ms,
-        };
-        let mut bytes = header.as_bytes().to_vec();
-        bytes.extend_from_slice(body);
-        header.checksum = checksum(bytes.get(CHECKSUMMED_ROOT..).unwrap_or(&[]));
-        if let Some(head) = bytes.get_mut(..size_of::<RootHeader>()) {
-            head.copy_from_slice(header.as_bytes());
-        }
-        bytes
+        seal_root(
+            RootHeader {
+                magic: ROOT_MAGIC,
+                version: VERSION,
+                tables: 0,
+                length: 0,
+                checksum: 0,
+                generation: self.generation,
+                created_unix_ms: self.created_unix_ms,
+            },
+            self.tables.as_bytes(),
+        )
     }
 
     /// Verifies a private copy of the file of `generation`.
@@ -234,6 +229,19 @@ impl Root {
     }
 }
 
+/// A root's bytes: the header with count, length and checksum of this body, which is whole references, then the body.
+fn seal_root(mut header: RootHeader, body: &[u8]) -> Vec<u8> {
+    header.tables = (body.len() / size_of::<TableRef>()) as u32;
+    header.length = (size_of::<RootHeader>() + body.len()) as u64;
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.extend_from_slice(body);
+    header.checksum = checksum(bytes.get(CHECKSUMMED_ROOT..).unwrap_or(&[]));
+    if let Some(head) = bytes.get_mut(..size_of::<RootHeader>()) {
+        head.copy_from_slice(header.as_bytes());
+    }
+    bytes
+}
+
 /// Bytes before the checksummed part of a root: magic, version, tables, length, checksum.
 const CHECKSUMMED_ROOT: usize = 32;
 
@@ -270,6 +278,15 @@ impl TableImage {
     }
 }
 
+/// A table whose bytes are fewer or more than the reference or its own counts say.
+fn wrong_length(reference: &TableRef, bytes: &[u8]) -> SnapshotError {
+    SnapshotError::Length {
+        what: table_name(reference.id),
+        got: bytes.len(),
+        expected: reference.length as usize,
+    }
+}
+
 /// Proves a table's bytes against the root's reference and returns its content.
 fn unseal<'a>(reference: &TableRef, bytes: &'a [u8]) -> Result<&'a [u8], SnapshotError> {
     let what = || table_name(reference.id);
@@ -288,11 +305,7 @@ fn unseal<'a>(reference: &TableRef, bytes: &'a [u8]) -> Result<&'a [u8], Snapsho
     }
     let length = bytes.len() as u64;
     if header.length != length || reference.length != length {
-        return Err(SnapshotError::Length {
-            what: what(),
-            got: bytes.len(),
-            expected: reference.length as usize,
-        });
+        return Err(wrong_length(reference, bytes));
     }
     if header.kind != reference.kind {
         return Err(value(&what(), "kind", u64::from(header.kind), "must be the kind that the root names"));
@@ -335,11 +348,7 @@ impl NodeTable {
     pub fn parse(reference: &TableRef, bytes: &[u8]) -> Result<Self, SnapshotError> {
         let content = unseal(reference, bytes)?;
         let what = table_name(reference.id);
-        let length = || SnapshotError::Length {
-            what: what.clone(),
-            got: bytes.len(),
-            expected: reference.length as usize,
-        };
+        let length = || wrong_length(reference, bytes);
         let (node, rest) = NodeRecord::read_from_prefix(content).map_err(|_| length())?;
         let (ports, rest) = records(rest, node.ports as usize).ok_or_else(length)?;
         let (addresses, rest) = records(rest, node.addresses as usize).ok_or_else(length)?;
@@ -478,11 +487,7 @@ impl ListenersTable {
     pub fn parse(reference: &TableRef, bytes: &[u8]) -> Result<Self, SnapshotError> {
         let content = unseal(reference, bytes)?;
         let what = table_name(reference.id);
-        let length = || SnapshotError::Length {
-            what: what.clone(),
-            got: bytes.len(),
-            expected: reference.length as usize,
-        };
+        let length = || wrong_length(reference, bytes);
         let (counts, rest) = records::<u32>(content, 2).ok_or_else(length)?;
         let [vips, listeners] = counts.as_slice() else { return Err(length()) };
         let (vips, rest) = records::<VipRecord>(rest, *vips as usize).ok_or_else(length)?;
@@ -575,11 +580,7 @@ impl PoolTable {
     pub fn parse(reference: &TableRef, bytes: &[u8]) -> Result<Self, SnapshotError> {
         let content = unseal(reference, bytes)?;
         let what = table_name(reference.id);
-        let length = || SnapshotError::Length {
-            what: what.clone(),
-            got: bytes.len(),
-            expected: reference.length as usize,
-        };
+        let length = || wrong_length(reference, bytes);
         let (pool, rest) = PoolRecord::read_from_prefix(content).map_err(|_| length())?;
         let (backends, rest) = records::<BackendRecord>(rest, pool.backends as usize).ok_or_else(length)?;
         let (slots, rest) = records::<u16>(rest, pool.slots as usize).ok_or_else(length)?;
@@ -676,20 +677,9 @@ pub(crate) fn seal_raw(kind: TableKind, content: &[u8]) -> TableImage {
 
 /// Gives arbitrary bytes the magic, version, length and checksum of a root, for fuzzing.
 pub(crate) fn reseal_root(data: &[u8]) -> Vec<u8> {
-    let Ok((mut header, body)) = RootHeader::read_from_prefix(data) else { return data.to_vec() };
-    let count = body.len() / size_of::<TableRef>();
-    let body = body.get(..count * size_of::<TableRef>()).unwrap_or(&[]);
-    header.magic = ROOT_MAGIC;
-    header.version = VERSION;
-    header.tables = count as u32;
-    header.length = (size_of::<RootHeader>() + body.len()) as u64;
-    let mut bytes = header.as_bytes().to_vec();
-    bytes.extend_from_slice(body);
-    header.checksum = checksum(bytes.get(CHECKSUMMED_ROOT..).unwrap_or(&[]));
-    if let Some(head) = bytes.get_mut(..size_of::<RootHeader>()) {
-        head.copy_from_slice(header.as_bytes());
-    }
-    bytes
+    let Ok((header, body)) = RootHeader::read_from_prefix(data) else { return data.to_vec() };
+    let whole = body.len() / size_of::<TableRef>() * size_of::<TableRef>();
+    seal_root(RootHeader { magic: ROOT_MAGIC, version: VERSION, ..header }, body.get(..whole).unwrap_or(&[]))
 }
 
 /// The generation that a root's header claims.
