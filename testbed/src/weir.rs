@@ -41,6 +41,26 @@ pub(crate) struct Weir {
     pub(crate) dataplane: Process,
 }
 
+/// The control process of a run, with its directories and the configuration at `config`.
+pub(crate) fn ctlplane_program(run: &Run, binaries: &Binaries, config: &Path) -> Program {
+    Program::new(
+        "weir-ctlplane",
+        &binaries.ctlplane,
+        &[
+            "--config",
+            &config.display().to_string(),
+            "--instance",
+            run.name(),
+            "--state-dir",
+            &run.path("state").display().to_string(),
+            "--run-dir",
+            &run.path("run").display().to_string(),
+            "--shm-dir",
+            SHM,
+        ],
+    )
+}
+
 impl Weir {
     /// Starts both with that configuration and waits until packets are carried.
     pub(crate) fn start(run: &Run, lab: &Lab, binaries: &Binaries, config: &str) -> Result<Self> {
@@ -57,23 +77,7 @@ impl Weir {
     ) -> Result<Self> {
         let path = run.path("weir.toml");
         std::fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
-        let (state, sockets) = (run.path("state"), run.path("run"));
-        let mut ctlplane = Program::new(
-            "weir-ctlplane",
-            &binaries.ctlplane,
-            &[
-                "--config",
-                &path.display().to_string(),
-                "--instance",
-                run.name(),
-                "--state-dir",
-                &state.display().to_string(),
-                "--run-dir",
-                &sockets.display().to_string(),
-                "--shm-dir",
-                SHM,
-            ],
-        );
+        let mut ctlplane = ctlplane_program(run, binaries, &path);
         ctlplane.stays = options.stays;
         let mut dataplane = Program::new(
             "weir-dataplane",
@@ -88,7 +92,7 @@ impl Weir {
         let mut weir = Self {
             instance: run.name().to_owned(),
             binaries: binaries.clone(),
-            run_directory: sockets,
+            run_directory: run.path("run"),
             config: path,
             ctlplane,
             dataplane,

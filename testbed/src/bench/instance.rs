@@ -15,6 +15,7 @@ use crate::run::{Run, SHM};
 use crate::setup::Binaries;
 use crate::status::Status;
 use crate::supervisor::{Process, Program};
+use crate::weir::ctlplane_program;
 
 /// Gigabytes of buffers are zeroed by the kernel and a capture is read into them before the first packet.
 const START: Duration = Duration::from_secs(90);
@@ -53,23 +54,7 @@ impl Instance {
         let path = run.path("weir.toml");
         std::fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
         let (sockets, state) = (run.path("run"), run.path("state"));
-        let ctlplane = Program::new(
-            "weir-ctlplane",
-            &binaries.ctlplane,
-            &[
-                "--config",
-                &path.display().to_string(),
-                "--instance",
-                run.name(),
-                "--state-dir",
-                &state.display().to_string(),
-                "--run-dir",
-                &sockets.display().to_string(),
-                "--shm-dir",
-                SHM,
-            ],
-        )
-        .on_cpus(OTHER_CPU);
+        let ctlplane = ctlplane_program(run, binaries, &path).on_cpus(OTHER_CPU);
         let dataplane = Program::new(
             "weir-dataplane",
             "nice",
