@@ -1,7 +1,8 @@
 //! What does the engine cost per packet, without a NIC?
 //!
 //! Established flows in random order, bursts of 32 fresh 64-byte frames (74 for IPv6) copied from a prepared array, through parse
-//! and the engine's three steps as a worker does it. Copying is measured apart and taken off. Also the cost of a new flow.
+//! and the engine's three steps as a worker does it. Copying is measured apart and taken off. Also the cost of a new flow,
+//! with room for it and in a full table.
 //!
 //!     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 cargo run --release -p weir-l4 --example engine_cost -- [FLOWS…] [MODE…]
 //!
@@ -194,8 +195,7 @@ impl Case {
         })
     }
 
-    fn engine(self, flows: usize) -> Engine<HeapMemory> {
-        let records = flows + flows / 4;
+    fn engine(self, records: usize) -> Engine<HeapMemory> {
         let (v4, v6) = if self.family == 4 { (records, 1) } else { (1, records) };
         let tables = Tables {
             v4: FromZeros::new_vec_zeroed(v4).unwrap(),
@@ -295,6 +295,7 @@ fn burst(
     buffers: &mut [Buffer],
     scratch: &mut Scratch,
     counts: &mut Counts,
+    now: u32,
 ) -> usize {
     let Scratch { parsed, lookups } = scratch;
     for ((buffer, parsed), lookup) in buffers.iter().zip(parsed.iter_mut()).zip(lookups.iter_mut()) {
@@ -306,7 +307,7 @@ fn burst(
     }
     let mut delivered = 0;
     for ((buffer, parsed), lookup) in buffers.iter_mut().zip(parsed.iter()).zip(lookups.iter()) {
-        let verdict = engine.process(buffer, parsed, *lookup, 1, counts);
+        let verdict = engine.process(buffer, parsed, *lookup, now, counts);
         delivered += usize::from(matches!(verdict, Verdict::ToBackend(_) | Verdict::ToClient(_)));
     }
     delivered
@@ -325,7 +326,7 @@ fn shuffled(flows: usize) -> Vec<u32> {
 }
 
 fn measure(case: Case, flows: usize) {
-    let mut engine = case.engine(flows);
+    let mut engine = case.engine(flows + flows / 4);
     let order = shuffled(flows);
     let rounds = PACKETS.div_ceil(flows);
     let empty = Buffer { bytes: [0; 2_176], start: 0, end: 0 };
@@ -337,10 +338,20 @@ fn measure(case: Case, flows: usize) {
     let syns = requests(SYN);
     let mut delivered = 0;
     let new = run(&syns, 1, &mut buffers, |buffers| {
-        delivered += burst(&mut engine, buffers, &mut scratch, &mut counts);
+        delivered += burst(&mut engine, buffers, &mut scratch, &mut counts, 1);
     });
     assert_eq!((delivered, counts.created as usize), (flows, flows), "every flow is new and delivered");
-    drop(syns);
+    // a table that is always full: most flows are gone before their SYN comes round again
+    let mut small = case.engine(flows / 2);
+    let mut counts = Counts::default();
+    let mut seen = 0;
+    let full = run(&syns, 8, &mut buffers, |buffers| {
+        let now = 1 + (seen * 8 / flows) as u32;
+        seen += burst(&mut small, buffers, &mut scratch, &mut counts, now);
+    });
+    assert_eq!(seen, 8 * flows);
+    assert!(counts.created as usize * 10 > seen * 9, "{seen} SYNs made {} flows", counts.created);
+    drop((syns, small));
     let acks = requests(ACK);
     let copy = run(&acks, rounds, &mut buffers, |buffers| {
         black_box(&buffers);
@@ -353,7 +364,7 @@ fn measure(case: Case, flows: usize) {
     });
     delivered = 0;
     let total = run(&acks, rounds, &mut buffers, |buffers| {
-        delivered += burst(&mut engine, buffers, &mut scratch, &mut counts);
+        delivered += burst(&mut engine, buffers, &mut scratch, &mut counts, 1);
     });
     assert_eq!(delivered, rounds * flows);
     drop(acks);
@@ -364,7 +375,7 @@ fn measure(case: Case, flows: usize) {
         for &n in &order {
             let mut buffer = buffers[0].clone();
             buffer.fill(&frame(case.client(n), case.vip(), ACK));
-            burst(&mut engine, std::slice::from_mut(&mut buffer), &mut scratch, &mut counts);
+            burst(&mut engine, std::slice::from_mut(&mut buffer), &mut scratch, &mut counts, 1);
             let parsed = parse(buffer.data(), &ParseOptions::default()).unwrap();
             let at = |ip: Option<IpAddr>, port| SocketAddr::new(ip.unwrap(), port);
             let from = at(parsed.dst(buffer.data()), parsed.dst_port);
@@ -374,19 +385,20 @@ fn measure(case: Case, flows: usize) {
         let frames = Frames::collect(answer.into_iter().map(|(from, to)| frame(from, to, ACK)));
         delivered = 0;
         replies = Some(run(&frames, rounds, &mut buffers, |buffers| {
-            delivered += burst(&mut engine, buffers, &mut scratch, &mut counts);
+            delivered += burst(&mut engine, buffers, &mut scratch, &mut counts, 1);
         }));
         assert_eq!(delivered, rounds * flows);
     }
     let reply = replies.map_or(String::from("     -"), |total| format!("{:6.1}", total - copy));
     println!(
-        "{:>8} {:>8} IPv{} {copy:6.1} {:6.1} {:6.1} {reply} {:7.1}",
+        "{:>8} {:>8} IPv{} {copy:6.1} {:6.1} {:6.1} {reply} {:7.1} {:7.1}",
         flows,
         format!("{:?}", case.mode).to_lowercase(),
         case.family,
         parsing - copy,
         total - copy,
-        new - copy
+        new - copy,
+        full - copy
     );
 }
 
@@ -397,8 +409,10 @@ fn main() {
         sizes = vec![1_000, 100_000, 1_000_000];
     }
     let names: Vec<&String> = arguments.iter().filter(|text| text.parse::<usize>().is_err()).collect();
-    println!("ns per packet; parse, engine (parse included), reply and new flow without the copy");
-    println!("   flows     mode family copy  parse engine  reply     new");
+    println!(
+        "ns per packet; parse, engine (parse included), reply, new flow, and new flow in a full table without the copy"
+    );
+    println!("   flows     mode family copy  parse engine  reply     new    full");
     for flows in sizes {
         for family in [4, 6] {
             for mode in [Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Nat, Mode::Fullnat] {

@@ -11,6 +11,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Words of a bucket.
 const WIDTH: usize = 15;
+/// Of a mask of a line's words: the count of overflows is none.
+const WORDS: u32 = ((1 << WIDTH) - 1) << 1;
 /// Words that a vector register holds.
 const LANES: usize = 8;
 /// Buckets that a word may be in: its home and the seven after it.
@@ -42,6 +44,20 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 impl Bucket {
     /// A bucket without words.
     pub const EMPTY: Self = Self { overflowed: 0, words: [0; WIDTH] };
+
+    /// Which of the line's words do: one bit each, without a branch (a few vector instructions).
+    #[inline(always)]
+    fn which(&self, does: impl Fn(u32) -> bool) -> u32 {
+        let line: &[u32; WIDTH + 1] = zerocopy::transmute_ref!(self);
+        let bits = line.iter().enumerate().map(|(at, word)| u32::from(does(*word)) << at);
+        bits.fold(0, |mask, bit| mask | bit) & WORDS
+    }
+
+    /// The word of the lowest bit of a mask, which is not 0.
+    #[inline(always)]
+    fn word_mut(&mut self, mask: u32) -> Option<&mut u32> {
+        self.words.get_mut((mask.trailing_zeros() as usize).wrapping_sub(1))
+    }
 }
 
 /// Buckets for a table of `slots` records, each with up to two words.
@@ -144,13 +160,15 @@ impl<B: DerefMut<Target = [Bucket]>> Index<B> {
         let reach = if overflowed == 0 { 1 } else { REACH };
         for step in 0..reach {
             let Some(bucket) = self.buckets.get(self.step(home, step)) else { continue };
-            for &word in &bucket.words {
-                if word >> 25 == tag {
-                    let candidate = candidate_of(word);
-                    if accept(candidate) {
-                        return Some(candidate);
-                    }
+            let mut same = bucket.which(|word| word >> 25 == tag);
+            while same != 0 {
+                let at = (same.trailing_zeros() as usize).wrapping_sub(1);
+                if let Some(candidate) = bucket.words.get(at).map(|word| candidate_of(*word))
+                    && accept(candidate)
+                {
+                    return Some(candidate);
                 }
+                same &= same - 1;
             }
         }
         None
@@ -163,7 +181,7 @@ impl<B: DerefMut<Target = [Bucket]>> Index<B> {
         for step in 0..REACH {
             let at = self.step(home, step);
             let Some(bucket) = self.buckets.get_mut(at) else { continue };
-            if let Some(empty) = bucket.words.iter_mut().find(|word| **word == 0) {
+            if let Some(empty) = bucket.word_mut(bucket.which(|word| word == 0)) {
                 *empty = word;
                 if step > 0
                     && let Some(home) = self.buckets.get_mut(home)
@@ -185,7 +203,7 @@ impl<B: DerefMut<Target = [Bucket]>> Index<B> {
         for step in 0..reach {
             let at = self.step(home, step);
             let Some(bucket) = self.buckets.get_mut(at) else { continue };
-            if let Some(found) = bucket.words.iter_mut().find(|found| **found == word) {
+            if let Some(found) = bucket.word_mut(bucket.which(|found| found == word)) {
                 *found = 0;
                 if step > 0
                     && let Some(home) = self.buckets.get_mut(home)

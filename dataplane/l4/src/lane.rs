@@ -9,7 +9,7 @@ use weir_net::{Kind, PacketBuf, Parsed, Protocol, icmp_reply, tcp, tcp_reset};
 
 use crate::engine::{Accounts, Ended, Lookup};
 use crate::entry::{Address, Entry, Flow, NO_SNAT, State, Tuple};
-use crate::identity::{end, reverse_hash, reverse_of};
+use crate::identity::{end, forward_tuple, reverse_hash, reverse_of};
 use crate::index::{Bucket, Candidate, Direction, Index};
 use crate::rate::RateLimit;
 use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Services, address_of};
@@ -502,7 +502,12 @@ where
             Err(Full::Index) => false,
             Err(Full::Slab) => {
                 let services = self.services;
-                let Some(victim) = self.table.make_room(self.now, &services.lifetimes) else { return false };
+                let seed = self.table.seed();
+                let forward = |flow: &Flow<A>| {
+                    services.listener(flow.listener).map(|listener| forward_tuple(listener, flow).hash(seed))
+                };
+                let victim = self.table.make_room(self.now, &services.lifetimes, forward);
+                let Some(victim) = victim else { return false };
                 end(services, self.table, victim, Ended::Evicted, self.accounts);
                 self.table.insert(flow, hash).is_ok()
             }

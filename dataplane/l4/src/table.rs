@@ -2,9 +2,10 @@
 //!
 //! Records never move; the index holds one word per tuple (two where replies come back through Weir). Only the
 //! records are kept across processes: [`FlowTable::recover`] proves each and builds the index anew. Bounded: when the slab is full,
-//! [`FlowTable::make_room`] ends an expired, an embryonic or a closing flow near its clock hand, oldest first, never an
-//! established one.
+//! [`FlowTable::make_room`] names an expired, an embryonic or a closing flow near its clock hand, oldest first, never an
+//! established one. It chooses several at a time and ahead of need, so that their index lines are there when they are ended.
 
+use std::collections::VecDeque;
 use std::ops::DerefMut;
 
 use crate::entry::{Address, Entry, Flow, State};
@@ -13,8 +14,14 @@ use crate::index::{Bucket, Candidate, Direction, Index, MAX_SLOTS};
 /// Records that [`FlowTable::make_room`] looks at before it gives up: a table half full of established flows, which lie
 /// together, must not hide the flood behind them.
 const EVICTION_REACH: usize = 512;
-/// Records among which it compares ages, from the first one that may go.
-const EVICTION_WINDOW: usize = 16;
+/// Records among which it compares ages: from so many it chooses up to [`EVICTION_CHOICE`].
+const EVICTION_STRETCH: usize = 32;
+/// Flows that it chooses at a time.
+const EVICTION_CHOICE: usize = 8;
+/// Records below which it chooses only once nothing chosen is left: its hand could come round to a record that already waits.
+const EVICTION_AHEAD: usize = 4 * EVICTION_REACH;
+/// States by their numbers, padded.
+const STATES: usize = 8;
 /// End of the list of free records.
 const NO_SLOT: u32 = u32::MAX;
 
@@ -63,6 +70,44 @@ pub enum Full {
     Index,
 }
 
+/// A flow that was chosen to make room.
+#[derive(Clone, Copy, Debug)]
+struct Victim {
+    slot: u32,
+    /// Its last tick then: a later one means that it was heard of since, or is another flow.
+    last_seen: u32,
+}
+
+/// What may go, by state: see [`Ranks::of`].
+struct Ranks {
+    now: u32,
+    lifetimes: [u32; STATES],
+}
+
+impl Ranks {
+    const EXPIRED: u64 = 3;
+    const EMBRYONIC: u64 = 2;
+    const CLOSING: u64 = 1;
+    /// By state, before it expires.
+    const EARLY: [u64; STATES] = [0, Self::EMBRYONIC, 0, 0, 0, Self::CLOSING, 0, 0];
+
+    fn new(now: u32, lifetimes: &Lifetimes) -> Self {
+        let of = |state| lifetimes.of(State::from_u8(state).unwrap_or(State::Closing));
+        Self { now, lifetimes: [0, 1, 2, 3, 4, 5, 6, 7].map(of) }
+    }
+
+    /// 0: it must stay. Else the greater, the sooner it goes.
+    #[inline(always)]
+    fn of(&self, state: u8, last_seen: u32) -> u64 {
+        let state = usize::from(state) % STATES;
+        let lifetime = self.lifetimes.get(state).copied().unwrap_or(u32::MAX);
+        if self.now.saturating_sub(last_seen) > lifetime {
+            return Self::EXPIRED;
+        }
+        Self::EARLY.get(state).copied().unwrap_or(0)
+    }
+}
+
 /// Records and index.
 #[derive(Debug)]
 pub struct FlowTable<A: Address, E, B> {
@@ -71,6 +116,7 @@ pub struct FlowTable<A: Address, E, B> {
     free: u32,
     live: u32,
     hand: usize,
+    victims: VecDeque<Victim>,
     sweep: usize,
     seed: [u64; 2],
     family: std::marker::PhantomData<A>,
@@ -93,7 +139,9 @@ where
     ) -> (Self, Recovery) {
         let family = std::marker::PhantomData;
         let index = Index::new(buckets);
-        let mut table = Self { entries, index, free: NO_SLOT, live: 0, hand: 0, sweep: 0, seed, family };
+        let victims = VecDeque::with_capacity(2 * EVICTION_CHOICE);
+        let mut table =
+            Self { entries, index, free: NO_SLOT, live: 0, hand: 0, victims, sweep: 0, seed, family };
         let mut recovery = Recovery::default();
         // from the end, so that the list of free records starts at the front and new flows fill memory in order
         for slot in (0..table.capacity()).rev() {
@@ -262,36 +310,70 @@ where
         None
     }
 
-    /// Chooses a flow to end for a new one: expired, else the oldest embryonic, else the oldest closing one within
-    /// reach of the clock hand; established and UDP flows only once expired.
-    pub fn make_room(&mut self, now: u32, lifetimes: &Lifetimes) -> Option<u32> {
-        let capacity = self.capacity();
-        let mut best: Option<(u8, u32, u32)> = None;
-        let mut window = EVICTION_WINDOW;
-        for _ in 0..EVICTION_REACH.min(capacity) {
-            if best.is_some() {
-                window -= 1;
-                if window == 0 {
-                    break;
+    /// Names a flow to end for a new one: expired, else embryonic, else closing, oldest first of a stretch before the clock
+    /// hand; established and UDP flows only once expired. `forward` tells the hash of a flow's forward tuple.
+    pub fn make_room(
+        &mut self,
+        now: u32,
+        lifetimes: &Lifetimes,
+        forward: impl Fn(&Flow<A>) -> Option<u32>,
+    ) -> Option<u32> {
+        let ranks = Ranks::new(now, lifetimes);
+        if self.victims.len() < EVICTION_CHOICE && self.capacity() >= EVICTION_AHEAD {
+            self.choose(&ranks, &forward);
+        }
+        for _ in 0..=2 * EVICTION_CHOICE {
+            let Some(victim) = self.victims.pop_front() else {
+                if !self.choose(&ranks, &forward) {
+                    return None;
                 }
-            }
-            let slot = self.hand;
-            self.hand = if slot + 1 >= capacity { 0 } else { slot + 1 };
-            let Some(entry) = self.entries.get(slot) else { continue };
-            if Self::expired(entry, now, lifetimes) {
-                return Some(slot as u32);
-            }
-            let rank = match State::from_u8(entry.state()) {
-                Some(State::Embryonic) => 2,
-                Some(State::Closing) => 1,
-                _ => continue,
+                continue;
             };
-            let age = now.saturating_sub(entry.last_seen());
-            if best.is_none_or(|(rank_so_far, age_so_far, _)| (rank, age) > (rank_so_far, age_so_far)) {
-                best = Some((rank, age, slot as u32));
+            let stays = |entry: &A::Entry| {
+                entry.last_seen() != victim.last_seen || ranks.of(entry.state(), entry.last_seen()) == 0
+            };
+            if !self.entries.get(victim.slot as usize).is_none_or(stays) {
+                return Some(victim.slot);
             }
         }
-        best.map(|(_, _, slot)| slot)
+        None
+    }
+
+    /// Looks for a stretch with flows that may go, and remembers the best of it; whether there was one in reach.
+    #[inline(never)]
+    fn choose(&mut self, ranks: &Ranks, forward: &impl Fn(&Flow<A>) -> Option<u32>) -> bool {
+        let capacity = self.capacity();
+        let mut looked = 0;
+        while looked < EVICTION_REACH.min(capacity) {
+            let first = self.hand;
+            let last = (first + EVICTION_STRETCH).min(capacity);
+            self.hand = if last == capacity { 0 } else { last };
+            looked += last - first;
+            let best = best_of(self.entries.get(first..last).unwrap_or_default(), ranks);
+            // what is closing goes only where nothing of a higher rank does
+            let least = if rank_of(best[0]) > Ranks::CLOSING { Ranks::EMBRYONIC } else { Ranks::CLOSING };
+            for key in best.into_iter().take_while(|key| rank_of(*key) >= least) {
+                let slot = first + (EVICTION_STRETCH - 1 - key as usize % EVICTION_STRETCH);
+                let Some(entry) = self.entries.get(slot) else { continue };
+                if let Some(hash) = forward(&entry.flow()) {
+                    self.index.prefetch(hash);
+                }
+                if entry.reverse() != 0 {
+                    self.index.prefetch(entry.reverse());
+                }
+                self.victims.push_back(Victim { slot: slot as u32, last_seen: entry.last_seen() });
+            }
+            if best[0] != 0 {
+                // the next stretch, for the next time
+                for slot in
+                    (self.hand..self.hand + EVICTION_STRETCH).step_by((64 / size_of::<A::Entry>()).max(1))
+                {
+                    self.prefetch(slot as u32);
+                }
+                return true;
+            }
+        }
+        false
     }
 
     /// All records in use.
@@ -301,6 +383,31 @@ where
         };
         self.entries.iter().enumerate().take(self.capacity()).filter_map(used)
     }
+}
+
+/// The records of a stretch that go first, best first: rank, age, then place (the first record has the greatest); 0 is none.
+fn best_of<E: Entry>(stretch: &[E], ranks: &Ranks) -> [u64; EVICTION_CHOICE] {
+    const OLDEST: u32 = 1 << 24;
+    let mut best = [0; EVICTION_CHOICE];
+    for (entry, place) in stretch.iter().zip((0..EVICTION_STRETCH as u64).rev()) {
+        let rank = ranks.of(entry.state(), entry.last_seen());
+        let age = u64::from(ranks.now.saturating_sub(entry.last_seen()).min(OLDEST));
+        let mut key = rank << 56 | age << 16 | place;
+        if rank == 0 || key <= best[EVICTION_CHOICE - 1] {
+            continue;
+        }
+        for kept in &mut best {
+            if key > *kept {
+                std::mem::swap(&mut key, kept);
+            }
+        }
+    }
+    best
+}
+
+#[inline(always)]
+fn rank_of(key: u64) -> u64 {
+    key >> 56
 }
 
 #[cfg(test)]
@@ -342,6 +449,10 @@ mod tests {
         Table::recover(entries, buckets, [1, 2], |_| None).0
     }
 
+    fn room(table: &mut Table, now: u32) -> Option<u32> {
+        table.make_room(now, &LIFETIMES, |flow| Some(hash(flow.client)))
+    }
+
     #[test]
     fn what_goes_in_is_found_both_ways_and_comes_out() {
         let mut table = table(100);
@@ -369,13 +480,13 @@ mod tests {
             let state = if client == 40 { State::Embryonic } else { State::Established };
             table.insert(&flow(client, state, 5), hash(client)).unwrap();
         }
-        let victim = table.make_room(6, &LIFETIMES).unwrap();
+        let victim = room(&mut table, 6).unwrap();
         assert_eq!(table.entry(victim).unwrap().client(), 40);
         table.remove(victim, hash(40));
         table.insert(&flow(99, State::Established, 5), hash(99)).unwrap();
-        assert_eq!(table.make_room(6, &LIFETIMES), None);
+        assert_eq!(room(&mut table, 6), None);
         // silence ends them
-        assert!(table.make_room(106, &LIFETIMES).is_some());
+        assert!(room(&mut table, 106).is_some());
     }
 
     #[test]
@@ -387,12 +498,55 @@ mod tests {
             table.insert(&flow(client, state, seen), hash(client)).unwrap();
         }
         let mut order = vec![];
-        while let Some(victim) = table.make_room(4, &LIFETIMES) {
+        while let Some(victim) = room(&mut table, 4) {
             let client = table.entry(victim).unwrap().client();
             order.push(client);
             table.remove(victim, hash(client));
         }
         assert_eq!(order, [2, 1, 0]);
+    }
+
+    #[test]
+    fn what_was_chosen_ahead_is_asked_again_before_it_goes() {
+        let mut table = table(EVICTION_AHEAD);
+        for client in 0..EVICTION_AHEAD as u32 {
+            table.insert(&flow(client, State::Embryonic, 5), hash(client)).unwrap();
+        }
+        assert_eq!(room(&mut table, 6), Some(0));
+        let waiting: Vec<u32> = table.victims.iter().map(|victim| victim.slot).collect();
+        assert!(waiting.starts_with(&[1, 2, 3]), "{waiting:?}");
+        // established meanwhile, heard of again, and ended
+        table.entry_mut(1).unwrap().set_state(State::Established);
+        table.entry_mut(2).unwrap().set_last_seen(6);
+        table.remove(3, hash(3));
+        assert_eq!(room(&mut table, 6), Some(4));
+        // all that waits is gone: others are chosen
+        for slot in waiting.into_iter().filter(|slot| *slot > 3) {
+            table.entry_mut(slot).unwrap().set_state(State::Established);
+        }
+        assert_eq!(room(&mut table, 6), Some(EVICTION_STRETCH as u32));
+    }
+
+    #[test]
+    fn a_flood_goes_round_the_table_and_leaves_what_is_established() {
+        for records in [40, 1_000, 5_000] {
+            let mut table = table(records);
+            let mut clients = 0..;
+            for client in clients.by_ref().take(records) {
+                let state = if client % 3 == 0 { State::Established } else { State::Embryonic };
+                table.insert(&flow(client, state, 0), hash(client)).unwrap();
+            }
+            for client in clients.take(records * 3) {
+                let now = client / records as u32;
+                let victim = room(&mut table, now).unwrap();
+                let ended = *table.entry(victim).unwrap();
+                assert_eq!(ended.state(), State::Embryonic as u8, "{records} records, flow {client}");
+                table.remove(victim, hash(ended.client())).unwrap();
+                table.insert(&flow(client, State::Embryonic, now), hash(client)).unwrap();
+            }
+            let established = table.flows().filter(|(_, flow)| flow.state == State::Established).count();
+            assert_eq!((established, table.live()), (records.div_ceil(3), records as u32));
+        }
     }
 
     #[test]
