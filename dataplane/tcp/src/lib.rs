@@ -9,6 +9,12 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod congestion;
+pub mod header;
+pub mod options;
+pub mod rtt;
+pub mod secret;
+pub mod segment;
 pub mod seq;
 pub mod time;
 

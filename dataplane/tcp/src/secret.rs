@@ -1,0 +1,321 @@
+//! Which numbers must a stranger not guess, and how are they made again without being kept?
+//!
+//! Initial sequence numbers, timestamp offsets, SYN cookies and fast open cookies: all of them SipHash-2-4 of addresses
+//! and ports under keys that come from one random seed.
+
+use siphasher::sip::SipHasher24;
+use siphasher::sip128;
+
+use crate::buffer::Endpoint;
+use crate::options::FastOpenCookie;
+use crate::seq::SeqNumber;
+use crate::time::Instant;
+
+/// RFC 4987 §3.6 leaves the counter's step open; 64 s as Linux has it: a cookie is good for 64 to 128 s.
+pub const COOKIE_PERIOD_S: u64 = 64;
+/// How many microseconds a cookie's counter stands still.
+const COOKIE_PERIOD_US: u64 = COOKIE_PERIOD_S * 1_000_000;
+/// The MSS values that a cookie can keep: the largest of them that is not above the peer's is used. The tiny one, Linux's
+/// `TCP_MIN_MSS`, serves a peer below 536; then come the defaults of RFC 9293 §3.7.1, and Ethernet with and without tunnels.
+pub const COOKIE_MSS: [u16; 8] = [88, 536, 1220, 1360, 1400, 1440, 1460, 8940];
+/// How many low bits of a timestamp keep options.
+const OPTION_BITS: u32 = 6;
+/// The window scale in those bits where the peer sent none: no shift is that large (RFC 7323 §2.3).
+const NO_WINDOW_SCALE: u32 = 0xf;
+/// SACK permitted, in those bits.
+const SACK_BIT: u32 = 1 << 4;
+/// ECN asked for, in those bits.
+const ECN_BIT: u32 = 1 << 5;
+/// Below the bits of the counter's parity and the MSS: what a cookie holds of its hash.
+const HASH_MASK: u32 = (1 << 28) - 1;
+
+/// What a SYN asked for, to be kept in a cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its MSS, or the default where it named none (RFC 9293 §3.7.1).
+    pub mss: u16,
+    /// Its window scale.
+    pub window_scale: Option<u8>,
+    /// It permits SACK.
+    pub sack: bool,
+    /// It asks for ECN, and so do we grant it (RFC 3168 §6.1.1).
+    pub ecn: bool,
+    /// It carries timestamps, and we use them.
+    pub timestamps: bool,
+}
+
+/// What a SYN-ACK carries instead of our remembering the SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cookie {
+    /// Our initial sequence number.
+    pub iss: SeqNumber,
+    /// Our timestamp, if the SYN carried one. Without it the answer must offer neither window scale nor SACK nor ECN:
+    /// there is nowhere to keep them.
+    pub timestamp: Option<u32>,
+}
+
+/// What came back in an acknowledgment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The largest value of [`COOKIE_MSS`] that is not above what the peer asked for.
+    pub mss: u16,
+    /// The peer's window scale; ours is the listener's, if there is one.
+    pub window_scale: Option<u8>,
+    /// SACK is in use.
+    pub sack: bool,
+    /// ECN is in use.
+    pub ecn: bool,
+    /// Timestamps are in use, with this offset from our clock in milliseconds.
+    pub timestamp_offset: Option<u32>,
+}
+
+/// Whether a fast open cookie is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FastOpenCheck {
+    /// It is.
+    Valid,
+    /// It is, of the time before the last rotation: accept it and send a new one.
+    Outdated,
+    /// It is not: acknowledge the SYN alone and send a valid one (RFC 7413 §4.2.2).
+    Invalid,
+}
+
+/// What keys are derived for; each has a key of its own.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Connection = 1,
+    SynCookie = 2,
+    FastOpen = 3,
+}
+
+/// All secrets of an engine.
+#[derive(Clone)]
+pub struct Secrets {
+    seed: [u8; 32],
+    connection: sip128::SipHasher24,
+    /// The key for cookies whose counter is at least `cookie_since`.
+    cookie: SipHasher24,
+    cookie_since: u64,
+    cookie_before: SipHasher24,
+    cookie_rotations: u64,
+    fast_open: SipHasher24,
+    fast_open_before: SipHasher24,
+    fast_open_rotations: u64,
+}
+
+impl std::fmt::Debug for Secrets {
+    /// Tells nothing.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Secrets").finish_non_exhaustive()
+    }
+}
+
+impl Secrets {
+    /// All secrets from a random seed. Engines that serve the same fast open clients need the same one.
+    pub fn new(seed: [u8; 32]) -> Self {
+        let key = |purpose| SipHasher24::new_with_key(&derive(&seed, purpose, 0));
+        Self {
+            connection: sip128::SipHasher24::new_with_key(&derive(&seed, Purpose::Connection, 0)),
+            cookie: key(Purpose::SynCookie),
+            cookie_since: 0,
+            cookie_before: key(Purpose::SynCookie),
+            cookie_rotations: 0,
+            fast_open: key(Purpose::FastOpen),
+            fast_open_before: key(Purpose::FastOpen),
+            fast_open_rotations: 0,
+            seed,
+        }
+    }
+
+    /// The initial sequence number of a new connection and the offset of its timestamps from our clock in milliseconds.
+    ///
+    /// RFC 6528 §3: ISN = M + F(addresses, ports, secret), M a clock of 4 µs (RFC 9293 §3.4.1). RFC 7323 §7.1: an offset per
+    /// connection; the same addresses and ports get the same one, so that a successor's timestamps are later.
+    #[inline]
+    pub fn connection(&self, local: Endpoint, remote: Endpoint, now: Instant) -> (SeqNumber, u32) {
+        let hash = self.connection_hash(local, remote);
+        (SeqNumber((hash.h1 as u32).wrapping_add((now.0 >> 2) as u32)), hash.h2 as u32)
+    }
+
+    #[inline]
+    fn connection_hash(&self, local: Endpoint, remote: Endpoint) -> sip128::Hash128 {
+        if local.is_v4() {
+            self.connection.hash(&tuple_v4(local, remote))
+        } else {
+            self.connection.hash(&tuple_v6(local, remote))
+        }
+    }
+
+    /// A cookie for a SYN of `peer_isn` (RFC 4987 §3.6). The number does not grow with time as RFC 6528 wants it: a
+    /// cookie must hold its own proof, and that is all the room there is.
+    pub fn cookie(
+        &self,
+        local: Endpoint,
+        remote: Endpoint,
+        peer_isn: SeqNumber,
+        asked: &Asked,
+        now: Instant,
+    ) -> Cookie {
+        let counter = now.0 / COOKIE_PERIOD_US;
+        let kept = asked.timestamps.then(|| option_bits(asked));
+        let timestamp = kept.map(|bits| {
+            let clock = now.milliseconds().wrapping_add(self.connection_hash(local, remote).h2 as u32);
+            let timestamp = clock & !((1 << OPTION_BITS) - 1) | bits;
+            // Never ahead of the clock: the connection's next timestamp must not be earlier.
+            if timestamp.wrapping_sub(clock) as i32 > 0 {
+                timestamp.wrapping_sub(1 << OPTION_BITS)
+            } else {
+                timestamp
+            }
+        });
+        let mss = mss_index(asked.mss);
+        let hash = self.cookie_hash(local, remote, peer_isn, counter, mss, kept);
+        Cookie { iss: SeqNumber((counter as u32 & 1) << 31 | mss << 28 | hash), timestamp }
+    }
+
+    /// What the SYN asked for, if an acknowledgment shows one of our cookies that is still good. `peer_isn` is its
+    /// sequence number minus 1, `iss` its acknowledgment number minus 1, `echo` the timestamp that it echoes.
+    pub fn check(
+        &self,
+        local: Endpoint,
+        remote: Endpoint,
+        peer_isn: SeqNumber,
+        iss: SeqNumber,
+        echo: Option<u32>,
+        now: Instant,
+    ) -> Option<Restored> {
+        let current = now.0 / COOKIE_PERIOD_US;
+        let is_current = iss.0 >> 31 == current as u32 & 1;
+        let counter = if is_current { current } else { current.checked_sub(1)? };
+        let mss = iss.0 >> 28 & 0b111;
+        let kept = echo.map(|echo| echo & ((1 << OPTION_BITS) - 1));
+        if self.cookie_hash(local, remote, peer_isn, counter, mss, kept) != iss.0 & HASH_MASK {
+            return None;
+        }
+        let mss = *COOKIE_MSS.get(mss as usize)?;
+        let bits = kept.unwrap_or(NO_WINDOW_SCALE);
+        let shift = bits & 0xf;
+        Some(Restored {
+            mss,
+            window_scale: (shift != NO_WINDOW_SCALE).then_some(shift as u8),
+            sack: bits & SACK_BIT != 0,
+            ecn: bits & ECN_BIT != 0,
+            timestamp_offset: kept.map(|_| self.connection_hash(local, remote).h2 as u32),
+        })
+    }
+
+    fn cookie_hash(
+        &self,
+        local: Endpoint,
+        remote: Endpoint,
+        peer_isn: SeqNumber,
+        counter: u64,
+        mss: u32,
+        kept: Option<u32>,
+    ) -> u32 {
+        let key = if counter >= self.cookie_since { &self.cookie } else { &self.cookie_before };
+        // Bit 6 tells no timestamps from timestamps that keep nothing.
+        let options = kept.map_or(0, |bits| bits | 1 << OPTION_BITS) << 3 | mss;
+        let mut rest = [0; 16];
+        rest[..8].copy_from_slice(&counter.to_le_bytes());
+        rest[8..12].copy_from_slice(&peer_isn.0.to_le_bytes());
+        rest[12..].copy_from_slice(&options.to_le_bytes());
+        let hash = if local.is_v4() {
+            let mut input = [0; 28];
+            input[..12].copy_from_slice(&tuple_v4(local, remote));
+            input[12..].copy_from_slice(&rest);
+            key.hash(&input)
+        } else {
+            let mut input = [0; 52];
+            input[..36].copy_from_slice(&tuple_v6(local, remote));
+            input[36..].copy_from_slice(&rest);
+            key.hash(&input)
+        };
+        hash as u32 & HASH_MASK
+    }
+
+    /// Puts a new secret under SYN cookies, from the next counter on, so that every counter has one key and cookies under
+    /// the old one stay good for their time. False, and nothing changed, where the last rotation is so fresh that cookies
+    /// of the secret before it are still good: less than two periods ago.
+    pub fn rotate(&mut self, now: Instant) -> bool {
+        let counter = now.0 / COOKIE_PERIOD_US;
+        if self.cookie_rotations != 0 && counter <= self.cookie_since {
+            return false;
+        }
+        self.cookie_rotations += 1;
+        let key = derive(&self.seed, Purpose::SynCookie, self.cookie_rotations);
+        self.cookie_before = std::mem::replace(&mut self.cookie, SipHasher24::new_with_key(&key));
+        self.cookie_since = counter + 1;
+        true
+    }
+
+    /// The fast open cookie of a client (RFC 7413 §4.1.2): a function of its address alone, so that it holds for all of
+    /// its connections.
+    pub fn fast_open_cookie(&self, client: u128) -> Option<FastOpenCookie> {
+        FastOpenCookie::new(&self.fast_open.hash(&client.to_be_bytes()).to_be_bytes())
+    }
+
+    /// Whether a client shows the cookie that it was given.
+    pub fn check_fast_open(&self, client: u128, shown: &FastOpenCookie) -> FastOpenCheck {
+        let Ok(shown) = <[u8; 8]>::try_from(shown.as_bytes()) else { return FastOpenCheck::Invalid };
+        let (shown, client) = (u64::from_be_bytes(shown), client.to_be_bytes());
+        if self.fast_open.hash(&client) == shown {
+            FastOpenCheck::Valid
+        } else if self.fast_open_before.hash(&client) == shown {
+            FastOpenCheck::Outdated
+        } else {
+            FastOpenCheck::Invalid
+        }
+    }
+
+    /// Puts a new secret under fast open cookies; the one before stays good until the next rotation (RFC 7413 §4.1.2).
+    /// Engines of one seed that have rotated equally often give the same cookies.
+    pub fn rotate_fast_open(&mut self) {
+        self.fast_open_rotations += 1;
+        let key = derive(&self.seed, Purpose::FastOpen, self.fast_open_rotations);
+        self.fast_open_before = std::mem::replace(&mut self.fast_open, SipHasher24::new_with_key(&key));
+    }
+}
+
+/// The key for a purpose and a number of rotations.
+fn derive(seed: &[u8; 32], purpose: Purpose, rotations: u64) -> [u8; 16] {
+    let (mut key, mut input) = ([0; 16], [0; 32]);
+    key.copy_from_slice(&seed[..16]);
+    input[..16].copy_from_slice(&seed[16..]);
+    input[16..24].copy_from_slice(&(purpose as u64).to_le_bytes());
+    input[24..].copy_from_slice(&rotations.to_le_bytes());
+    sip128::SipHasher24::new_with_key(&key).hash(&input).as_bytes()
+}
+
+/// Addresses and ports of an IPv4 connection. Shorter than IPv6's: the length tells them apart.
+#[inline(always)]
+fn tuple_v4(local: Endpoint, remote: Endpoint) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    bytes[..4].copy_from_slice(&(local.address as u32).to_le_bytes());
+    bytes[4..8].copy_from_slice(&(remote.address as u32).to_le_bytes());
+    bytes[8..10].copy_from_slice(&local.port.to_le_bytes());
+    bytes[10..].copy_from_slice(&remote.port.to_le_bytes());
+    bytes
+}
+
+/// Addresses and ports of an IPv6 connection.
+#[inline(always)]
+fn tuple_v6(local: Endpoint, remote: Endpoint) -> [u8; 36] {
+    let mut bytes = [0; 36];
+    bytes[..16].copy_from_slice(&local.address.to_le_bytes());
+    bytes[16..32].copy_from_slice(&remote.address.to_le_bytes());
+    bytes[32..34].copy_from_slice(&local.port.to_le_bytes());
+    bytes[34..].copy_from_slice(&remote.port.to_le_bytes());
+    bytes
+}
+
+/// The options in the low bits of a timestamp.
+fn option_bits(asked: &Asked) -> u32 {
+    let shift = asked.window_scale.map_or(NO_WINDOW_SCALE, |shift| u32::from(shift.min(14)));
+    shift | if asked.sack { SACK_BIT } else { 0 } | if asked.ecn { ECN_BIT } else { 0 }
+}
+
+/// Which of [`COOKIE_MSS`] is the largest that is not above `mss`.
+fn mss_index(mss: u16) -> u32 {
+    COOKIE_MSS.iter().skip(1).take_while(|kept| **kept <= mss).count() as u32
+}
