@@ -1,0 +1,6 @@
+//! What happens between a client's connection and a backend's? The proxy of one worker, without I/O, clock or threads.
+#![forbid(unsafe_code)]
+
+mod crc32c;
+pub mod fuzz;
+pub mod proxy_protocol;
