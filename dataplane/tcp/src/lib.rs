@@ -15,6 +15,8 @@ pub mod options;
 pub mod rtt;
 pub mod secret;
 pub mod segment;
+pub mod queue;
+pub mod rack;
 pub mod seq;
 pub mod time;
 

@@ -1,0 +1,803 @@
+//! Which bytes were sent, which arrived, which are lost, which come next? A connection's send queue and scoreboard.
+//!
+//! ```text
+//! first (SND.UNA) ─── sent, in the order of the stream ─── sent_end ─── never sent ─── first + len
+//!        │ sacked: arrived (RFC 2018)      │ lost: to be sent again      │
+//! ```
+//!
+//! Pieces that arrived stay until they are acknowledged cumulatively, since the peer may renege (RFC 2018 §8). Walks begin
+//! at the front, jump over runs that arrived, and so cost the number of holes rather than of segments in flight.
+
+use arrayvec::ArrayVec;
+
+use super::nodes::{LOST, NONE, Node, Nodes, RETRANSMITTED, SACKED, SEGMENT_START};
+use crate::buffer::{Buffer, Chunk};
+use crate::rack::{DeliveredSegments, Rack};
+use crate::seq::SeqNumber;
+use crate::time::Instant;
+
+/// Pieces that one segment may be made of.
+pub const MAX_SLICES: usize = 8;
+/// Bytes that a queue holds at most: half of what sequence numbers can order.
+const MAX_BYTES: u32 = 1 << 30;
+/// A selective acknowledgement that ends within a piece cuts it only where both parts have so many bytes, about the
+/// smallest segment in use (RFC 9293 §3.7.1): a peer can't shred what is held.
+const SMALLEST_CUT: u32 = 512;
+
+/// The bytes of a stream from the first unacknowledged one on.
+#[derive(Debug)]
+pub struct SendQueue {
+    head: u32,
+    tail: u32,
+    /// The first piece that was never sent.
+    fresh: u32,
+    /// No lost piece lies before this one; NONE: none is lost.
+    resend: u32,
+    first: SeqNumber,
+    sent_end: SeqNumber,
+    len: u32,
+    sacked: u32,
+    lost: u32,
+    /// Bytes sent again in this episode that no D-SACK reported yet.
+    resent: u32,
+    /// Where the episode began.
+    episode: SeqNumber,
+    sacked_segments: u32,
+}
+
+const _: () = assert!(size_of::<SendQueue>() <= 48);
+
+/// Why bytes were gathered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GatherKind {
+    /// Never sent before.
+    Fresh,
+    /// Lost, and sent again.
+    Resent,
+    /// Sent again although not held for lost: a probe.
+    Probe,
+}
+
+/// Bytes of one segment. Valid until the next change of its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Gather {
+    /// Sequence number of the first byte.
+    pub seq: SeqNumber,
+    /// Bytes; never 0.
+    pub len: u32,
+    /// Why.
+    pub kind: GatherKind,
+    slices: u8,
+    node: u32,
+}
+
+impl Gather {
+    /// Sequence number after the last byte.
+    #[inline]
+    pub fn end(&self) -> SeqNumber {
+        self.seq + self.len
+    }
+
+    /// The pieces in order: buffer, offset, length. At most [`MAX_SLICES`].
+    #[inline]
+    pub const fn slices<'a, B>(&self, nodes: &'a Nodes<B>) -> Slices<'a, B> {
+        Slices { nodes, node: self.node, left: self.slices }
+    }
+}
+
+/// The pieces of a segment.
+#[derive(Debug)]
+pub struct Slices<'a, B> {
+    nodes: &'a Nodes<B>,
+    node: u32,
+    left: u8,
+}
+
+impl<'a, B: Buffer> Iterator for Slices<'a, B> {
+    type Item = (&'a B, u16, u16);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let node = self.nodes.get(self.node)?;
+        self.node = node.next;
+        Some((node.buffer()?, node.offset, node.len))
+    }
+
+    #[inline]
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(usize::from(self.left)))
+    }
+}
+
+/// What an acknowledgement told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Bytes acknowledged cumulatively.
+    pub acked_bytes: u32,
+    /// Bytes that are now known to have arrived and were not before.
+    pub delivered_bytes: u32,
+    /// What RACK and the round trip's estimator ask.
+    pub segments: DeliveredSegments,
+}
+
+impl Delivered {
+    /// When the newest segment was sent that was sent once only: a sample of the round trip (RFC 6298 §3, Karn).
+    #[inline]
+    pub fn rtt_sent_at(&self) -> Option<u32> {
+        self.segments.original.map(|(sent_at, _)| sent_at)
+    }
+
+    /// Both of what one segment told: by its acknowledgement number, and by its SACK blocks.
+    #[inline]
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.acked_bytes += other.acked_bytes;
+        self.delivered_bytes += other.delivered_bytes;
+        let (ours, theirs) = (&mut self.segments, &other.segments);
+        ours.original = newest(ours.original, theirs.original);
+        ours.retransmitted = newest(ours.retransmitted, theirs.retransmitted);
+        ours.lowest_original_end = match (ours.lowest_original_end, theirs.lowest_original_end) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        ours.highest_end = match (ours.highest_end, theirs.highest_end) {
+            (Some(one), Some(other)) => Some(one.max(other)),
+            (one, other) => one.or(other),
+        };
+        self
+    }
+
+    #[inline(always)]
+    fn note<B>(&mut self, node: &Node<B>) {
+        let end = node.end();
+        let this = Some((node.stamp, end));
+        let segments = &mut self.segments;
+        if node.has(RETRANSMITTED) {
+            segments.retransmitted = newest(segments.retransmitted, this);
+        } else {
+            segments.original = newest(segments.original, this);
+            segments.lowest_original_end =
+                Some(segments.lowest_original_end.map_or(end, |lowest| lowest.min(end)));
+        }
+        segments.highest_end = Some(segments.highest_end.map_or(end, |highest| highest.max(end)));
+    }
+}
+
+#[inline(always)]
+fn newest(one: Option<(u32, SeqNumber)>, other: Option<(u32, SeqNumber)>) -> Option<(u32, SeqNumber)> {
+    let (Some(first), Some(second)) = (one, other) else { return one.or(other) };
+    let later = second.0.wrapping_sub(first.0) as i32;
+    if later > 0 || later == 0 && second.1.is_after(first.1) { other } else { one }
+}
+
+/// What a look for losses found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Bytes newly held for lost.
+    pub lost_bytes: u32,
+    /// When to look again, from now, in µs: some segments may yet turn out late rather than lost.
+    pub wait_us: Option<u32>,
+}
+
+/// Which pieces a walk takes, and what it does to them.
+#[derive(Clone, Copy)]
+struct Take {
+    kind: GatherKind,
+    /// Only pieces with these of the flags `mask`.
+    mask: u8,
+    wanted: u8,
+    stop: u32,
+}
+
+impl SendQueue {
+    /// Empty; `first` is the sequence number of the first byte that will be pushed (ISS + 1).
+    pub const fn new(first: SeqNumber) -> Self {
+        Self {
+            head: NONE,
+            tail: NONE,
+            fresh: NONE,
+            resend: NONE,
+            first,
+            sent_end: first,
+            len: 0,
+            sacked: 0,
+            lost: 0,
+            resent: 0,
+            episode: first,
+            sacked_segments: 0,
+        }
+    }
+
+    /// Bytes held.
+    #[inline(always)]
+    pub const fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether nothing is held.
+    #[inline(always)]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Sequence number of the first byte held, or to be pushed.
+    #[inline(always)]
+    pub const fn first(&self) -> SeqNumber {
+        self.first
+    }
+
+    /// Sequence number of the first byte that was never sent.
+    #[inline(always)]
+    pub const fn sent_end(&self) -> SeqNumber {
+        self.sent_end
+    }
+
+    /// Sequence number after the last byte held: where FIN goes.
+    #[inline(always)]
+    pub fn end(&self) -> SeqNumber {
+        self.first + self.len
+    }
+
+    /// Bytes sent and not yet acknowledged cumulatively.
+    #[inline(always)]
+    pub const fn sent(&self) -> u32 {
+        self.sent_end.since(self.first)
+    }
+
+    /// Bytes never sent.
+    #[inline(always)]
+    pub const fn unsent(&self) -> u32 {
+        self.len - self.sent()
+    }
+
+    /// Bytes held for lost and not sent again.
+    #[inline(always)]
+    pub const fn lost(&self) -> u32 {
+        self.lost
+    }
+
+    /// Bytes that arrived beyond a gap.
+    #[inline(always)]
+    pub const fn sacked(&self) -> u32 {
+        self.sacked
+    }
+
+    /// Segments, as sent, that arrived beyond a gap.
+    #[inline(always)]
+    pub const fn sacked_segments(&self) -> u32 {
+        self.sacked_segments
+    }
+
+    /// RFC 6675 §4, pipe: bytes in the network, as far as is known.
+    #[inline(always)]
+    pub const fn in_flight(&self) -> u32 {
+        self.sent() - self.sacked - self.lost
+    }
+
+    /// Asks for the cache line of the first piece, ahead of an acknowledgement.
+    #[inline(always)]
+    pub fn prefetch<B: Buffer>(&self, nodes: &Nodes<B>) {
+        nodes.prefetch(self.head);
+    }
+
+    /// Adds bytes at the end; gives them back where the slab or the queue is full. Nothing of an empty piece is kept.
+    #[inline]
+    pub fn push<B: Buffer>(&mut self, nodes: &mut Nodes<B>, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
+        let len = u32::from(chunk.len);
+        if len == 0 {
+            return Ok(());
+        }
+        if self.len + len > MAX_BYTES {
+            return Err(chunk);
+        }
+        let id = nodes.insert(chunk, self.end())?;
+        if self.tail == NONE {
+            self.head = id;
+        } else {
+            nodes.link(self.tail, id);
+        }
+        self.tail = id;
+        if self.fresh == NONE {
+            self.fresh = id;
+        }
+        self.len += len;
+        Ok(())
+    }
+
+    /// Takes bytes that were never sent, and holds them for sent now. Fewer than the limit only where there are no more,
+    /// or they lie in too many pieces for one segment.
+    #[inline]
+    pub fn fresh<B: Buffer>(&mut self, nodes: &mut Nodes<B>, limit: u32, now: Instant) -> Option<Gather> {
+        let take = Take { kind: GatherKind::Fresh, mask: 0, wanted: 0, stop: NONE };
+        let (gather, next) = self.take(nodes, self.fresh, limit, now, take)?;
+        self.fresh = next;
+        self.sent_end += gather.len;
+        Some(gather)
+    }
+
+    /// Takes the first bytes that are lost, and holds them for sent again now.
+    pub fn resend<B: Buffer>(&mut self, nodes: &mut Nodes<B>, limit: u32, now: Instant) -> Option<Gather> {
+        if self.lost == 0 {
+            return None;
+        }
+        let mut id = self.resend;
+        while id != self.fresh {
+            let node = nodes.get(id)?;
+            if node.has(LOST) {
+                break;
+            }
+            id = if node.has(SACKED) { run_end(nodes, id) } else { node.next };
+        }
+        self.resend = id;
+        let take = Take { kind: GatherKind::Resent, mask: LOST, wanted: LOST, stop: self.fresh };
+        let (gather, next) = self.take(nodes, id, limit, now, take)?;
+        self.resend = if self.lost == 0 { NONE } else { next };
+        Some(gather)
+    }
+
+    /// Takes the first bytes again, whether lost or not: what probes a window that is closed while bytes are outstanding.
+    pub fn head<B: Buffer>(&mut self, nodes: &mut Nodes<B>, limit: u32, now: Instant) -> Option<Gather> {
+        let take = Take { kind: GatherKind::Probe, mask: SACKED, wanted: 0, stop: self.fresh };
+        self.take(nodes, self.head, limit, now, take).map(|(gather, _)| gather)
+    }
+
+    /// Takes the last bytes that were sent again: RFC 8985 §7.3, where nothing new can be sent. None where they arrived:
+    /// RFC 8985 §7.2 probes only where no selective acknowledgement is held.
+    pub fn probe_tail<B: Buffer>(
+        &mut self,
+        nodes: &mut Nodes<B>,
+        limit: u32,
+        now: Instant,
+    ) -> Option<Gather> {
+        let from = self.sent_end - limit.min(self.sent());
+        let mut recent: ArrayVec<u32, MAX_SLICES> = ArrayVec::new();
+        let mut id = self.head;
+        while id != self.fresh {
+            let node = nodes.get(id)?;
+            if node.has(SACKED) {
+                recent.clear();
+                id = run_end(nodes, id);
+                continue;
+            }
+            if node.end().is_after(from) {
+                if recent.is_full() {
+                    recent.pop_at(0);
+                }
+                recent.push(id);
+            }
+            id = node.next;
+        }
+        let mut start = *recent.first()?;
+        let first = nodes.get(start)?;
+        if first.start().is_before(from) {
+            let at = from.since(first.start()) as u16;
+            start = match recent.get(1) {
+                Some(&second) => second,
+                None => self.split(nodes, start, at)?,
+            };
+        }
+        let take = Take { kind: GatherKind::Probe, mask: SACKED, wanted: 0, stop: self.fresh };
+        self.take(nodes, start, limit, now, take).map(|(gather, _)| gather)
+    }
+
+    /// Takes back what the latest [`Self::fresh`] or [`Self::resend`] gave and the network did not take. A probe needs no
+    /// taking back: its timer tries again.
+    pub fn unsend<B: Buffer>(&mut self, nodes: &mut Nodes<B>, gather: Gather) {
+        match gather.kind {
+            GatherKind::Fresh if gather.end() == self.sent_end => {
+                self.fresh = gather.node;
+                self.sent_end = gather.seq;
+            }
+            GatherKind::Resent => {
+                let mut id = gather.node;
+                for _ in 0..gather.slices {
+                    let Some(node) = nodes.get_mut(id) else { return };
+                    if !node.has(LOST | SACKED) {
+                        node.flags |= LOST;
+                        self.lost += u32::from(node.len);
+                        self.resent = self.resent.saturating_sub(u32::from(node.len));
+                    }
+                    id = node.next;
+                }
+                self.resend = gather.node;
+            }
+            GatherKind::Fresh | GatherKind::Probe => {}
+        }
+    }
+
+    /// Lets go of what is acknowledged cumulatively. What lies outside the bytes sent (SYN, FIN) is the caller's.
+    #[inline]
+    pub fn acknowledge<B: Buffer>(&mut self, nodes: &mut Nodes<B>, ack: SeqNumber) -> Delivered {
+        let mut delivered = Delivered::default();
+        let mut acked = ack.since(self.first);
+        let sent = self.sent();
+        if acked > sent {
+            if !ack.is_after(self.first) {
+                return delivered;
+            }
+            acked = sent;
+        }
+        let mut left = acked;
+        while left > 0 {
+            let id = self.head;
+            let Some(node) = nodes.get_mut(id) else { break };
+            let len = u32::from(node.len);
+            if left < len {
+                // No sample from a part: the rest of the segment is still outstanding.
+                node.trim(left as u16);
+                if node.has(SACKED) {
+                    self.sacked -= left;
+                } else {
+                    if node.has(LOST) {
+                        self.lost -= left;
+                    }
+                    delivered.delivered_bytes += left;
+                }
+                break;
+            }
+            left -= len;
+            if node.has(SACKED) {
+                self.sacked -= len;
+                self.sacked_segments -= u32::from(node.has(SEGMENT_START));
+            } else {
+                if node.has(LOST) {
+                    self.lost -= len;
+                }
+                delivered.delivered_bytes += len;
+                delivered.note(node);
+            }
+            self.head = node.next;
+            if self.resend == id {
+                self.resend = node.next;
+            }
+            nodes.release(id);
+        }
+        delivered.acked_bytes = acked;
+        self.first += acked;
+        self.len -= acked;
+        if self.head == NONE {
+            self.tail = NONE;
+        }
+        if self.lost == 0 {
+            self.resend = NONE;
+        }
+        delivered
+    }
+
+    /// RFC 2018, RFC 6675 §5 (Update): holds for arrived what the blocks cover. Blocks that do not lie within the bytes
+    /// sent and unacknowledged are ignored (a D-SACK's is told by [`Self::duplicate`]).
+    pub fn sack<B: Buffer>(&mut self, nodes: &mut Nodes<B>, blocks: &[(SeqNumber, SeqNumber)]) -> Delivered {
+        let mut delivered = Delivered::default();
+        let mut sorted: ArrayVec<(u32, u32), 4> = ArrayVec::new();
+        for &(start, end) in blocks {
+            let (from, to) = (start.since(self.first), end.since(self.first));
+            if from < to && to <= self.sent() && !sorted.is_full() {
+                sorted.push((from, to));
+            }
+        }
+        sorted.sort_unstable();
+        let mut id = self.head;
+        for (from, to) in sorted {
+            id = self.sack_block(nodes, id, self.first + from, self.first + to, &mut delivered);
+        }
+        if self.lost == 0 {
+            self.resend = NONE;
+        }
+        delivered
+    }
+
+    /// Marks what one block covers, from a piece on that does not begin behind the block; the piece where it stopped.
+    fn sack_block<B: Buffer>(
+        &mut self,
+        nodes: &mut Nodes<B>,
+        from: u32,
+        start: SeqNumber,
+        end: SeqNumber,
+        delivered: &mut Delivered,
+    ) -> u32 {
+        let mut id = from;
+        while id != self.fresh {
+            let Some(node) = nodes.get(id) else { return id };
+            if node.has(SACKED) {
+                id = run_end(nodes, id);
+                continue;
+            }
+            let (node_start, node_end) = (node.start(), node.end());
+            if !node_start.is_before(end) {
+                return id;
+            }
+            if !node_end.is_after(start) {
+                id = node.next;
+                continue;
+            }
+            if node_start.is_before(start) {
+                let before = start.since(node_start);
+                let after = node_end.since(start);
+                if before < SMALLEST_CUT || after < SMALLEST_CUT {
+                    id = node.next;
+                } else if let Some(rest) = self.split(nodes, id, before as u16) {
+                    id = rest;
+                } else {
+                    return id;
+                }
+                continue;
+            }
+            if node_end.is_after(end) {
+                let within = end.since(node_start);
+                let after = node_end.since(end);
+                let is_cut = within >= SMALLEST_CUT
+                    && after >= SMALLEST_CUT
+                    && self.split(nodes, id, within as u16).is_some();
+                if !is_cut {
+                    return id;
+                }
+            }
+            let Some(node) = nodes.get_mut(id) else { return id };
+            let len = u32::from(node.len);
+            if node.has(LOST) {
+                self.lost -= len;
+            }
+            delivered.note(node);
+            delivered.delivered_bytes += len;
+            node.flags = node.flags & !LOST | SACKED;
+            node.last = id;
+            self.sacked += len;
+            self.sacked_segments += u32::from(node.has(SEGMENT_START));
+            id = node.next;
+        }
+        id
+    }
+
+    /// RFC 8985 §6.2 step 5: holds for lost what was sent so long before a delivered segment that it is not just late.
+    #[inline]
+    pub fn lose_by_rack<B: Buffer>(
+        &mut self,
+        nodes: &mut Nodes<B>,
+        rack: &Rack,
+        reordering_window_us: u32,
+        now: Instant,
+    ) -> Losses {
+        let mut losses = Losses::default();
+        if !rack.is_valid() {
+            return losses;
+        }
+        let patience = rack.rtt_us().saturating_add(reordering_window_us);
+        let mut id = self.head;
+        while id != self.fresh {
+            let Some(node) = nodes.get(id) else { break };
+            if node.has(SACKED) {
+                id = run_end(nodes, id);
+                continue;
+            }
+            let next = node.next;
+            if !node.has(LOST) {
+                if rack.is_sent_after(node.stamp, node.end()) {
+                    let waited = now.low().wrapping_sub(node.stamp);
+                    if waited >= patience {
+                        losses.lost_bytes += self.lose(nodes, id);
+                    } else {
+                        losses.wait_us = losses.wait_us.max(Some(patience - waited));
+                    }
+                } else if !node.has(RETRANSMITTED) {
+                    // All behind it were sent later still, first or again.
+                    break;
+                }
+            }
+            id = next;
+        }
+        losses
+    }
+
+    /// RFC 8985 §6.3: on a retransmission timeout the first segment is lost, and all that RACK would not wait for.
+    ///
+    /// Where the first one was said to have arrived, the peer reneged: no selective acknowledgement counts any more, and
+    /// everything is lost (RFC 2018 §8). `without_rack`: everything is lost, as RFC 5681 has it without SACK.
+    pub fn lose_on_timeout<B: Buffer>(
+        &mut self,
+        nodes: &mut Nodes<B>,
+        rack: &Rack,
+        reordering_window_us: u32,
+        now: Instant,
+        without_rack: bool,
+    ) -> u32 {
+        let is_reneged = nodes.get(self.head).is_some_and(|node| node.has(SACKED));
+        if is_reneged && self.sent() > 0 {
+            self.forget_sacks(nodes);
+        }
+        let loses_all = is_reneged || without_rack || !rack.is_valid();
+        let patience = rack.rtt_us().saturating_add(reordering_window_us);
+        let mut lost = 0;
+        let mut id = self.head;
+        while id != self.fresh {
+            let Some(node) = nodes.get(id) else { break };
+            if node.has(SACKED) {
+                id = run_end(nodes, id);
+                continue;
+            }
+            let next = node.next;
+            let waited = now.low().wrapping_sub(node.stamp);
+            if !node.has(LOST) && (loses_all || id == self.head || waited >= patience) {
+                lost += self.lose(nodes, id);
+            }
+            id = next;
+        }
+        lost
+    }
+
+    /// Holds the first segment for lost: RFC 6582 on a partial acknowledgement, RFC 5681 §3.2 on the third duplicate,
+    /// for peers without SACK; or on an explicit word that it did not fit (RFC 1191).
+    pub fn lose_head<B: Buffer>(&mut self, nodes: &mut Nodes<B>) -> u32 {
+        let is_candidate = |node: &Node<B>| !node.has(SACKED | LOST);
+        if self.head == self.fresh || !nodes.get(self.head).is_some_and(is_candidate) {
+            return 0;
+        }
+        let mut lost = self.lose(nodes, self.head);
+        // The rest of the same segment, where it was made of several pieces.
+        let mut id = nodes.get(self.head).map_or(NONE, |node| node.next);
+        while id != self.fresh {
+            let Some(node) = nodes.get(id) else { break };
+            if node.has(SEGMENT_START) || !is_candidate(node) {
+                break;
+            }
+            let next = node.next;
+            lost += self.lose(nodes, id);
+            id = next;
+        }
+        lost
+    }
+
+    /// The losses were none (RFC 5682, RFC 4015, D-SACK): what is not sent again yet counts as in flight.
+    pub fn recover_spurious<B: Buffer>(&mut self, nodes: &mut Nodes<B>) {
+        let mut id = self.resend;
+        while self.lost > 0 && id != self.fresh {
+            let Some(node) = nodes.get_mut(id) else { break };
+            if node.has(LOST) {
+                node.flags &= !LOST;
+                self.lost -= u32::from(node.len);
+            }
+            id = node.next;
+        }
+        self.resend = NONE;
+    }
+
+    /// Recovery begins: from here on it counts which retransmissions turn out unneeded.
+    pub fn begin_episode<B: Buffer>(&mut self, nodes: &mut Nodes<B>) {
+        self.episode = self.first;
+        self.resent = 0;
+        let mut id = self.head;
+        while id != self.fresh {
+            let Some(node) = nodes.get(id) else { break };
+            if node.has(SACKED) {
+                id = run_end(nodes, id);
+                continue;
+            }
+            // A probe on its way may be reported too, and must not be taken for a retransmission of this episode.
+            if node.has(RETRANSMITTED) && !node.has(LOST) {
+                self.resent += u32::from(node.len);
+            }
+            id = node.next;
+        }
+    }
+
+    /// A D-SACK block (RFC 2883): the peer had these bytes already. Whether with it all that was sent again in this episode
+    /// proved unneeded, so that the reaction to the loss can be undone (RFC 3708 §2, as Linux does).
+    pub fn duplicate(&mut self, block: (SeqNumber, SeqNumber)) -> bool {
+        let (start, end) = block;
+        let is_ours = start.is_before(end) && !start.is_before(self.episode) && !end.is_after(self.sent_end);
+        if !is_ours || self.resent == 0 {
+            return false;
+        }
+        self.resent = self.resent.saturating_sub(end.since(start));
+        self.resent == 0
+    }
+
+    /// Lets everything go.
+    pub fn clear<B: Buffer>(&mut self, nodes: &mut Nodes<B>) {
+        nodes.release_list(self.head);
+        *self = Self::new(self.sent_end);
+    }
+
+    fn forget_sacks<B: Buffer>(&mut self, nodes: &mut Nodes<B>) {
+        let mut id = self.head;
+        while id != self.fresh {
+            let Some(node) = nodes.get_mut(id) else { break };
+            node.flags &= !SACKED;
+            id = node.next;
+        }
+        self.sacked = 0;
+        self.sacked_segments = 0;
+    }
+
+    /// Marks a piece that is not lost yet.
+    fn lose<B: Buffer>(&mut self, nodes: &mut Nodes<B>, id: u32) -> u32 {
+        let resend = nodes.get(self.resend).map(Node::start);
+        let Some(node) = nodes.get_mut(id) else { return 0 };
+        node.flags |= LOST;
+        if self.lost == 0 || resend.is_none_or(|seq| node.start().is_before(seq)) {
+            self.resend = id;
+        }
+        let len = u32::from(node.len);
+        self.lost += len;
+        len
+    }
+
+    fn split<B: Buffer>(&mut self, nodes: &mut Nodes<B>, id: u32, at: u16) -> Option<u32> {
+        let behind = nodes.split(id, at)?;
+        if self.tail == id {
+            self.tail = behind;
+        }
+        Some(behind)
+    }
+
+    /// Gathers consecutive pieces, marks them sent now, and says which one follows.
+    #[inline]
+    fn take<B: Buffer>(
+        &mut self,
+        nodes: &mut Nodes<B>,
+        from: u32,
+        limit: u32,
+        now: Instant,
+        take: Take,
+    ) -> Option<(Gather, u32)> {
+        let mut id = from;
+        let mut left = limit;
+        let mut gather = Gather { seq: self.sent_end, len: 0, kind: take.kind, slices: 0, node: from };
+        let mut is_first = true;
+        while left > 0 && id != take.stop && usize::from(gather.slices) < MAX_SLICES {
+            let Some(node) = nodes.get_mut(id) else { break };
+            if node.flags & take.mask != take.wanted {
+                break;
+            }
+            if u32::from(node.len) > left {
+                if self.split(nodes, id, left as u16).is_none() {
+                    break;
+                }
+                continue;
+            }
+            let len = u32::from(node.len);
+            node.stamp = now.low();
+            let mut flags = node.flags & !SEGMENT_START;
+            if is_first {
+                is_first = false;
+                flags |= SEGMENT_START;
+                gather.seq = node.start();
+            }
+            if !matches!(take.kind, GatherKind::Fresh) {
+                if node.has(LOST) {
+                    self.lost -= len;
+                }
+                self.resent = self.resent.saturating_add(len);
+                flags = flags & !LOST | RETRANSMITTED;
+            }
+            node.flags = flags;
+            gather.len += len;
+            gather.slices += 1;
+            left -= len;
+            id = node.next;
+        }
+        (gather.len > 0).then_some((gather, id))
+    }
+}
+
+/// The piece behind a run that arrived, of which the given one is a member; the run's way is shorter next time.
+fn run_end<B: Buffer>(nodes: &mut Nodes<B>, id: u32) -> u32 {
+    let mut last = id;
+    let mut next = NONE;
+    while let Some(node) = nodes.get(last) {
+        if node.last != last {
+            last = node.last;
+            continue;
+        }
+        next = node.next;
+        if !nodes.get(next).is_some_and(|node| node.has(SACKED)) {
+            break;
+        }
+        last = next;
+    }
+    if let Some(node) = nodes.get_mut(id) {
+        node.last = last;
+    }
+    next
+}
