@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use weir_abi::image::TableImage;
+use weir_abi::proxy::TcpRecord;
 use weir_abi::record::{
     Address, AddressUse, AdminState, Algorithm, BackendRecord, IDLE_ADAPTIVE, IDLE_SPIN,
-    InterfaceAddressRecord, ListenerRecord, MAX_WORKERS, NO_POSITION, NodeRecord, PoolRecord, PortRecord,
-    PortRouteRecord, VipRecord,
+    InterfaceAddressRecord, ListenerRecord, MAX_WORKERS, NO_INDEX, NO_POSITION, NodeRecord, PoolRecord,
+    PortRecord, PortRouteRecord, VipRecord,
 };
 use weir_abi::text::{Name, Text};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, TableRef};
@@ -202,6 +203,7 @@ fn node_table(node: &Node) -> NodeTable {
         *slot = *cpu;
     }
     let record = NodeRecord {
+        tcp_memory_bytes: node.tcp_memory_bytes,
         worker_cpus,
         worker_count: node.worker_cpus.len() as u32,
         flows_ipv4: node.flows_ipv4,
@@ -211,7 +213,7 @@ fn node_table(node: &Node) -> NodeTable {
         buffer_bytes: node.buffer_bytes,
         idle: if node.adaptive { IDLE_ADAPTIVE } else { IDLE_SPIN },
         keyed_hash: u8::from(node.hash_key.is_some()),
-        reserved: [0; 2],
+        reserved: [0; 6],
         icmp_rate: node.icmp_rate,
         hash_key: node.hash_key.unwrap_or_default(),
         timeouts_ms: node.timeouts_ms,
@@ -220,6 +222,7 @@ fn node_table(node: &Node) -> NodeTable {
         ports: 0,
         addresses: 0,
         routes: 0,
+        tcp_connections: node.tcp_connections,
     };
     let mut table = NodeTable { node: record, ports: Vec::new(), addresses: Vec::new(), routes: Vec::new() };
     for (position, port) in node.ports.iter().enumerate() {
@@ -274,9 +277,10 @@ fn listeners_table(input: &ListenersInput) -> ListenersTable {
             on_down: listener.on_down as u8,
             gue_port: listener.gue_port,
             reserved: 0,
+            proxy: NO_INDEX,
         })
         .collect();
-    ListenersTable { vips, listeners }
+    ListenersTable { vips, listeners, proxies: Vec::new(), trusted: Vec::new() }
 }
 
 /// What a backend's weight and state are once overrides are applied.
@@ -316,6 +320,7 @@ impl PoolInput<'_> {
                 index: *index,
                 weight: u32::from(weight),
                 address: Address::host(backend.address).with_port(backend.port),
+                max_connections: 0,
                 admin: state as u8,
                 down: 0,
                 reserved: 0,
@@ -327,6 +332,7 @@ impl PoolInput<'_> {
                 index: backend.index,
                 weight: 0,
                 address: Address::host(backend.address).with_port(backend.port),
+                max_connections: 0,
                 admin: AdminState::Removed as u8,
                 down: 0,
                 reserved: 0,
@@ -352,9 +358,11 @@ impl PoolInput<'_> {
             name: Name::new(self.name),
             index: self.entry.index,
             algorithm: algorithm as u8,
-            reserved: [0; 3],
+            send_proxy: 0,
+            reserved: [0; 2],
             backends: 0,
             slots: 0,
+            upstream: TcpRecord::POOL,
         };
         Ok((PoolTable { pool, backends, slots: slots.table.clone() }.encode(), slots))
     }

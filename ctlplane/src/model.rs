@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weir_abi::record::{AdminState, Algorithm, Mode, OnDown};
+use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +42,11 @@ pub struct Node {
     /// First and last.
     pub snat_ports: (u16, u16),
     /// By [`weir_abi::record::Timeout`].
-    pub timeouts_ms: [u32; 6],
+    pub timeouts_ms: [u32; TIMEOUTS],
+    /// Connections of the TCP engine, per worker.
+    pub tcp_connections: u32,
+    /// Bytes that they may hold, per worker.
+    pub tcp_memory_bytes: u64,
     /// In the order of the file.
     pub ports: Vec<Port>,
 }
@@ -147,6 +151,8 @@ pub fn algorithm_name(algorithm: Algorithm) -> &'static str {
         Algorithm::Maglev => "maglev",
         Algorithm::RoundRobin => "round-robin",
         Algorithm::SourceHash => "source-hash",
+        Algorithm::LeastConn => "least-conn",
+        Algorithm::RandomTwo => "random-two",
     }
 }
 

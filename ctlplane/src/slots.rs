@@ -16,7 +16,7 @@ pub type SlotsError = BuildError;
 /// files list the same backends differently agree.
 pub fn build(algorithm: Algorithm, weights: &[(String, u32)], slots: u32) -> Result<Vec<u16>, SlotsError> {
     match algorithm {
-        Algorithm::RoundRobin => {
+        Algorithm::RoundRobin | Algorithm::LeastConn | Algorithm::RandomTwo => {
             let numbers: Vec<u32> = weights.iter().map(|(_, weight)| *weight).collect();
             let schedule = round_robin::schedule(&numbers, slots as usize);
             Ok(if schedule.is_empty() { vec![NO_POSITION] } else { schedule })

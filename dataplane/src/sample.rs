@@ -13,9 +13,10 @@
 use std::net::IpAddr;
 
 use hugepages::segment::SegmentDir;
+use weir_abi::proxy::TcpRecord;
 use weir_abi::record::{
-    Address, AddressUse, AdminState, BackendRecord, InterfaceAddressRecord, ListenerRecord, Mode, NodeRecord,
-    OnDown, PoolRecord, PortRecord, PortRouteRecord, VipRecord,
+    Address, AddressUse, AdminState, BackendRecord, InterfaceAddressRecord, ListenerRecord, Mode, NO_INDEX,
+    NodeRecord, OnDown, PoolRecord, PortRecord, PortRouteRecord, VipRecord,
 };
 use weir_abi::text::{Name, Text};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, root_name, table_name};
@@ -68,6 +69,7 @@ pub(crate) fn backend(index: u32, address: &str, port: u16) -> BackendRecord {
         index,
         weight: 1,
         address: Address::host(ip(address)).with_port(port),
+        max_connections: 0,
         admin: AdminState::Ready as u8,
         down: 0,
         reserved: 0,
@@ -79,6 +81,7 @@ pub(crate) fn pool(index: u32, backends: Vec<BackendRecord>) -> PoolTable {
     let mut record = PoolRecord::new_zeroed();
     record.name = Name::new(&format!("pool{index}"));
     record.index = index;
+    record.upstream = TcpRecord::POOL;
     let slots = (0..backends.len() as u16).collect();
     PoolTable { pool: record, backends, slots }
 }
@@ -101,6 +104,7 @@ pub(crate) fn listener(index: u32, protocol: u8, port: u16, mode: Mode, pool: u3
         on_down: OnDown::Reselect as u8,
         gue_port: 6_080,
         reserved: 0,
+        proxy: NO_INDEX,
     }
 }
 
@@ -116,9 +120,11 @@ impl Generation {
         node.buffers = 2_047;
         node.idle = weir_abi::record::IDLE_ADAPTIVE;
         node.icmp_rate = 100;
-        node.timeouts_ms = [60_000, 900_000, 60_000, 60_000, 30_000, 300_000];
+        node.timeouts_ms = [60_000, 900_000, 60_000, 60_000, 30_000, 300_000, 60_000, 60_000, 300_000, 200];
         node.snat_port_first = 1_024;
         node.snat_port_last = 65_535;
+        node.tcp_connections = 1_024;
+        node.tcp_memory_bytes = 1 << 20;
         let node = NodeTable {
             node,
             ports: vec![port("wan", wan), port("lan", lan)],
@@ -134,6 +140,8 @@ impl Generation {
         let listeners = ListenersTable {
             vips: vec![vip(VIP), vip(VIP_V6)],
             listeners: vec![listener(0, 6, 80, Mode::Nat, 0), listener(1, 17, 53, Mode::Dsr, 1)],
+            proxies: vec![],
+            trusted: vec![],
         };
         let pools = vec![
             pool(0, vec![backend(0, "198.18.1.11", 8_080), backend(1, "198.18.1.12", 8_080)]),

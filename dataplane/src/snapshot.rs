@@ -155,6 +155,8 @@ impl Snapshot {
             Some("dataplane.flow_table")
         } else if new.node.backend_capacity != old.node.backend_capacity {
             Some("dataplane.max_backends")
+        } else if new.node.tcp_connections != old.node.tcp_connections {
+            Some("dataplane.tcp_connections")
         } else if (new.node.buffers, new.node.buffer_bytes) != (old.node.buffers, old.node.buffer_bytes) {
             Some("dataplane.buffers")
         } else if devices(new) != devices(old) {
@@ -357,6 +359,7 @@ mod tests {
         assert_eq!(verdict(&|table| table.node.flows_ipv4 += 1), flow_table);
         assert_eq!(verdict(&|table| table.node.flows_ipv6 += 1), flow_table);
         assert_eq!(verdict(&|table| table.node.backend_capacity += 1), Some("dataplane.max_backends"));
+        assert_eq!(verdict(&|table| table.node.tcp_connections += 1), Some("dataplane.tcp_connections"));
         assert_eq!(verdict(&|table| table.node.buffers += 1), Some("dataplane.buffers"));
         assert_eq!(verdict(&|table| table.node.buffer_bytes = 9_000), Some("dataplane.buffers"));
         let change = |edit: fn(&mut PortRecord)| move |table: &mut NodeTable| edit(&mut table.ports[1]);
@@ -369,6 +372,7 @@ mod tests {
         // what a view carries
         assert_eq!(verdict(&|table| table.ports[0].vlan = 7), None);
         assert_eq!(verdict(&|table| table.node.timeouts_ms[0] += 1), None);
+        assert_eq!(verdict(&|table| table.node.tcp_memory_bytes += 1), None);
         assert_eq!(verdict(&|table| table.node.worker_cpus[63] = 1), None, "there is no such worker");
         assert_eq!(verdict(&|table| table.routes.clear()), None);
     }

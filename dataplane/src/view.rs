@@ -249,7 +249,10 @@ fn pool_of(table: &PoolTable) -> Arc<Pool> {
     Arc::new(Pool {
         index: table.pool.index,
         algorithm: match Algorithm::from_u8(table.pool.algorithm) {
-            Some(Algorithm::RoundRobin) => services::Algorithm::RoundRobin,
+            // the latter two are for proxied connections; their slots are a schedule too
+            Some(Algorithm::RoundRobin | Algorithm::LeastConn | Algorithm::RandomTwo) => {
+                services::Algorithm::RoundRobin
+            }
             Some(Algorithm::SourceHash) => services::Algorithm::SourceHash,
             Some(Algorithm::Maglev) | None => services::Algorithm::Maglev,
         },
@@ -273,6 +276,7 @@ fn listeners_of(snapshot: &Snapshot, previous: Option<&Services>) -> Vec<Listene
                 Mode::Gue => services::Mode::Gue,
                 Mode::Nat => services::Mode::Nat,
                 Mode::Fullnat => services::Mode::Fullnat,
+                Mode::Proxy => services::Mode::Proxy,
             },
             pool: record.pool,
             on_down: match OnDown::from_u8(record.on_down)? {
@@ -484,7 +488,10 @@ mod tests {
         }
         assert_eq!(ticks(u32::MAX), 17_179_870);
         let Built { view, .. } = build(
-            |generation| generation.node.node.timeouts_ms = [1_000, 2_000, 3_000, 4_000, 5_001, 6_000],
+            |generation| {
+                generation.node.node.timeouts_ms =
+                    [1_000, 2_000, 3_000, 4_000, 5_001, 6_000, 1_000, 1_000, 1_000, 200]
+            },
             None,
         );
         let lifetimes = Lifetimes { embryonic: 4, established: 8, closing: 12, udp: 16 };

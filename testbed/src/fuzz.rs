@@ -9,7 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use weir_abi::counters::{GroupSpec, Layout};
-use weir_abi::record::{BackendRecord, ListenerRecord, NodeRecord, PoolRecord, PortRecord, VipRecord};
+use weir_abi::proxy::{AcceptProxy, ProxyRecord, TcpRecord};
+use weir_abi::record::{
+    Address, BackendRecord, ListenerRecord, Mode, NO_INDEX, NodeRecord, OnDown, PoolRecord, PortRecord,
+    VipRecord,
+};
+use weir_abi::text::Text;
 use weir_abi::{ListenersTable, NodeTable, PoolTable, Root};
 use zerocopy::FromZeros as _;
 
@@ -149,18 +154,34 @@ fn snapshot_seeds() -> Vec<Vec<u8>> {
     let mut node = NodeRecord::new_zeroed();
     (node.worker_count, node.flows_ipv4, node.flows_ipv6) = (1, 1_024, 1_024);
     (node.backend_capacity, node.snat_port_first, node.snat_port_last) = (64, 1_024, 65_535);
+    (node.tcp_connections, node.tcp_memory_bytes) = (1_024, 1 << 20);
+    node.timeouts_ms = [0, 0, 0, 0, 0, 0, 60_000, 60_000, 60_000, 200];
     let mut port = PortRecord::new_zeroed();
     port.mtu = 1_500;
+    port.device = Text::new("null:");
     let node = NodeTable { node, ports: vec![port; 2], addresses: vec![], routes: vec![] }.encode();
     let mut listener = ListenerRecord::new_zeroed();
     (listener.port_first, listener.port_last, listener.protocol, listener.gue_port) = (80, 89, 6, 6_080);
-    let listeners =
-        ListenersTable { vips: vec![VipRecord::new_zeroed(); 2], listeners: vec![listener; 2] }.encode();
+    listener.proxy = NO_INDEX;
+    let mut proxied =
+        ListenerRecord { proxy: 0, mode: Mode::Proxy as u8, on_down: OnDown::Reset as u8, ..listener };
+    (proxied.port_first, proxied.port_last) = (90, 90);
+    let mut vip = VipRecord::new_zeroed();
+    vip.address = Address::host([198, 18, 100, 1].into());
+    let proxy = ProxyRecord { accept_proxy: AcceptProxy::Any as u8, trusted: 1, ..ProxyRecord::DEFAULT };
+    let listeners = ListenersTable {
+        vips: vec![vip; 2],
+        listeners: vec![listener, proxied],
+        proxies: vec![proxy],
+        trusted: vec![Address::prefix([198, 18, 0, 0].into(), 24)],
+    }
+    .encode();
     let mut backend = BackendRecord::new_zeroed();
     backend.weight = 1;
-    let pool =
-        PoolTable { pool: PoolRecord::new_zeroed(), backends: vec![backend; 2], slots: vec![0, 1, u16::MAX] }
-            .encode();
+    backend.address = vip.address;
+    let mut pool = PoolRecord::new_zeroed();
+    pool.upstream = TcpRecord::POOL;
+    let pool = PoolTable { pool, backends: vec![backend; 2], slots: vec![0, 1, u16::MAX] }.encode();
     let tables = vec![node.reference, listeners.reference, pool.reference];
     let mut seeds = vec![Root { generation: 7, created_unix_ms: 0, tables }.encode()];
     for image in [node, listeners, pool] {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use weir_abi::record::{AdminState, Algorithm, Mode, OnDown};
+use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 use weir_balance::maglev::DEFAULT_SLOTS;
 use weir_balance::round_robin::DEFAULT_MAX_LEN;
 
@@ -12,7 +12,8 @@ use crate::model::{self, Model};
 use crate::schema::{self, Schema};
 use crate::units::network;
 
-const DEFAULT_TIMEOUTS_MS: [u32; 6] = [10_000, 900_000, 30_000, 60_000, 2_000, 30_000];
+const DEFAULT_TIMEOUTS_MS: [u32; TIMEOUTS] =
+    [10_000, 900_000, 30_000, 60_000, 2_000, 30_000, 60_000, 60_000, 300_000, 200];
 const DEFAULT_WEIGHT: u32 = 100;
 
 /// The model of what was understood; `None` where something needed is missing (and was reported).
@@ -37,6 +38,8 @@ pub(super) fn build(schema: &Schema, worker_cpus: Vec<u16>) -> Option<Model> {
         max_backends: or(&dataplane.max_backends, 65_536),
         snat_ports: dataplane.snat_ports.as_ref().map_or((1_024, 65_535), |ports| ports.value),
         timeouts_ms,
+        tcp_connections: 65_536,
+        tcp_memory_bytes: 256 << 20,
         ports: schema.ports.iter().map(build_port).collect::<Option<_>>()?,
     };
     let vips = schema
@@ -120,7 +123,7 @@ fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
         .collect::<Option<_>>()?;
     let algorithm = pool.algorithm.as_ref().map_or(Algorithm::Maglev, |algorithm| algorithm.value);
     let default_slots = match algorithm {
-        Algorithm::RoundRobin => DEFAULT_MAX_LEN as u32,
+        Algorithm::RoundRobin | Algorithm::LeastConn | Algorithm::RandomTwo => DEFAULT_MAX_LEN as u32,
         Algorithm::Maglev | Algorithm::SourceHash => DEFAULT_SLOTS,
     };
     Some(Arc::new(model::Pool {

@@ -143,3 +143,160 @@ columns! {
         Unreachable "unreachable",
     }
 }
+
+columns! {
+    /// The TCP engine of a worker; one row per area. The first nine are gauges of connections by state (RFC 9293 §3.3.2).
+    TcpColumn "tcp" {
+        /// Gauge: connections to backends whose SYN is not answered yet (SYN-SENT).
+        SynSent "syn_sent",
+        /// Gauge: clients whose handshake is not complete (SYN-RECEIVED).
+        HalfOpen "half_open",
+        /// Gauge: ESTABLISHED.
+        Established "established",
+        /// Gauge: FIN-WAIT-1.
+        FinWait1 "fin_wait_1",
+        /// Gauge: FIN-WAIT-2.
+        FinWait2 "fin_wait_2",
+        /// Gauge: CLOSE-WAIT.
+        CloseWait "close_wait",
+        /// Gauge: CLOSING.
+        Closing "closing",
+        /// Gauge: LAST-ACK.
+        LastAck "last_ack",
+        /// Gauge: TIME-WAIT.
+        TimeWait "time_wait",
+        /// Connections that the engine can hold.
+        ConnectionsCapacity "connections_capacity",
+        /// Gauge: bytes of packet buffers that connections hold.
+        MemoryPinned "memory_pinned",
+        /// Segments received, wrong ones included.
+        SegmentsIn "segments_in",
+        /// Segments sent, retransmitted ones included.
+        SegmentsOut "segments_out",
+        /// Segments sent again.
+        Retransmitted "retransmitted",
+        /// Retransmission timeouts (RFC 6298).
+        RtoTimeouts "rto_timeouts",
+        /// Recoveries begun without a timeout (RFC 8985).
+        FastRetransmits "fast_retransmits",
+        /// Tail loss probes sent (RFC 8985 §7).
+        TlpProbes "tlp_probes",
+        /// Retransmissions that turned out to be needless (RFC 2883, RFC 3522).
+        Spurious "spurious",
+        /// RSTs sent: nothing listens there, or the connection is unknown.
+        ResetsNoListener "resets_no_listener",
+        /// RSTs sent: the other side of the proxy was aborted, or a backend could not be had.
+        ResetsAborted "resets_aborted",
+        /// RSTs sent: a timeout of the listener or the user timeout.
+        ResetsTimeout "resets_timeout",
+        /// RSTs sent: an unacceptable acknowledgement in a handshake (RFC 9293 §3.5.2).
+        ResetsBadAck "resets_bad_ack",
+        /// RSTs sent: no memory for the connection.
+        ResetsMemory "resets_memory",
+        /// RSTs sent: a limit on connections.
+        ResetsLimit "resets_limit",
+        /// RSTs received that ended a connection.
+        ResetsReceived "resets_received",
+        /// Challenge ACKs sent (RFC 5961).
+        ChallengeAcks "challenge_acks",
+        /// SYNs answered with a cookie.
+        SynCookiesSent "syn_cookies_sent",
+        /// Connections opened by a cookie that came back.
+        SynCookiesAccepted "syn_cookies_accepted",
+        /// Acknowledgements that are no valid cookie.
+        SynCookiesRefused "syn_cookies_refused",
+        /// Connections whose SYN brought data with a valid cookie (RFC 7413).
+        FastOpenAccepted "fast_open_accepted",
+        /// Segments whose checksum is wrong.
+        ChecksumErrors "checksum_errors",
+        /// Segments dropped for an old timestamp (RFC 7323 §5).
+        PawsDrops "paws_drops",
+        /// Segments dropped for lying outside of the window.
+        OutOfWindowDrops "out_of_window_drops",
+        /// Connects given up because no source address and port was free towards the backend.
+        SnatExhausted "snat_exhausted",
+    }
+}
+
+columns! {
+    /// Listeners of mode `proxy`; one row per listener index, as [`ListenerColumn`]. A group of its own, so that the
+    /// line of an L4 listener stays one.
+    ProxyColumn "proxy" {
+        /// Client connections whose handshake was completed.
+        ConnectionsAccepted "connections_accepted",
+        /// Gauge: client connections, from accepted to closed.
+        ConnectionsActive "connections_active",
+        /// Connections refused at `max_connections`, or because the queue was full.
+        ConnectionsRefusedLimit "connections_refused_limit",
+        /// Gauge: connections that wait for a backend.
+        Queued "queued",
+        /// Connections that waited too long for a backend.
+        QueueTimeouts "queue_timeouts",
+        /// Clients that did not complete their handshake or PROXY header in time.
+        HandshakeTimeouts "handshake_timeouts",
+        /// Connections ended because both directions were silent.
+        IdleTimeouts "idle_timeouts",
+        /// RSTs received from clients.
+        ClientResets "client_resets",
+        /// Payload bytes from clients.
+        BytesIn "bytes_in",
+        /// Payload bytes to clients.
+        BytesOut "bytes_out",
+        /// Connections ended because one direction was closed and the other silent.
+        HalfCloseTimeouts "half_close_timeouts",
+        /// Connections refused for a missing, malformed or untrusted PROXY header.
+        ProxyHeaderRefused "proxy_header_refused",
+        /// Connections refused because no backend took them, retries included.
+        NoBackend "no_backend",
+    }
+}
+
+columns! {
+    /// Backends as proxied connections see them; one row per backend index, as [`BackendColumn`].
+    UpstreamColumn "upstream" {
+        /// Connections established.
+        Connects "connects",
+        /// Connects that were refused or found the backend unreachable.
+        ConnectFailures "connect_failures",
+        /// Connects that were not answered in time.
+        ConnectTimeouts "connect_timeouts",
+        /// Gauge: connections, from the first SYN to closed.
+        Active "active",
+        /// Connects that came here after another backend had failed.
+        Retries "retries",
+        /// RSTs received from the backend.
+        ServerResets "server_resets",
+        /// Payload bytes to the backend.
+        BytesIn "bytes_in",
+        /// Payload bytes from the backend.
+        BytesOut "bytes_out",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_and_are_unique_in_their_group() {
+        let groups = [
+            (WorkerColumn::GROUP, WorkerColumn::COLUMNS),
+            (PortColumn::GROUP, PortColumn::COLUMNS),
+            (ListenerColumn::GROUP, ListenerColumn::COLUMNS),
+            (BackendColumn::GROUP, BackendColumn::COLUMNS),
+            (TcpColumn::GROUP, TcpColumn::COLUMNS),
+            (ProxyColumn::GROUP, ProxyColumn::COLUMNS),
+            (UpstreamColumn::GROUP, UpstreamColumn::COLUMNS),
+        ];
+        let mut names = std::collections::HashSet::new();
+        for (group, columns) in groups {
+            assert!(names.insert(group.to_owned()));
+            for column in columns {
+                assert!(column.len() <= 32 && names.insert(format!("{group}.{column}")), "{group}.{column}");
+            }
+        }
+        assert_eq!(TcpColumn::SnatExhausted.name(), "snat_exhausted");
+        // an area has a row per backend that there may ever be: one cache line each
+        assert!(BackendColumn::COLUMNS.len() <= 8 && UpstreamColumn::COLUMNS.len() <= 8);
+    }
+}

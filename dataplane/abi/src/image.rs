@@ -6,10 +6,13 @@
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::proxy::{
+    MAX_TCP_CONNECTIONS, MAX_TCP_MEMORY, MAX_TIME_MS, MIN_TCP_MEMORY, MIN_TIME_MS, ProxyRecord, SendProxy,
+};
 use crate::record::{
     Address, AddressUse, AdminState, Algorithm, BackendRecord, IDLE_ADAPTIVE, InterfaceAddressRecord,
-    ListenerRecord, MAX_LISTENERS, MAX_POOL_BACKENDS, MAX_POOLS, MAX_PORTS, MAX_WORKERS, Mode, NO_POSITION,
-    NodeRecord, OnDown, PoolRecord, PortRecord, PortRouteRecord, VERSION, VipRecord,
+    ListenerRecord, MAX_LISTENERS, MAX_POOL_BACKENDS, MAX_POOLS, MAX_PORTS, MAX_WORKERS, Mode, NO_INDEX,
+    NO_POSITION, NodeRecord, OnDown, PoolRecord, PortRecord, PortRouteRecord, Timeout, VERSION, VipRecord,
 };
 
 const ROOT_MAGIC: [u8; 8] = *b"WEIRROOT";
@@ -411,6 +414,7 @@ impl NodeTable {
             u64::from(node.snat_port_first),
             "must be at least 1 and at most snat_port_last",
         )?;
+        self.check_tcp(what)?;
         let ports = self.ports.len();
         ensure((1..=MAX_PORTS).contains(&ports), what, "ports", ports as u64, "must be 1 to 16")?;
         for port in &self.ports {
@@ -463,6 +467,36 @@ impl NodeTable {
     }
 }
 
+impl NodeTable {
+    fn check_tcp(&self, what: &str) -> Result<(), SnapshotError> {
+        let connections = self.node.tcp_connections;
+        ensure(
+            (1..=MAX_TCP_CONNECTIONS).contains(&connections),
+            what,
+            "tcp_connections",
+            u64::from(connections),
+            "must be 1 to 2^24",
+        )?;
+        let memory = self.node.tcp_memory_bytes;
+        ensure(
+            (MIN_TCP_MEMORY..=MAX_TCP_MEMORY).contains(&memory),
+            what,
+            "tcp_memory_bytes",
+            memory,
+            "must be 1 MiB to 1 TiB",
+        )?;
+        for timeout in [Timeout::TcpTimeWait, Timeout::TcpFinWait, Timeout::TcpUser, Timeout::TcpMinimumRto] {
+            let time = self.node.timeouts_ms.get(timeout as usize).copied().unwrap_or(0);
+            let (range, rule) = match timeout {
+                Timeout::TcpMinimumRto => (10..=10_000, "must be 10 ms to 10 s for the least RTO"),
+                _ => (MIN_TIME_MS..=MAX_TIME_MS, "must be 100 ms to 24 h for terminated TCP"),
+            };
+            ensure(range.contains(&time), what, "timeouts_ms", u64::from(time), rule)?;
+        }
+        Ok(())
+    }
+}
+
 /// Vips and listeners.
 #[derive(Clone, Debug)]
 pub struct ListenersTable {
@@ -470,6 +504,10 @@ pub struct ListenersTable {
     pub vips: Vec<VipRecord>,
     /// Listeners, in any order; no two claim the same vip, protocol and port.
     pub listeners: Vec<ListenerRecord>,
+    /// What the listeners of mode `proxy` name by position.
+    pub proxies: Vec<ProxyRecord>,
+    /// Prefixes of clients whose PROXY header is believed; a proxy names its stretch of them.
+    pub trusted: Vec<Address>,
 }
 
 impl ListenersTable {
@@ -478,8 +516,12 @@ impl ListenersTable {
         let mut content = Vec::new();
         content.extend_from_slice((self.vips.len() as u32).as_bytes());
         content.extend_from_slice((self.listeners.len() as u32).as_bytes());
+        content.extend_from_slice((self.proxies.len() as u32).as_bytes());
+        content.extend_from_slice((self.trusted.len() as u32).as_bytes());
         content.extend_from_slice(self.vips.as_bytes());
         content.extend_from_slice(self.listeners.as_bytes());
+        content.extend_from_slice(self.proxies.as_bytes());
+        content.extend_from_slice(self.trusted.as_bytes());
         TableImage::seal(TableKind::Listeners, &content)
     }
 
@@ -488,10 +530,12 @@ impl ListenersTable {
         let content = unseal(reference, bytes)?;
         let what = table_name(reference.id);
         let length = || wrong_length(reference, bytes);
-        let (counts, rest) = records::<u32>(content, 2).ok_or_else(length)?;
-        let [vips, listeners] = counts.as_slice() else { return Err(length()) };
+        let (counts, rest) = records::<u32>(content, 4).ok_or_else(length)?;
+        let [vips, listeners, proxies, trusted] = counts.as_slice() else { return Err(length()) };
         let (vips, rest) = records::<VipRecord>(rest, *vips as usize).ok_or_else(length)?;
         let (listeners, rest) = records::<ListenerRecord>(rest, *listeners as usize).ok_or_else(length)?;
+        let (proxies, rest) = records::<ProxyRecord>(rest, *proxies as usize).ok_or_else(length)?;
+        let (trusted, rest) = records::<Address>(rest, *trusted as usize).ok_or_else(length)?;
         if !rest.is_empty() {
             return Err(length());
         }
@@ -500,8 +544,15 @@ impl ListenersTable {
         }
         for listener in &listeners {
             check_listener(listener, vips.len(), &what)?;
+            check_proxy(listener, proxies.len(), &what)?;
         }
-        Ok(Self { vips, listeners })
+        for proxy in &proxies {
+            proxy.check(trusted.len(), &what)?;
+        }
+        for prefix in &trusted {
+            check_address(prefix, &what, "trusted")?;
+        }
+        Ok(Self { vips, listeners, proxies, trusted })
     }
 }
 
@@ -546,6 +597,25 @@ fn check_listener(listener: &ListenerRecord, vips: usize, what: &str) -> Result<
         "must be known",
     )?;
     ensure(listener.gue_port >= 1, what, "gue_port", u64::from(listener.gue_port), "must be at least 1")
+}
+
+fn check_proxy(listener: &ListenerRecord, proxies: usize, what: &str) -> Result<(), SnapshotError> {
+    let at = u64::from(listener.proxy);
+    if listener.mode != Mode::Proxy as u8 {
+        let none = listener.proxy == NO_INDEX;
+        return ensure(none, what, "listener.proxy", at, "must be none in a mode other than proxy");
+    }
+    ensure((listener.proxy as usize) < proxies, what, "listener.proxy", at, "must be a proxy")?;
+    ensure(
+        listener.protocol == 6,
+        what,
+        "protocol",
+        u64::from(listener.protocol),
+        "must be 6 in mode proxy",
+    )?;
+    let on_down = listener.on_down;
+    let stays = on_down != OnDown::Reselect as u8;
+    ensure(stays, what, "on_down", u64::from(on_down), "must not be reselect in mode proxy")
 }
 
 /// A pool, its backends and its slots.
@@ -602,6 +672,14 @@ impl PoolTable {
             "must be known",
         )?;
         ensure(
+            SendProxy::from_u8(pool.send_proxy).is_some(),
+            &what,
+            "send_proxy",
+            u64::from(pool.send_proxy),
+            "must be known",
+        )?;
+        pool.upstream.check_pool(&what)?;
+        ensure(
             backends.len() <= MAX_POOL_BACKENDS,
             &what,
             "backends",
@@ -643,7 +721,7 @@ fn check_address(address: &Address, what: &str, field: &'static str) -> Result<(
     )
 }
 
-fn ensure(
+pub(crate) fn ensure(
     holds: bool,
     what: &str,
     field: &'static str,

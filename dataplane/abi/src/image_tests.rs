@@ -2,6 +2,7 @@
 #![allow(clippy::indexing_slicing, reason = "tests")]
 
 use super::*;
+use crate::proxy::{AcceptProxy, TcpRecord};
 use crate::text::{Name, Text};
 use zerocopy::FromZeros;
 
@@ -13,6 +14,9 @@ fn node() -> NodeTable {
     node.backend_capacity = 64;
     node.snat_port_first = 1024;
     node.snat_port_last = 65_535;
+    node.tcp_connections = 1;
+    node.tcp_memory_bytes = 1 << 20;
+    node.timeouts_ms = [0, 0, 0, 0, 0, 0, 60_000, 60_000, 60_000, 200];
     let mut port = PortRecord::new_zeroed();
     port.name = Name::new("wan");
     port.device = Text::new("null:");
@@ -23,6 +27,7 @@ fn node() -> NodeTable {
 fn pool() -> PoolTable {
     let mut record = PoolRecord::new_zeroed();
     record.name = Name::new("app");
+    record.upstream = TcpRecord::POOL;
     let mut backend = BackendRecord::new_zeroed();
     backend.address = Address::host([198, 18, 1, 11].into()).with_port(80);
     backend.weight = 1;
@@ -37,7 +42,8 @@ fn listeners() -> ListenersTable {
     listener.port_last = 80;
     listener.protocol = 6;
     listener.gue_port = 6080;
-    ListenersTable { vips: vec![vip], listeners: vec![listener] }
+    listener.proxy = NO_INDEX;
+    ListenersTable { vips: vec![vip], listeners: vec![listener], proxies: vec![], trusted: vec![] }
 }
 
 #[test]
@@ -85,7 +91,7 @@ fn another_version_is_named_in_the_error() {
     let mut bytes = Root { generation: 1, created_unix_ms: 0, tables: vec![] }.encode();
     bytes[8] = 9;
     let error = Root::parse(1, &bytes).unwrap_err().to_string();
-    assert_eq!(error, "root-1 has layout version 9, this program reads version 1");
+    assert_eq!(error, "root-1 has layout version 9, this program reads version 2");
 }
 
 #[test]
@@ -105,4 +111,126 @@ fn well_sealed_nonsense_is_refused() {
     assert!(ListenersTable::parse(&image.reference, &image.bytes).is_err());
     let root = Root { generation: 1, created_unix_ms: 0, tables: vec![pool().encode().reference] };
     assert!(Root::parse(1, &root.encode()).is_err());
+}
+
+/// One proxy listener that believes the PROXY headers of one network.
+fn proxies() -> ListenersTable {
+    let mut table = listeners();
+    table.listeners[0].mode = Mode::Proxy as u8;
+    table.listeners[0].proxy = 0;
+    table.listeners[0].on_down = OnDown::Reset as u8;
+    let accept_proxy = AcceptProxy::Any as u8;
+    table.proxies = vec![ProxyRecord { trusted: 1, accept_proxy, ..ProxyRecord::DEFAULT }];
+    table.trusted = vec![Address::prefix([198, 18, 0, 0].into(), 24)];
+    table
+}
+
+#[test]
+fn proxies_round_trip_and_cost_others_nothing() {
+    let image = proxies().encode();
+    let parsed = ListenersTable::parse(&image.reference, &image.bytes).unwrap();
+    assert_eq!(parsed.proxies, proxies().proxies);
+    assert_eq!(parsed.trusted, proxies().trusted);
+    assert_eq!(parsed.encode(), image);
+    let without = listeners().encode().bytes.len();
+    assert_eq!(image.bytes.len() - without, size_of::<ProxyRecord>() + size_of::<Address>());
+}
+
+/// Each field outside of its range, sealed well: refused, by name.
+#[test]
+fn proxy_records_out_of_range_are_refused() {
+    type Change = (&'static str, fn(&mut ListenersTable));
+    let cases: &[Change] = &[
+        ("listener.proxy", |t| t.listeners[0].proxy = 1),
+        ("listener.proxy", |t| t.listeners[0].proxy = NO_INDEX),
+        ("listener.proxy", |t| t.listeners[0].mode = Mode::Nat as u8),
+        ("protocol", |t| t.listeners[0].protocol = 17),
+        ("on_down", |t| t.listeners[0].on_down = OnDown::Reselect as u8),
+        ("mode", |t| t.listeners[0].mode = 6),
+        ("tcp.buffer_bytes", |t| t.proxies[0].client.buffer_bytes = 4_095),
+        ("tcp.buffer_bytes", |t| t.proxies[0].client.buffer_bytes = (1 << 30) + 1),
+        ("tcp.backlog", |t| t.proxies[0].client.backlog = 0),
+        ("tcp.backlog", |t| t.proxies[0].client.backlog = (1 << 20) + 1),
+        ("tcp.keep_alive_idle_ms", |t| t.proxies[0].client.keep_alive_idle_ms = 99),
+        ("tcp.keep_alive_interval_ms", |t| t.proxies[0].client.keep_alive_idle_ms = 1_000),
+        ("tcp.keep_alive_interval_ms", |t| t.proxies[0].client.keep_alive_interval_ms = 1_000),
+        ("tcp.keep_alive_probes", |t| t.proxies[0].client.keep_alive_probes = 1),
+        ("tcp.mss", |t| t.proxies[0].client.mss = 535),
+        ("tcp.mss", |t| t.proxies[0].client.mss = 9_001),
+        ("tcp.initial_window", |t| t.proxies[0].client.initial_window = 0),
+        ("tcp.initial_window", |t| t.proxies[0].client.initial_window = 101),
+        ("tcp.congestion", |t| t.proxies[0].client.congestion = 2),
+        ("tcp.nodelay", |t| t.proxies[0].client.nodelay = 2),
+        ("tcp.fast_open", |t| t.proxies[0].client.fast_open = 2),
+        ("tcp.slow_start_after_idle", |t| t.proxies[0].client.slow_start_after_idle = 2),
+        ("tcp.ecn", |t| t.proxies[0].client.ecn = 2),
+        ("tcp.syn_cookies", |t| t.proxies[0].client.syn_cookies = 3),
+        ("tcp.reserved", |t| t.proxies[0].client.reserved = 1),
+        ("proxy.connect_ms", |t| t.proxies[0].connect_ms = 99),
+        ("proxy.idle_ms", |t| t.proxies[0].idle_ms = 0),
+        ("proxy.half_close_ms", |t| t.proxies[0].half_close_ms = 86_400_001),
+        ("proxy.handshake_ms", |t| t.proxies[0].handshake_ms = u32::MAX),
+        ("proxy.queue", |t| t.proxies[0].queue = (1 << 20) + 1),
+        ("proxy.queue_ms", |t| t.proxies[0].queue = 1),
+        ("proxy.queue_ms", |t| t.proxies[0].queue_ms = 1_000),
+        ("proxy.retries", |t| t.proxies[0].retries = 11),
+        ("proxy.accept_proxy", |t| t.proxies[0].accept_proxy = 4),
+        ("proxy.trusted", |t| t.proxies[0].accept_proxy = 0),
+        ("proxy.trusted", |t| t.proxies[0].trusted = 0),
+        ("proxy.trusted", |t| t.proxies[0].trusted = 2),
+        ("proxy.trusted", |t| t.proxies[0].trusted_first = u32::MAX),
+        ("proxy.reserved", |t| t.proxies[0].reserved = [0, 1]),
+        ("trusted", |t| t.trusted[0].family = 5),
+        ("trusted", |t| t.trusted[0].prefix_length = 33),
+    ];
+    for (at, (expected, change)) in cases.iter().enumerate() {
+        let mut table = proxies();
+        change(&mut table);
+        let image = table.encode();
+        match ListenersTable::parse(&image.reference, &image.bytes) {
+            Err(SnapshotError::Value { field, .. }) => assert_eq!(field, *expected, "case {at}"),
+            other => panic!("case {at}, {expected}: {other:?}"),
+        }
+    }
+    let mut off = proxies();
+    (off.proxies[0].accept_proxy, off.proxies[0].trusted) = (0, 0);
+    let image = off.encode();
+    assert!(ListenersTable::parse(&image.reference, &image.bytes).is_ok(), "no PROXY header, nobody trusted");
+}
+
+#[test]
+fn pools_and_nodes_out_of_range_are_refused() {
+    type Change<T> = (&'static str, fn(&mut T));
+    let cases: &[Change<PoolTable>] = &[
+        ("algorithm", |t| t.pool.algorithm = 5),
+        ("send_proxy", |t| t.pool.send_proxy = 3),
+        ("tcp.backlog", |t| t.pool.upstream.backlog = 1),
+        ("tcp.fast_open", |t| t.pool.upstream.fast_open = 1),
+        ("tcp.syn_cookies", |t| t.pool.upstream.syn_cookies = 1),
+        ("tcp.initial_window", |t| t.pool.upstream.initial_window = 0),
+    ];
+    for (expected, change) in cases {
+        let mut table = pool();
+        change(&mut table);
+        let image = table.encode();
+        let error = PoolTable::parse(&image.reference, &image.bytes).unwrap_err();
+        assert!(matches!(error, SnapshotError::Value { field, .. } if field == *expected), "{error}");
+    }
+    let cases: &[Change<NodeTable>] = &[
+        ("tcp_connections", |t| t.node.tcp_connections = 0),
+        ("tcp_connections", |t| t.node.tcp_connections = (1 << 24) + 1),
+        ("tcp_memory_bytes", |t| t.node.tcp_memory_bytes = (1 << 20) - 1),
+        ("tcp_memory_bytes", |t| t.node.tcp_memory_bytes = u64::MAX),
+        ("timeouts_ms", |t| t.node.timeouts_ms[6] = 0),
+        ("timeouts_ms", |t| t.node.timeouts_ms[8] = 86_400_001),
+        ("timeouts_ms", |t| t.node.timeouts_ms[9] = 9),
+        ("timeouts_ms", |t| t.node.timeouts_ms[9] = 10_001),
+    ];
+    for (expected, change) in cases {
+        let mut table = node();
+        change(&mut table);
+        let image = table.encode();
+        let error = NodeTable::parse(&image.reference, &image.bytes).unwrap_err();
+        assert!(matches!(error, SnapshotError::Value { field, .. } if field == *expected), "{error}");
+    }
 }

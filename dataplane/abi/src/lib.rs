@@ -15,6 +15,7 @@ pub mod columns;
 pub mod counters;
 pub mod fuzz;
 pub mod image;
+pub mod proxy;
 pub mod record;
 pub mod text;
 

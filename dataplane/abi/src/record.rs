@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::proxy::TcpRecord;
 use crate::text::{Name, Text};
 
 /// Version of every record and header here. Raised with each change of a layout or a meaning.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Most workers that a node can have.
 pub const MAX_WORKERS: usize = 64;
 /// Most ports that a node can have.
@@ -82,6 +83,9 @@ impl Address {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct NodeRecord {
+    /// Ceiling of the data that the terminated connections of one worker hold, bytes,
+    /// [`crate::proxy::MIN_TCP_MEMORY`] to [`crate::proxy::MAX_TCP_MEMORY`]. It may change while a process runs.
+    pub tcp_memory_bytes: u64,
     /// CPUs, one worker each, in worker order; the first `worker_count` count. `u16::MAX` is "any CPU, not pinned".
     pub worker_cpus: [u16; MAX_WORKERS],
     /// 1 to [`MAX_WORKERS`].
@@ -101,16 +105,16 @@ pub struct NodeRecord {
     /// 1 where `hash_key` is in use; 0 = the fixed hash.
     pub keyed_hash: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: [u8; 6],
     /// Most generated ICMP errors per second and worker.
     pub icmp_rate: u32,
     /// Key of the flow hash that picks backends.
     pub hash_key: [u8; 16],
-    /// Timeouts in milliseconds, by [`Timeout`].
-    pub timeouts_ms: [u32; 6],
-    /// First source port that `fullnat` uses.
+    /// Timeouts in milliseconds, by [`Timeout`]. Those of terminated TCP, from [`Timeout::TcpTimeWait`] on, are checked.
+    pub timeouts_ms: [u32; TIMEOUTS],
+    /// First source port that `fullnat` and `proxy` use.
     pub snat_port_first: u16,
-    /// Last source port that `fullnat` uses, inclusive.
+    /// Last of them, inclusive.
     pub snat_port_last: u16,
     /// Number of [`PortRecord`]s that follow.
     pub ports: u32,
@@ -118,7 +122,13 @@ pub struct NodeRecord {
     pub addresses: u32,
     /// Number of [`PortRouteRecord`]s after the addresses.
     pub routes: u32,
+    /// Connections that the TCP engine of one worker holds, both sides of a proxied one counted:
+    /// 1 to [`crate::proxy::MAX_TCP_CONNECTIONS`]. Fixed while a process lives.
+    pub tcp_connections: u32,
 }
+
+/// Number of [`Timeout`]s.
+pub const TIMEOUTS: usize = 10;
 
 /// Index into [`NodeRecord::timeouts_ms`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +146,15 @@ pub enum Timeout {
     Fragment = 4,
     /// A neighbour that was not confirmed for so long is asked again.
     Neighbour = 5,
+    /// Terminated TCP: TIME-WAIT (RFC 9293 §3.6.1); 100 ms to 24 h.
+    TcpTimeWait = 6,
+    /// Terminated TCP: FIN-WAIT-2 of a connection that nobody reads any more; 100 ms to 24 h.
+    TcpFinWait = 7,
+    /// Terminated TCP: sent data that stays unacknowledged so long ends the connection (RFC 9293 §3.8.3, the user
+    /// timeout); 100 ms to 24 h.
+    TcpUser = 8,
+    /// Terminated TCP: least retransmission timeout (RFC 6298 §2.4 says 1 s, and is deviated from); 10 ms to 10 s.
+    TcpMinimumRto = 9,
 }
 
 /// A NIC or virtual device.
@@ -162,7 +181,7 @@ pub struct PortRecord {
 pub enum AddressUse {
     /// The port's own address: answers ARP/NDP and echo, source of tunnels and of Weir's own packets; its prefix is on-link.
     Own = 0,
-    /// A source address of `fullnat`: answers ARP/NDP; not on-link.
+    /// A source address of `fullnat` and `proxy`: answers ARP/NDP; not on-link.
     Snat = 1,
 }
 
@@ -218,6 +237,8 @@ pub enum Mode {
     Nat = 3,
     /// Source and destination are rewritten.
     Fullnat = 4,
+    /// The client's TCP connection ends here, and another one leads to the backend.
+    Proxy = 5,
 }
 
 /// What happens to the flows of a backend that is down or in maintenance.
@@ -248,18 +269,20 @@ pub struct ListenerRecord {
     pub port_first: u16,
     /// Last port, inclusive.
     pub port_last: u16,
-    /// IP protocol: 6 or 17.
+    /// IP protocol: 6 or 17; 6 in [`Mode::Proxy`].
     pub protocol: u8,
     /// [`Mode`].
     pub mode: u8,
     /// GUE variant 0 or 1.
     pub gue_variant: u8,
-    /// [`OnDown`].
+    /// [`OnDown`]; not [`OnDown::Reselect`] in [`Mode::Proxy`].
     pub on_down: u8,
     /// UDP destination port of GUE.
     pub gue_port: u16,
     /// Zero.
     pub reserved: u16,
+    /// Position in the table's proxies; [`NO_INDEX`] exactly in the other modes.
+    pub proxy: u32,
 }
 
 /// How a new flow picks its slot.
@@ -272,6 +295,12 @@ pub enum Algorithm {
     RoundRobin = 1,
     /// The client address's hash into a Maglev table.
     SourceHash = 2,
+    /// Proxy: the backend with the fewest connections of this worker for its weight. Its slots are a schedule as
+    /// [`Self::RoundRobin`]'s, which decides between equals.
+    LeastConn = 3,
+    /// Proxy: of two random slots of a schedule as [`Self::RoundRobin`]'s (so drawn by weight), the backend with fewer
+    /// connections of this worker for its weight.
+    RandomTwo = 4,
 }
 
 /// Head of a pool table.
@@ -284,12 +313,16 @@ pub struct PoolRecord {
     pub index: u32,
     /// [`Algorithm`].
     pub algorithm: u8,
+    /// [`crate::proxy::SendProxy`]: what proxied connections to its backends start with.
+    pub send_proxy: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
     /// Number of [`BackendRecord`]s that follow.
     pub backends: u32,
     /// Number of `u16` slots after them: positions among this pool's backends, or [`NO_POSITION`].
     pub slots: u32,
+    /// Proxied connections to its backends.
+    pub upstream: TcpRecord,
 }
 
 /// A backend's administrative state.
@@ -318,6 +351,8 @@ pub struct BackendRecord {
     pub weight: u32,
     /// Address and port; port 0 = the port that the client used.
     pub address: Address,
+    /// Proxied connections at once, per node; 0 = unlimited.
+    pub max_connections: u32,
     /// [`AdminState`].
     pub admin: u8,
     /// 1 = down by health; 0 = up.
@@ -326,6 +361,7 @@ pub struct BackendRecord {
     pub reserved: u16,
 }
 
+/// Gives an enum `from_u8`.
 macro_rules! from_u8 {
     ($name:ident: $($variant:ident),+) => {
         impl $name {
@@ -337,9 +373,10 @@ macro_rules! from_u8 {
         }
     };
 }
-from_u8!(Mode: Dsr, Ipip, Gue, Nat, Fullnat);
+pub(crate) use from_u8;
+from_u8!(Mode: Dsr, Ipip, Gue, Nat, Fullnat, Proxy);
 from_u8!(OnDown: Reselect, Reset, Keep);
-from_u8!(Algorithm: Maglev, RoundRobin, SourceHash);
+from_u8!(Algorithm: Maglev, RoundRobin, SourceHash, LeastConn, RandomTwo);
 from_u8!(AdminState: Ready, Drain, Maint, Removed);
 from_u8!(AddressUse: Own, Snat);
 
@@ -352,6 +389,7 @@ impl Mode {
             Self::Gue => "gue",
             Self::Nat => "nat",
             Self::Fullnat => "fullnat",
+            Self::Proxy => "proxy",
         }
     }
 }
@@ -370,15 +408,19 @@ impl AdminState {
 
 const _: () = {
     assert!(size_of::<Address>() == 20 && align_of::<Address>() == 2);
-    assert!(size_of::<NodeRecord>() == 128 + 28 + 4 + 16 + 24 + 4 + 12);
+    assert!(size_of::<NodeRecord>() == 8 + 128 + 32 + 4 + 16 + 40 + 4 + 16);
     assert!(size_of::<PortRecord>() == 64 + 256 + 8);
     assert!(size_of::<InterfaceAddressRecord>() == 24);
     assert!(size_of::<PortRouteRecord>() == 44);
     assert!(size_of::<VipRecord>() == 84);
-    assert!(size_of::<ListenerRecord>() == 64 + 12 + 4 + 8);
-    assert!(size_of::<PoolRecord>() == 64 + 16);
-    assert!(size_of::<BackendRecord>() == 64 + 8 + 20 + 4);
-    assert!(std::mem::offset_of!(NodeRecord, worker_count) == 128);
+    assert!(size_of::<ListenerRecord>() == 64 + 12 + 4 + 8 + 4);
+    assert!(size_of::<PoolRecord>() == 64 + 16 + 28);
+    assert!(size_of::<BackendRecord>() == 64 + 8 + 20 + 4 + 4);
+    assert!(std::mem::offset_of!(NodeRecord, worker_count) == 136);
+    assert!(std::mem::offset_of!(NodeRecord, tcp_connections) == 244);
     assert!(std::mem::offset_of!(ListenerRecord, index) == 64);
+    assert!(std::mem::offset_of!(ListenerRecord, proxy) == 88);
+    assert!(std::mem::offset_of!(PoolRecord, upstream) == 80);
     assert!(std::mem::offset_of!(BackendRecord, address) == 72);
+    assert!(std::mem::offset_of!(BackendRecord, max_connections) == 92);
 };

@@ -383,6 +383,9 @@ where
         listener: &Listener,
         state: Option<State>,
     ) -> Verdict {
+        if listener.mode == Mode::Proxy {
+            return Verdict::Drop(DropReason::NotBuilt);
+        }
         let is_tcp = tuple.protocol == Protocol::TCP.0;
         let is_syn = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
         if listener.mode == Mode::Fullnat && is_tcp && !is_syn && state.is_none() {
@@ -463,6 +466,7 @@ where
         let port = backend.serves(tuple.dst_port);
         match listener.mode {
             Mode::Dsr | Mode::Ipip | Mode::Gue => Ok(0),
+            Mode::Proxy => Err(DropReason::NotBuilt),
             Mode::Nat => {
                 Ok(reverse_hash(backend, tuple.dst_port, tuple.src, tuple.src_port, tuple.protocol, seed))
             }
@@ -544,6 +548,7 @@ where
         let mut l3 = parsed.l3;
         let server = (A::from_bits(backend.address), backend.serves(parsed.dst_port));
         let rewritten = match listener.mode {
+            Mode::Proxy => return Verdict::Drop(DropReason::NotBuilt),
             Mode::Dsr => A::decrement_ttl(frame, parsed),
             Mode::Nat => {
                 clamp_mss(frame, parsed, self.services.smallest_mtu);

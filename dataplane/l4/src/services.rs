@@ -36,6 +36,8 @@ pub enum Mode {
     Nat,
     /// Source and destination are rewritten.
     Fullnat,
+    /// Terminated by the worker; what reaches this engine all the same is dropped.
+    Proxy,
 }
 
 impl Mode {

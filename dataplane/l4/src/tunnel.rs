@@ -17,7 +17,7 @@ fn tunnel_of(listener: &Listener, hash: u32) -> Option<Tunnel> {
         (Mode::Ipip, _) => Some(Tunnel::Ipip),
         (Mode::Gue, 0) => Some(Tunnel::GueVariant0(udp)),
         (Mode::Gue, _) => Some(Tunnel::GueVariant1(udp)),
-        (Mode::Dsr | Mode::Nat | Mode::Fullnat, _) => None,
+        (Mode::Dsr | Mode::Nat | Mode::Fullnat | Mode::Proxy, _) => None,
     }
 }
 

@@ -84,4 +84,6 @@ drop_reasons! {
     IcmpUntranslatable "icmp_untranslatable",
     /// A rewrite found the packet not to be what it was parsed as.
     Rewrite "rewrite",
+    /// For a listener of mode `proxy`, and nothing terminates it.
+    NotBuilt "not_built",
 }

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use weir_l4::{Mode, Parts};
+use weir_l4::{DropReason, Mode, Parts};
 
-use crate::packets::{ACK, Ip, LINK, Packet, SYN, TCP, UDP, framed, transport_checksum};
+use crate::packets::{ACK, Ip, LINK, Packet, RST, SYN, TCP, UDP, framed, transport_checksum};
 use crate::world::{WEIR_V4, WEIR_V6, World, address, names, single};
 
 /// DSCP AF41 with ECN CE: all eight bits matter.
@@ -90,6 +90,7 @@ impl Case {
                 }
                 self.tunnelled(UDP, &udp, out)
             }
+            Mode::Proxy => unreachable!("carries no packets"),
         }
     }
 
@@ -244,5 +245,19 @@ fn a_backend_without_a_port_keeps_the_clients() {
         let (_, out) = world.packet(&reply).to_client();
         assert_eq!(out[12..16], [198, 18, 0, 100]);
         assert_eq!(out[20..22], u16::to_be_bytes(port));
+    }
+}
+
+/// What a proxy listener's connections are, others know: this engine keeps nothing of them and forwards nothing.
+#[test]
+fn packets_of_a_proxy_listener_are_a_counted_drop() {
+    for family in [4, 6] {
+        let names = names(family);
+        let mut world = World::new(single(Mode::Proxy, TCP, names.vip, names.backend), 4);
+        for flags in [SYN, ACK, RST] {
+            let outcome = world.packet(&Packet::tcp(names.client, names.vip, flags));
+            assert_eq!(outcome.drop_reason(), DropReason::NotBuilt);
+        }
+        assert_eq!((world.live(), world.ledger.created.len()), (0, 0));
     }
 }
