@@ -1,22 +1,23 @@
 //! What does a packet of an established flow cost? Each mode, both families, 1,000 to 4 million flows.
 //!
-//! A first pass makes the flows in one order and its output is compared with what each mode must make of a packet. Then
-//! Weir is started again, takes the flows over, and is measured on another order, window by window in turn with testpmd.
+//! A first pass makes the flows in one order and its output is compared with what the mode must make of a packet. Then
+//! Weir is started again for each mode in turn, takes the flows over, and is measured on another order, window by window
+//! in turn with testpmd. Modes that made no flows themselves are compared in a pass of their own.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::capture::{BACKENDS, Content, OWN, Traffic, backend};
 use super::check;
 use super::instance::{Counters, Instance, window};
 use super::result::{Figure, median};
 use super::testpmd::Testpmd;
-use super::{Bench, Context};
+use super::{Bench, Context, Laps};
 use crate::config::Mode;
-use crate::interrupt::{pause, wait_for};
-use crate::run::Run;
+use crate::interrupt::{self, pause, wait_for};
+use crate::run::{Run, SHM};
 use crate::setup::Pages;
 use crate::topology::lab::{Family, vip};
 use crate::traffic::servers::{SERVER_PORT, VIP_PORT};
@@ -27,8 +28,8 @@ const SIZES: [(&str, u32); 4] = [("1k", 1_000), ("100k", 100_000), ("1m", 1_000_
 const SPARE: u32 = 16_384;
 /// Bytes of a hugepage.
 const PAGE: u64 = 2 << 20;
-/// For a process to get going again after it was stopped.
-const THAW: Duration = Duration::from_millis(40);
+/// Flows of the pass that is compared where the mode did not make the flows itself.
+const COMPARED: u32 = 100_000;
 /// Packets of the first pass, at least: the backends' neighbours must be known before the last of them.
 const FIRST_PASS: u32 = 400_000;
 /// A configuration on one capture port.
@@ -114,6 +115,12 @@ pub(crate) fn pages_for(buffers: u32, buffer_bytes: u32, entries: u32) -> u64 {
     (u64::from(buffers) * buffer + ring + u64::from(entries) * 112 + rest).div_ceil(PAGE)
 }
 
+/// Pages that Weir and testpmd need together.
+fn pages_of(flows: u32) -> u64 {
+    let (buffers, bytes) = (flows + u32::from(BACKENDS) + SPARE, room_for(flows).0);
+    pages_for(buffers, bytes, 0) + pages_for(buffers, bytes, entries_for(flows))
+}
+
 /// Data room per buffer, and the MTU that fits it: small where four million buffers have to fit twice, and large
 /// enough for IPv6's least MTU inside every tunnel.
 pub(crate) fn room_for(flows: u32) -> (u32, u16) {
@@ -124,8 +131,23 @@ fn case(mode: Mode, family: Family, size: &str) -> String {
     format!("{}/{}/{size}", mode.name(), family.name())
 }
 
-/// Runs the cases that are wanted.
-pub(crate) fn run(bench: &mut Bench<'_>) {
+/// What was compared to the byte so far: mode, family, and in words.
+type Compared = Vec<(Mode, Family, String)>;
+
+/// Runs the cases that are wanted. The pages that the largest needed are for who comes next: a virtual machine gives
+/// what it frees back to its host, and is slow to get it again.
+pub(crate) fn run(bench: &mut Bench<'_>) -> Option<Pages> {
+    let mut compared = Compared::new();
+    let most = SIZES
+        .into_iter()
+        .filter(|(size, _)| {
+            let mut cases = Mode::ALL.into_iter().flat_map(|mode| Family::BOTH.map(|family| (mode, family)));
+            cases.any(|(mode, family)| bench.wants(&case(mode, family, size)))
+        })
+        .map(|(_, flows)| pages_of(flows))
+        .max();
+    // where they can't be had, the cases that need them say so
+    let pages = most.and_then(|most| Pages::reserve(most).ok());
     for (size, flows) in SIZES {
         for family in Family::BOTH {
             for content in [Content::Ack, Content::Datagram] {
@@ -135,68 +157,132 @@ pub(crate) fn run(bench: &mut Bench<'_>) {
                     .filter(fits)
                     .filter(|mode| bench.wants(&case(*mode, family, size)))
                     .collect();
-                if modes.is_empty() {
+                if modes.is_empty() || interrupt::arrived() {
                     continue;
                 }
                 let traffic = Traffic { family, content, flows };
-                group(bench, size, traffic, &modes);
+                group(bench, size, traffic, &modes, &mut compared);
             }
         }
     }
+    pages
 }
 
 /// All modes that play one capture, and testpmd beside them.
-fn group(bench: &mut Bench<'_>, size: &str, traffic: Traffic, modes: &[Mode]) {
+fn group(bench: &mut Bench<'_>, size: &str, traffic: Traffic, modes: &[Mode], compared: &mut Compared) {
     let name = |mode: Mode| case(mode, traffic.family, size);
-    let stage = match Stage::set(&bench.context, traffic) {
+    let Some(&first) = modes.first() else { return };
+    let mut stage = match Stage::set(&bench.context, traffic, first, compared) {
         Ok(stage) => stage,
         Err(error) => {
             modes.iter().for_each(|mode| bench.failed(&name(*mode), &error));
             return;
         }
     };
-    let Stage { mut testpmd, capture, run, .. } = stage;
     for &mode in modes {
         bench.case(&name(mode), |context| {
-            measure(context, &name(mode), mode, traffic, &capture, &mut testpmd)
+            let words = words_for(context, mode, traffic.family, compared)?;
+            let Stage { testpmd, capture, flows, .. } = &mut stage;
+            measure(context, flows, (mode, traffic, capture), testpmd, (&name(mode), &words))
         });
     }
-    drop(testpmd);
-    drop(run);
 }
 
-/// What the modes share.
+/// What was compared of a mode; compares it now where no group did.
+fn words_for(context: &Context, mode: Mode, family: Family, compared: &mut Compared) -> Result<String> {
+    if let Some((_, _, words)) = compared.iter().find(|(other, of, _)| (*other, *of) == (mode, family)) {
+        return Ok(words.clone());
+    }
+    let content = if mode == Mode::Fullnat { Content::Datagram } else { Content::Ack };
+    let run = Run::new()?;
+    let traffic = Traffic { family, content, flows: COMPARED };
+    let captures = Captures::of(&run)?;
+    let input = captures.path("first.pcap");
+    let frames = traffic.write(&input, context.seed, "first order", FIRST_PASS.div_ceil(COMPARED))?;
+    let words = establish(context, &run, mode, traffic, (&input, frames), Output::Compared)?;
+    compared.push((mode, family, words.clone()));
+    Ok(words)
+}
+
+/// A directory for captures, in memory: nothing must be written to a disk meanwhile. Removed with the value, or by the
+/// sweep, which knows it by its name.
+struct Captures(PathBuf);
+
+impl Captures {
+    fn of(run: &Run) -> Result<Self> {
+        // another name than the run's own segments have, which a stopped instance takes away
+        let directory = Path::new(SHM).join(format!("weir-{}-captures", run.name()));
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("could not create {}", directory.display()))?;
+        Ok(Self(directory))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Captures {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What the modes share: one capture, one testpmd, and the flows, which each mode takes over from the one before.
 struct Stage {
     testpmd: Testpmd,
     capture: PathBuf,
-    run: Run,
+    _captures: Captures,
+    flows: Run,
     _pages: Pages,
 }
 
 impl Stage {
-    fn set(context: &Context, traffic: Traffic) -> Result<Self> {
-        let run = Run::new()?;
-        let capture = run.path("order.pcap");
-        let frames = traffic.write(&capture, context.seed, "measured order", 1)?;
+    fn set(context: &Context, traffic: Traffic, mode: Mode, compared: &mut Compared) -> Result<Self> {
+        let mut laps = Laps::start();
+        let (run, flows) = (Run::new()?, Run::new()?);
+        let captures = Captures::of(&run)?;
+        let (capture, first) = (captures.path("order.pcap"), captures.path("first.pcap"));
+        let passes = FIRST_PASS.div_ceil(traffic.flows);
+        let (frames, first_frames) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| traffic.write(&first, context.seed, "first order", passes));
+            let frames = traffic.write(&capture, context.seed, "measured order", 1)?;
+            let first_frames = other.join().map_err(|_| anyhow!("writing a capture panicked"))??;
+            Ok::<_, anyhow::Error>((frames, first_frames))
+        })?;
+        laps.lap("captures");
         let (buffers, bytes) = (frames + SPARE, room_for(traffic.flows).0);
-        let pages = pages_for(buffers, bytes, 0) + pages_for(buffers, bytes, entries_for(traffic.flows));
-        let pages = Pages::reserve(pages)?;
-        let testpmd = Testpmd::start(run.name(), &capture, buffers, bytes)?;
-        Ok(Self { testpmd, capture, run, _pages: pages })
+        let pages = Pages::reserve(pages_of(traffic.flows))?;
+        let known = compared.iter().any(|(other, family, _)| (*other, *family) == (mode, traffic.family));
+        let output = if known { Output::Discarded } else { Output::Compared };
+        let (testpmd, words) = std::thread::scope(|scope| {
+            let pass =
+                scope.spawn(|| establish(context, &flows, mode, traffic, (&first, first_frames), output));
+            // not the other way round: testpmd is killed when the thread that started it ends
+            let testpmd = Testpmd::start(run.name(), &capture, buffers, bytes);
+            let frozen = testpmd.as_ref().ok().and_then(|testpmd| testpmd.freeze().ok());
+            let words = pass.join().map_err(|_| anyhow!("the first pass panicked"))?;
+            drop(frozen);
+            Ok::<_, anyhow::Error>((testpmd?, words?))
+        })?;
+        if output == Output::Compared {
+            compared.push((mode, traffic.family, words));
+        }
+        laps.lap("first pass and testpmd's start");
+        println!("  {} {} flows: {laps}", traffic.flows, traffic.family.name());
+        Ok(Self { testpmd, capture, _captures: captures, flows, _pages: pages })
     }
 }
 
 fn measure(
     context: &Context,
-    case: &str,
-    mode: Mode,
-    traffic: Traffic,
-    capture: &Path,
+    flows: &Run,
+    (mode, traffic, capture): (Mode, Traffic, &Path),
     testpmd: &mut Testpmd,
+    (case, compared): (&str, &str),
 ) -> Result<Vec<Figure>> {
+    let mut laps = Laps::start();
     let mut frozen = Some(testpmd.freeze()?);
-    let run = Run::new()?;
-    let compared = establish(context, &run, mode, traffic)?;
     let frames = traffic.flows + u32::from(BACKENDS);
     let plan = Plan {
         mode,
@@ -206,24 +292,29 @@ fn measure(
         buffers: frames + SPARE,
         room: room_for(traffic.flows),
     };
-    let weir = Instance::start(&run, &context.binaries, &plan.toml())?;
+    let weir = Instance::start(flows, &context.binaries, &plan.toml())?;
+    laps.lap("start");
     let counters = weir.counters()?;
     await_established(&counters, traffic.flows).with_context(|| format!("drops: {}", counters.drops()))?;
+    laps.lap("warm-up");
     let start = counters.now();
     let (mut own, mut others) = (Vec::new(), Vec::new());
     for _ in 0..context.windows {
         own.push(window(&weir, &counters, context.window)?);
         let paused = weir.freeze()?;
         drop(frozen.take());
-        pause(THAW)?;
+        pause(context.thaw)?;
         others.push(testpmd.window(context.window)?);
         frozen = Some(testpmd.freeze()?);
         drop(paused);
-        pause(THAW)?;
+        pause(context.thaw)?;
     }
+    laps.lap("windows");
     let end = counters.now();
     let hertz = (end.cycles - start.cycles) as f64 / (end.at - start.at).as_secs_f64();
     weir.stop()?;
+    laps.lap("stop");
+    println!("      {laps}");
     let least = own.iter().chain(&others).map(|window| window.share).fold(1.0, f64::min);
     let others_took = if least < 1.0 {
         format!("; others took up to {:.0} % of CPU 1, which is taken out", (1.0 - least) * 100.0)
@@ -232,7 +323,7 @@ fn measure(
     };
     let setup = format!(
         "1 worker on CPU 1 at nice -19, {} B {} in buffers of {} B, net_pcap infinite_rx (its copy included), \
-         tx discarded, burst 32, {BACKENDS} backends, flows in random order, made in another; {compared}{others_took}",
+         tx discarded, burst 32, {BACKENDS} backends, flows in random order, made in another; {compared}; what all windows sent is counted{others_took}",
         traffic.frame_bytes(),
         traffic.content.name(),
         plan.room.0,
@@ -266,17 +357,31 @@ fn figures(case: &str, own: &[f64], others: &[f64], hertz: f64, setup: &str) -> 
     figures
 }
 
-/// Makes all flows in an order of their own and compares what comes out. In words: what was compared.
-fn establish(context: &Context, run: &Run, mode: Mode, traffic: Traffic) -> Result<String> {
-    let input = run.path("first.pcap");
-    let passes = FIRST_PASS.div_ceil(traffic.flows);
-    let frames = traffic.write(&input, context.seed, "first order", passes)?;
-    let output = run.path("out.pcap");
+/// What becomes of the packets of a first pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    /// Written to a capture, and a sample of it compared with what the mode must make of a packet.
+    Compared,
+    /// Thrown away: the same mode was compared on fewer flows.
+    Discarded,
+}
+
+/// Makes all flows in an order of their own. In words: what was compared.
+fn establish(
+    context: &Context,
+    run: &Run,
+    mode: Mode,
+    traffic: Traffic,
+    (input, frames): (&Path, u32),
+    output: Output,
+) -> Result<String> {
+    let written = input.with_file_name("out.pcap");
+    let place = if output == Output::Compared { written.display().to_string() } else { String::new() };
     let plan = Plan {
         mode,
         traffic,
         entries: entries_for(traffic.flows),
-        device: format!("pcap:{},{}", input.display(), output.display()),
+        device: format!("pcap:{},{place}", input.display()),
         buffers: SPARE,
         room: room_for(0),
     };
@@ -296,11 +401,14 @@ fn establish(context: &Context, run: &Run, mode: Mode, traffic: Traffic) -> Resu
         counters.drops()
     );
     weir.stop()?;
-    let words = check::output(&output, mode, traffic)?;
     // gigabytes of captures would pile up otherwise
-    std::fs::remove_file(&input)?;
-    std::fs::remove_file(&output)?;
-    Ok(words)
+    std::fs::remove_file(input)?;
+    if output == Output::Discarded {
+        return Ok(String::new());
+    }
+    let words = check::output(&written, mode, traffic)?;
+    std::fs::remove_file(&written)?;
+    Ok(format!("{words} in a pass over {} flows", traffic.flows))
 }
 
 /// All flows are there, and a whole pass made none, dropped nothing and was held up by nothing.
@@ -313,8 +421,8 @@ fn await_established(counters: &Counters, flows: u32) -> Result<()> {
             && after.dropped == before.dropped
             && after.held == 0
             && after.fallback == before.fallback;
-        // twice: the first pass makes what is missing, and the second packet of a connection establishes it
-        let passed = after.rx >= 3 * u64::from(flows);
+        // the first pass made them; in this one each packet found its own
+        let passed = after.rx >= u64::from(flows) + u64::from(BACKENDS);
         Ok((quiet && passed && after.flows == u64::from(flows)).then_some(()))
     })
     .with_context(|| format!("{} of {flows} flows are there", counters.now().flows))

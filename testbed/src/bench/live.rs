@@ -27,8 +27,6 @@ use crate::weir::Weir;
 const SINK: usize = 180;
 /// VIP of the load.
 const SINK_VIP: u8 = 9;
-/// How long the port's ceiling is looked for.
-const CEILING: Duration = Duration::from_millis(1_500);
 /// Sources of the load.
 const SOURCES: u16 = 1_000;
 /// Requests before the first that counts.
@@ -102,7 +100,7 @@ fn round_trips(context: &Context, case: &str, mode: Mode) -> Result<Vec<Figure>>
     let socket = rig.question()?;
     ask_often(&socket, WARM_UP)?;
     let alone = ask_often(&socket, context.requests / 4)?;
-    let ceiling = ceiling(&rig, &probe, &frames)?;
+    let ceiling = ceiling(context.ceiling, &rig, &probe, &frames)?;
     let stop = AtomicBool::new(false);
     let loaded = std::thread::scope(|scope| {
         let sender = scope.spawn(|| send_at(&probe, &frames, ceiling / 2, &stop));
@@ -167,14 +165,14 @@ fn load_frames(rig: &Rig) -> Result<Vec<Vec<u8>>> {
 }
 
 /// Packets per second that the port takes in when it is sent as many as possible.
-fn ceiling(rig: &Rig, probe: &Probe, frames: &[Vec<u8>]) -> Result<u64> {
+fn ceiling(length: Duration, rig: &Rig, probe: &Probe, frames: &[Vec<u8>]) -> Result<u64> {
     let received = || Ok::<u64, anyhow::Error>(rig.weir.status()?.port("wan", "rx_packets"));
     let before = received()?;
     let start = Instant::now();
     for frame in frames.iter().cycle() {
         // a full queue is what is looked for
         let _ = probe.send(frame);
-        if start.elapsed() >= CEILING {
+        if start.elapsed() >= length {
             break;
         }
     }

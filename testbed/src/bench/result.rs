@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::Serialize;
 
+use super::reference::Factors;
 use crate::console::{grouped, table};
 
 /// The figures of one metric of one case, one value per run.
@@ -36,6 +37,9 @@ struct Record<'a> {
     runs: usize,
     min: f64,
     max: f64,
+    /// How many times the reference machine's time this one needs; where there is a target that it could excuse.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    machine_factor: Option<f64>,
     setup: &'a str,
 }
 
@@ -77,12 +81,52 @@ impl Figure {
         }
     }
 
-    fn verdict(&self) -> Option<(bool, String)> {
-        let value = self.median();
-        Some(match self.target()? {
-            Target::AtMost(limit) => (value <= limit, format!("≤ {}", shown(limit))),
-            Target::AtLeast(limit) => (value >= limit, format!("≥ {}", shown(limit))),
-        })
+    /// The factor that the machine's slowness puts on this figure, where it is one of the packet loop.
+    fn machine_factor(&self, factors: &Factors) -> Option<f64> {
+        let scaled = matches!(self.metric, "ns_per_packet" | "flows_per_second") && self.target().is_some();
+        factors.scale(self.case.ends_with("/1k")).filter(|_| scaled)
+    }
+
+    fn verdict(&self, factors: &Factors) -> Option<Verdict> {
+        let (target, value) = (self.target()?, self.median());
+        let mut words = if target.met(value) { "reached".to_owned() } else { "missed".to_owned() };
+        if !target.met(value)
+            && let Some(factor) = self.machine_factor(factors)
+        {
+            let scaled = target.scaled(value, factor);
+            let word = if target.met(scaled) { "would be reached" } else { "missed as well" };
+            words += &format!("; scaled by {factor:.2}: {} {word}", shown(scaled));
+        }
+        let limit = match target {
+            Target::AtMost(limit) => format!("≤ {}", shown(limit)),
+            Target::AtLeast(limit) => format!("≥ {}", shown(limit)),
+        };
+        Some(Verdict { reached: target.met(value), limit, words })
+    }
+}
+
+/// What became of a target. Only the figure as it was measured can reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Verdict {
+    reached: bool,
+    limit: String,
+    words: String,
+}
+
+impl Target {
+    fn met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
+        }
+    }
+
+    /// What the reference machine might have measured, if all of a figure grew by the same factor.
+    fn scaled(self, value: f64, factor: f64) -> f64 {
+        match self {
+            Self::AtMost(_) => value / factor,
+            Self::AtLeast(_) => value * factor,
+        }
     }
 }
 
@@ -115,19 +159,15 @@ fn shown(value: f64) -> String {
 
 /// All figures as a table with their targets, and how many were missed.
 pub(crate) fn report(figures: &[Figure]) -> (String, usize) {
+    let factors = Factors::of(figures);
     let heading = ["case", "implementation", "metric", "median", "min", "max", "unit", "runs", "target", ""];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     let mut missed = 0;
     for figure in figures {
         let sorted = figure.sorted();
-        let (target, word) = match figure.verdict() {
-            Some((true, target)) => (target, "reached"),
-            Some((false, target)) => {
-                missed += 1;
-                (target, "missed")
-            }
-            None => (String::new(), ""),
-        };
+        let verdict = figure.verdict(&factors);
+        missed += usize::from(verdict.as_ref().is_some_and(|verdict| !verdict.reached));
+        let (target, word) = verdict.map_or_else(Default::default, |verdict| (verdict.limit, verdict.words));
         let edge = |value: Option<&f64>| value.map_or_else(String::new, |&value| shown(value));
         rows.push(vec![
             figure.case.clone(),
@@ -139,7 +179,7 @@ pub(crate) fn report(figures: &[Figure]) -> (String, usize) {
             figure.unit.to_owned(),
             sorted.len().to_string(),
             target,
-            word.to_owned(),
+            word,
         ]);
     }
     (table(&rows, &[3, 4, 5, 7]), missed)
@@ -160,6 +200,7 @@ pub(crate) fn setups(figures: &[Figure]) -> String {
 
 /// Writes all figures as one list of objects.
 pub(crate) fn write_json(path: &Path, bench: &'static str, figures: &[Figure]) -> Result<()> {
+    let factors = Factors::of(figures);
     let records: Vec<Record<'_>> = figures
         .iter()
         .map(|figure| {
@@ -174,6 +215,7 @@ pub(crate) fn write_json(path: &Path, bench: &'static str, figures: &[Figure]) -
                 runs: sorted.len(),
                 min: sorted.first().copied().unwrap_or(0.0),
                 max: sorted.last().copied().unwrap_or(0.0),
+                machine_factor: figure.machine_factor(&factors),
                 setup: &figure.setup,
             }
         })
@@ -214,10 +256,27 @@ mod tests {
             figure("dsr/ipv4/1k", "mpps", &[1.0]),
             figure("new-flows/ipv4/dsr/room", "flows_per_second", &[4.9e6]),
         ];
-        let words: Vec<Option<bool>> =
-            figures.iter().map(|figure| figure.verdict().map(|(reached, _)| reached)).collect();
+        let words: Vec<Option<bool>> = figures
+            .iter()
+            .map(|figure| figure.verdict(&Factors::default()).map(|verdict| verdict.reached))
+            .collect();
         assert_eq!(words, [Some(true), Some(false), None, None, Some(false)]);
         assert_eq!(report(&figures).1, 2);
         assert_eq!(setups(&figures).matches("somehow").count(), 1);
+    }
+
+    #[test]
+    fn a_scaled_figure_reaches_nothing() {
+        let factors = Factors { packet: Some(1.6), line: Some(1.8), dependent: None };
+        let verdict = figure("dsr/ipv4/1k", "ns_per_packet", &[64.0]).verdict(&factors).unwrap();
+        assert!(!verdict.reached && verdict.words == "missed; scaled by 1.60: 40.00 would be reached");
+        let verdict = figure("dsr/ipv4/1k", "ns_per_packet", &[80.0]).verdict(&factors).unwrap();
+        assert!(!verdict.reached && verdict.words == "missed; scaled by 1.60: 50.00 missed as well");
+        let verdict =
+            figure("new-flows/ipv4/nat/room", "flows_per_second", &[4e6]).verdict(&factors).unwrap();
+        assert!(!verdict.reached && verdict.words.ends_with("would be reached"));
+        let verdict = figure("publish", "p99_ms", &[51.0]).verdict(&factors).unwrap();
+        assert_eq!(verdict.words, "missed");
+        assert_eq!(figure("dsr/ipv4/1k", "mpps", &[9.0]).machine_factor(&factors), None);
     }
 }

@@ -15,6 +15,9 @@ use crate::interrupt;
 /// How long it may take to read the capture into buffers.
 const START: Duration = Duration::from_secs(90);
 
+/// Buffers where no capture needs them.
+const NULL_BUFFERS: u32 = 32_768;
+
 /// A running testpmd that forwards.
 #[derive(Debug)]
 pub(crate) struct Testpmd {
@@ -27,6 +30,19 @@ pub(crate) struct Testpmd {
 impl Testpmd {
     /// Starts it on a capture with so many buffers of that data room, forwarding on CPU 1.
     pub(crate) fn start(name: &str, capture: &Path, buffers: u32, buffer_bytes: u32) -> Result<Self> {
+        let device = format!("net_pcap0,rx_pcap={},infinite_rx=1", capture.display());
+        // testpmd's figure includes the headroom
+        let bytes = format!("--mbuf-size={}", buffer_bytes + 128);
+        Self::launch(name, &[device], buffers, &["--port-topology=loop", &bytes])
+    }
+
+    /// Starts it between two ports of a driver that makes packets of 64 bytes by a copy.
+    pub(crate) fn on_null(name: &str) -> Result<Self> {
+        let devices = [0, 1].map(|port| format!("net_null{port},size=64,copy=1"));
+        Self::launch(name, &devices, NULL_BUFFERS, &[])
+    }
+
+    fn launch(name: &str, devices: &[String], buffers: u32, more: &[&str]) -> Result<Self> {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--", "nice", "-n", NICE, "stdbuf", "-oL", "dpdk-testpmd"]);
         command.args([
@@ -38,12 +54,18 @@ impl Testpmd {
             "-l",
             "0,1",
         ]);
-        command.arg("--vdev").arg(format!("net_pcap0,rx_pcap={},infinite_rx=1", capture.display()));
-        command.args(["--", "-i", "--forward-mode=5tswap", "--port-topology=loop", "--no-lsc-interrupt"]);
-        command.args(["--nb-cores=1", "--burst=32"]);
-        command.arg(format!("--total-num-mbufs={buffers}"));
-        // testpmd's figure includes the headroom
-        command.arg(format!("--mbuf-size={}", buffer_bytes + 128));
+        for device in devices {
+            command.args(["--vdev", device]);
+        }
+        command.args([
+            "--",
+            "-i",
+            "--forward-mode=5tswap",
+            "--no-lsc-interrupt",
+            "--nb-cores=1",
+            "--burst=32",
+        ]);
+        command.arg(format!("--total-num-mbufs={buffers}")).args(more);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("could not start `{}`", show(&command)))?;
         let (sender, lines) = channel();
@@ -99,9 +121,9 @@ impl Testpmd {
         }
     }
 
-    /// Packets per second received and sent since it was asked last.
-    fn rates(&mut self) -> Result<(f64, f64)> {
-        self.say("show port stats 0")?;
+    /// Packets per second that a port received and sent since it was asked last.
+    fn rates(&mut self, port: u16) -> Result<(f64, f64)> {
+        self.say(&format!("show port stats {port}"))?;
         let rate = |line: &str, label: &str| -> Option<f64> {
             line.split_once(label)?.1.split_whitespace().next()?.parse().ok()
         };
@@ -113,11 +135,27 @@ impl Testpmd {
 
     /// A window, as of Weir.
     pub(crate) fn window(&mut self, length: Duration) -> Result<Window> {
-        self.rates()?;
+        self.window_of(&[0], length)
+    }
+
+    /// A window of two ports that forward to each other: nanoseconds per packet, whichever port it came from.
+    pub(crate) fn window_of_both(&mut self, length: Duration) -> Result<Window> {
+        self.window_of(&[0, 1], length)
+    }
+
+    fn window_of(&mut self, ports: &[u16], length: Duration) -> Result<Window> {
+        for &port in ports {
+            self.rates(port)?;
+        }
         let share = Share::of(Some(self.child.id()), "worker-1");
         interrupt::pause(length)?;
         let share = share.end();
-        let (received, sent) = self.rates()?;
+        let (mut received, mut sent) = (0.0, 0.0);
+        for &port in ports {
+            let rates = self.rates(port)?;
+            received += rates.0;
+            sent += rates.1;
+        }
         ensure!(
             received > 0.0 && (received - sent).abs() / received < 0.01,
             "testpmd received {received} and sent {sent} packets per second"
