@@ -7,8 +7,10 @@
 //! - [`maglev`]: weighted consistent hashing; a changed pool moves few flows. Also `source-hash`, which is the same table
 //!   looked up with a hash of the source address alone.
 //! - [`round_robin`]: the order in which backends take turns.
+//! - [`counted`]: the backend with the fewest connections, for whoever counts them.
 #![forbid(unsafe_code)]
 
+pub mod counted;
 pub mod maglev;
 pub mod round_robin;
 
