@@ -257,12 +257,12 @@ impl Worker {
             let packet = Packet(packet);
             let packet = if self.is_plain(&packet, port, origin, parsed) {
                 // a copy of its own: here it is known what has just been parsed
-                **lookup = self.engine.prepare(packet.data(), parsed);
+                self.engine.prepare(packet.data(), parsed, lookup);
                 packet
             } else {
                 let classified = self.classify(packet, port, origin, tick, parsed, steering);
                 let Some(packet) = classified else { continue };
-                **lookup = self.engine.prepare(packet.data(), parsed);
+                self.engine.prepare(packet.data(), parsed, lookup);
                 packet
             };
             **kept_port = port;
@@ -274,7 +274,7 @@ impl Worker {
         }
         let places = parsed.iter().zip(lookups.iter()).zip(ports.iter());
         for (mut packet, ((parsed, lookup), port)) in packets.drain(..).zip(places) {
-            let verdict = self.engine.process(&mut packet, parsed, *lookup, tick, &mut self.books);
+            let verdict = self.engine.process(&mut packet, parsed, lookup, tick, &mut self.books);
             self.execute(packet, parsed, *port, verdict, tick);
         }
     }

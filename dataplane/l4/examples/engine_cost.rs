@@ -300,14 +300,14 @@ fn burst(
     let Scratch { parsed, lookups } = scratch;
     for ((buffer, parsed), lookup) in buffers.iter().zip(parsed.iter_mut()).zip(lookups.iter_mut()) {
         parse_into(buffer.data(), &ParseOptions::default(), parsed).unwrap();
-        *lookup = engine.prepare(buffer.data(), parsed);
+        engine.prepare(buffer.data(), parsed, lookup);
     }
     for (parsed, lookup) in parsed.iter().zip(lookups.iter_mut()).take(buffers.len()) {
         engine.guess(parsed, lookup);
     }
     let mut delivered = 0;
     for ((buffer, parsed), lookup) in buffers.iter_mut().zip(parsed.iter()).zip(lookups.iter()) {
-        let verdict = engine.process(buffer, parsed, *lookup, now, counts);
+        let verdict = engine.process(buffer, parsed, lookup, now, counts);
         delivered += usize::from(matches!(verdict, Verdict::ToBackend(_) | Verdict::ToClient(_)));
     }
     delivered

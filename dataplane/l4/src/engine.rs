@@ -23,7 +23,7 @@ use crate::identity::{purge, recover, reverse_hash};
 use crate::index::{Bucket, Index};
 use crate::lane::{Lane, Shared, tuple_of};
 use crate::rate::RateLimit;
-use crate::services::{Mode, Services};
+use crate::services::{Algorithm, Mode, Services};
 use crate::snat::{ReplyOwner, Snat};
 use crate::table::{FlowTable, Recovery};
 use crate::verdict::{DropReason, Verdict};
@@ -76,6 +76,39 @@ pub enum Ended {
 pub struct Lookup {
     pub(crate) hash: u32,
     pub(crate) guess: u32,
+    pub(crate) foreseen: Foreseen,
+}
+
+/// What a SYN's flow will be if it is new, as far as [`Engine::prepare`] could tell: found once, for the index line that it
+/// asks for and for the flow. Of other packets it means nothing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Foreseen {
+    /// Index of the listener, or [`Foreseen::UNKNOWN`].
+    pub(crate) listener: u32,
+    /// Index of the backend, or [`Foreseen::UNKNOWN`].
+    pub(crate) backend: u32,
+    /// Hash of the reply's tuple, where mode and backend make it certain; else 0.
+    pub(crate) reverse: u32,
+}
+
+impl Lookup {
+    /// Of a packet that nothing was foreseen for.
+    pub(crate) fn of(hash: u32) -> Self {
+        Self { hash, ..Self::default() }
+    }
+}
+
+impl Foreseen {
+    /// No index.
+    const UNKNOWN: u32 = u32::MAX;
+    /// Nothing.
+    pub(crate) const NOTHING: Self = Self { listener: Self::UNKNOWN, backend: Self::UNKNOWN, reverse: 0 };
+}
+
+impl Default for Foreseen {
+    fn default() -> Self {
+        Self::NOTHING
+    }
 }
 
 /// Storage for [`Engine::new`].
@@ -174,17 +207,17 @@ impl<M: Memory> Engine<M> {
         (self.v4.capacity(), self.v6.capacity())
     }
 
-    /// First step: hashes the packet's tuple and asks for the index line.
+    /// First step: hashes the packet's tuple and asks for the index line. `lookup` may be an earlier packet's.
     #[inline(always)]
-    pub fn prepare(&self, frame: &[u8], parsed: &Parsed) -> Lookup {
+    pub fn prepare(&self, frame: &[u8], parsed: &Parsed, lookup: &mut Lookup) {
         if !parsed.has_ports {
-            return Lookup::default();
+            return;
         }
         // not a `match`: that becomes an indirect jump
         if parsed.kind == Kind::Ipv4 {
-            prepare(&self.services, &self.shared, &self.v4, frame, parsed)
+            prepare(&self.services, &self.shared, &self.v4, frame, parsed, lookup);
         } else {
-            prepare(&self.services, &self.shared, &self.v6, frame, parsed)
+            prepare(&self.services, &self.shared, &self.v6, frame, parsed, lookup);
         }
     }
 
@@ -203,7 +236,7 @@ impl<M: Memory> Engine<M> {
         &mut self,
         packet: &mut P,
         parsed: &Parsed,
-        lookup: Lookup,
+        lookup: &Lookup,
         now: u32,
         accounts: &mut impl Accounts,
     ) -> Verdict {
@@ -288,8 +321,8 @@ fn prepare<A, E, B>(
     table: &FlowTable<A, E, B>,
     frame: &[u8],
     parsed: &Parsed,
-) -> Lookup
-where
+    lookup: &mut Lookup,
+) where
     A: Address,
     E: DerefMut<Target = [A::Entry]>,
     B: DerefMut<Target = [Bucket]>,
@@ -297,36 +330,48 @@ where
     let tuple = tuple_of::<A>(frame, parsed);
     let hash = tuple.hash(table.seed());
     table.index().prefetch(hash);
+    lookup.hash = hash;
     if parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
-        expect_reply(services, shared, table, tuple);
+        // else what an earlier packet has left stays there, and nobody looks at it
+        lookup.foreseen = foresee(services, shared, table, tuple);
     }
-    Lookup { hash, guess: 0 }
 }
 
-/// Asks for the index line that a new flow's reply will be found by: its miss costs more than choosing a backend twice. The
-/// turn of round-robin is not known yet.
+/// Finds what a new flow will be, and asks for the index line that its reply will be found by. The turn of round-robin is
+/// not known yet.
 #[inline(never)]
-fn expect_reply<A, E, B>(services: &Services, shared: &Shared, table: &FlowTable<A, E, B>, tuple: Tuple<A>)
+fn foresee<A, E, B>(
+    services: &Services,
+    shared: &Shared,
+    table: &FlowTable<A, E, B>,
+    tuple: Tuple<A>,
+) -> Foreseen
 where
     A: Address,
     E: DerefMut<Target = [A::Entry]>,
     B: DerefMut<Target = [Bucket]>,
 {
     let listener = services.listener_for(tuple.dst.bits(), tuple.protocol, tuple.dst_port);
-    if let Some(listener) = listener.filter(|listener| listener.mode.sees_replies())
-        && let Some(index) = shared.select_by_hash(services, listener, &tuple)
-        && let Some(backend) = services.backend(index)
-    {
-        let (to, port) = if listener.mode == Mode::Nat {
-            (tuple.src, tuple.src_port)
-        } else {
-            let server = (backend.address, backend.serves(tuple.dst_port));
-            let Some(foreseen) = shared.snat.foresee::<A>(backend.egress, server) else { return };
-            foreseen
-        };
-        let reply = reverse_hash(backend, tuple.dst_port, to, port, tuple.protocol, table.seed());
-        table.index().prefetch(reply);
+    let Some(listener) = listener else { return Foreseen::NOTHING };
+    let mut foreseen = Foreseen { listener: u32::from(listener.index), ..Foreseen::NOTHING };
+    let turns = services.pool(listener.pool).is_none_or(|pool| pool.algorithm == Algorithm::RoundRobin);
+    if turns {
+        return foreseen;
     }
+    let Some(index) = shared.select_by_hash(services, listener, &tuple) else { return foreseen };
+    let Some(backend) = services.backend(index) else { return foreseen };
+    foreseen.backend = index;
+    let reply = |to, port| reverse_hash(backend, tuple.dst_port, to, port, tuple.protocol, table.seed());
+    if listener.mode == Mode::Nat {
+        foreseen.reverse = reply(tuple.src, tuple.src_port);
+        table.index().prefetch(foreseen.reverse);
+    } else if listener.mode == Mode::Fullnat {
+        let server = (backend.address, backend.serves(tuple.dst_port));
+        if let Some((to, port)) = shared.snat.foresee::<A>(backend.egress, server) {
+            table.index().prefetch(reply(to, port));
+        }
+    }
+    foreseen
 }
 
 #[inline(always)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use weir_net::{ParseOptions, VecBuf, parse};
 
-use crate::engine::{Accounts, Ended, Engine, HeapMemory, Tables};
+use crate::engine::{Accounts, Ended, Engine, HeapMemory, Lookup, Tables};
 use crate::entry::{Entry, EntryV4, EntryV6, Flow, NO_SNAT, State};
 use crate::index::{Bucket, buckets_for};
 use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Parts, Pool, Services, bits_of};
@@ -142,7 +142,8 @@ pub fn l4(data: &[u8]) {
             if parsed.is_fragment() && !engine.follow_fragment(frame, &mut parsed, now) {
                 continue;
             }
-            let lookup = engine.prepare(frame, &parsed);
+            let mut lookup = Lookup::default();
+            engine.prepare(frame, &parsed, &mut lookup);
             burst.push((VecBuf::new(frame), parsed, lookup));
         }
         if burst.is_empty() {
@@ -152,7 +153,7 @@ pub fn l4(data: &[u8]) {
             engine.guess(parsed, lookup);
         }
         for (mut packet, parsed, lookup) in burst {
-            let _ = engine.process(&mut packet, &parsed, lookup, now, &mut accounts);
+            let _ = engine.process(&mut packet, &parsed, &lookup, now, &mut accounts);
         }
         engine.sweep(8, now, &mut accounts);
         let (v4, v6) = engine.live();

@@ -127,18 +127,18 @@ where
         &mut self,
         packet: &mut P,
         parsed: &Parsed,
-        lookup: Lookup,
+        lookup: &Lookup,
     ) -> Verdict {
         if !parsed.has_ports {
             return self.process_portless(packet, parsed);
         }
         let tuple = tuple_of::<A>(packet.data(), parsed);
         if parsed.is_later_fragment() {
-            return self.process_later_fragment(packet, parsed, tuple, lookup.hash);
+            return self.process_later_fragment(packet, parsed, tuple, lookup);
         }
         // nearly always the guess is right; a path of its own lets what the comparison has read stay in registers
         let Some(Candidate { slot, direction }) = self.guessed(&tuple, lookup.guess) else {
-            return self.process_tuple(packet, parsed, tuple, lookup.hash);
+            return self.process_tuple(packet, parsed, tuple, lookup);
         };
         match direction {
             Direction::Forward => self.forward(packet, parsed, &tuple, lookup.hash, slot),
@@ -153,9 +153,9 @@ where
         packet: &mut P,
         parsed: &Parsed,
         tuple: Tuple<A>,
-        hash: u32,
+        lookup: &Lookup,
     ) -> Verdict {
-        self.process_tuple(packet, &Parsed { has_ports: false, ..*parsed }, tuple, hash)
+        self.process_tuple(packet, &Parsed { has_ports: false, ..*parsed }, tuple, lookup)
     }
 
     /// The way of a packet whose flow was not guessed. (The tuple comes by value, here and below, so that it is written to
@@ -166,14 +166,19 @@ where
         packet: &mut P,
         parsed: &Parsed,
         tuple: Tuple<A>,
-        hash: u32,
+        lookup: &Lookup,
     ) -> Verdict {
+        let hash = lookup.hash;
         match self.find(&tuple, hash) {
             Some(Candidate { slot, direction: Direction::Forward }) => {
                 self.forward(packet, parsed, &tuple, hash, slot)
             }
             Some(Candidate { slot, direction: Direction::Reverse }) => self.reverse(packet, parsed, slot),
-            None => self.miss(packet, parsed, tuple, hash),
+            None => {
+                let begins = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+                let lookup = if begins { *lookup } else { Lookup::of(hash) };
+                self.miss(packet, parsed, tuple, lookup)
+            }
         }
     }
 
@@ -279,7 +284,7 @@ where
         slot: u32,
     ) -> Verdict {
         end(self.services, self.table, slot, Ended::Replaced, self.accounts);
-        self.miss(packet, parsed, tuple, hash)
+        self.miss(packet, parsed, tuple, Lookup::of(hash))
     }
 
     #[cold]
@@ -301,7 +306,7 @@ where
         match listener.on_down {
             OnDown::Reselect | OnDown::Keep => {
                 end(services, self.table, slot, Ended::Replaced, self.accounts);
-                self.begin(packet, parsed, &tuple, hash, listener, Some(flow.state))
+                self.begin(packet, parsed, &tuple, Lookup::of(hash), listener, Some(flow.state))
             }
             OnDown::Reset => {
                 end(services, self.table, slot, Ended::Replaced, self.accounts);
@@ -356,11 +361,20 @@ where
 
     /// No record: a new flow, or a packet that is not for a listener.
     #[inline(never)]
-    fn miss<P: PacketBuf>(&mut self, packet: &mut P, parsed: &Parsed, tuple: Tuple<A>, hash: u32) -> Verdict {
+    fn miss<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        tuple: Tuple<A>,
+        lookup: Lookup,
+    ) -> Verdict {
         let services = self.services;
         let destination = tuple.dst.bits();
-        if let Some(listener) = services.listener_for(destination, tuple.protocol, tuple.dst_port) {
-            return self.begin(packet, parsed, &tuple, hash, listener, None);
+        let listener =
+            u16::try_from(lookup.foreseen.listener).ok().and_then(|index| services.listener(index));
+        let found = || services.listener_for(destination, tuple.protocol, tuple.dst_port);
+        if let Some(listener) = listener.or_else(found) {
+            return self.begin(packet, parsed, &tuple, lookup, listener, None);
         }
         if services.is_vip(destination) {
             return Verdict::Drop(DropReason::NoListener);
@@ -379,7 +393,7 @@ where
         packet: &mut P,
         parsed: &Parsed,
         tuple: &Tuple<A>,
-        hash: u32,
+        Lookup { hash, foreseen, .. }: Lookup,
         listener: &Listener,
         state: Option<State>,
     ) -> Verdict {
@@ -393,7 +407,9 @@ where
         }
         // a RST begins nothing and takes nobody's turn
         let begins_nothing = is_tcp && parsed.tcp_flags & tcp::RST != 0;
-        let selected = if begins_nothing {
+        let selected = if self.services.backend(foreseen.backend).is_some() {
+            Some(foreseen.backend)
+        } else if begins_nothing {
             self.shared.select_by_hash(self.services, listener, tuple)
         } else {
             self.shared.select(self.services, listener, tuple)
@@ -416,9 +432,13 @@ where
                 self.deliver(packet, parsed, &way)
             };
         }
-        let reverse = match self.reserve_reply(listener, backend, tuple, &mut way) {
-            Ok(reverse) => reverse,
-            Err(reason) => return Verdict::Drop(reason),
+        let reverse = if foreseen.reverse != 0 {
+            foreseen.reverse
+        } else {
+            match self.reserve_reply(listener, backend, tuple, &mut way) {
+                Ok(reverse) => reverse,
+                Err(reason) => return Verdict::Drop(reason),
+            }
         };
         let state = state.unwrap_or(if is_tcp { State::Embryonic } else { State::Udp });
         let flow = Flow {

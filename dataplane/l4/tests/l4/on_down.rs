@@ -1,6 +1,6 @@
 //! What happens to flows of a backend that goes down?
 
-use weir_l4::engine::Ended;
+use weir_l4::engine::{Ended, Lookup};
 use weir_l4::services::Algorithm;
 use weir_l4::{DropReason, Mode, OnDown, Parts};
 use weir_net::{PacketBuf, ParseOptions, VecBuf, parse};
@@ -158,7 +158,8 @@ fn the_second_packet_of_a_burst_does_not_revive_what_the_first_ended() {
         .iter()
         .map(|frame| {
             let parsed = parse(frame, &ParseOptions::default()).unwrap();
-            let mut lookup = world.engine.prepare(frame, &parsed);
+            let mut lookup = Lookup::default();
+            world.engine.prepare(frame, &parsed, &mut lookup);
             world.engine.guess(&parsed, &mut lookup);
             (frame, parsed, lookup)
         })
@@ -168,7 +169,7 @@ fn the_second_packet_of_a_burst_does_not_revive_what_the_first_ended() {
         .into_iter()
         .map(|(frame, parsed, lookup)| {
             let mut packet = VecBuf::new(frame);
-            let verdict = world.engine.process(&mut packet, &parsed, lookup, world.now, &mut world.ledger);
+            let verdict = world.engine.process(&mut packet, &parsed, &lookup, world.now, &mut world.ledger);
             assert!(!packet.data().is_empty());
             verdict
         })

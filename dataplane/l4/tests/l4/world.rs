@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weir_balance::maglev::Table;
 use weir_balance::round_robin;
-use weir_l4::engine::{Ended, HeapMemory};
+use weir_l4::engine::{Ended, HeapMemory, Lookup};
 use weir_l4::services::Algorithm;
 use weir_l4::snat::ReplyOwner;
 use weir_l4::table::Lifetimes;
@@ -88,10 +88,11 @@ impl<M: Memory> World<M> {
                 frame: frame.to_vec(),
             };
         }
-        let mut lookup = self.engine.prepare(frame, &parsed);
+        let mut lookup = Lookup::default();
+        self.engine.prepare(frame, &parsed, &mut lookup);
         self.engine.guess(&parsed, &mut lookup);
         let mut packet = VecBuf::new(frame);
-        let verdict = self.engine.process(&mut packet, &parsed, lookup, self.now, &mut self.ledger);
+        let verdict = self.engine.process(&mut packet, &parsed, &lookup, self.now, &mut self.ledger);
         let (v4, v6) = self.engine.live();
         assert_eq!(self.ledger.live, i64::from(v4 + v6), "accounts and tables agree");
         Outcome { verdict, frame: packet.data().to_vec() }
