@@ -246,3 +246,217 @@ impl PayloadSum {
         checksum::fold(self.sum)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::options::{Options, Timestamps};
+    use proptest::prelude::*;
+    use smoltcp::wire::{IpAddress, Ipv4Packet, Ipv6Packet, TcpPacket};
+
+    pub(crate) const V4: (Endpoint, Endpoint) = (
+        Endpoint { address: 0xffff_c612_6401, port: 80 },
+        Endpoint { address: 0xffff_c612_0002, port: 40_000 },
+    );
+    pub(crate) const V6: (Endpoint, Endpoint) = (
+        Endpoint { address: 0x2001_0db8_0000_0100_0000_0000_0000_0001, port: 443 },
+        Endpoint { address: 0x2001_0db8_0000_0000_0000_0000_0000_0002, port: 40_001 },
+    );
+
+    pub(crate) fn header((local, remote): (Endpoint, Endpoint)) -> Header {
+        Header {
+            local,
+            remote,
+            seq: SeqNumber(0xfffe_dcba),
+            ack: SeqNumber(0x89ab_cdef),
+            flags: tcp::ACK | tcp::PSH,
+            window: 0xfedc,
+            ecn: ECT_0,
+            hop_limit: 63,
+            identification: 0xbeef,
+            options: OptionBytes::timestamps(Timestamps { value: 0xffff_fff0, echo: 0x1234_5678 }),
+        }
+    }
+
+    /// The whole packet, from its IP header on.
+    pub(crate) fn packet(header: &Header, payload: &[u8]) -> Vec<u8> {
+        let mut out = vec![0xaa; header.len()];
+        assert_eq!(header.write(payload.len(), checksum::sum(payload), &mut out), header.len());
+        out.extend(payload);
+        out
+    }
+
+    fn check_tcp(header: &Header, segment: &[u8], src: IpAddress, dst: IpAddress, payload: &[u8]) {
+        let view = TcpPacket::new_checked(segment).unwrap();
+        assert!(view.verify_checksum(&src, &dst));
+        assert_eq!((view.src_port(), view.dst_port()), (header.local.port, header.remote.port));
+        assert_eq!(view.seq_number().0 as u32, header.seq.0);
+        assert_eq!(view.ack_number().0 as u32, header.ack.0);
+        assert_eq!(view.window_len(), header.window);
+        assert_eq!(usize::from(view.header_len()), 20 + header.options.len());
+        assert_eq!(segment[13], header.flags);
+        assert_eq!((view.urgent_at(), view.options()), (0, header.options.as_bytes()));
+        assert_eq!(view.payload(), payload);
+    }
+
+    /// Reads a packet as smoltcp reads it, checksums included.
+    fn check(header: &Header, payload: &[u8]) {
+        let packet = packet(header, payload);
+        if header.local.is_v4() {
+            let view = Ipv4Packet::new_checked(&packet[..]).unwrap();
+            assert!(view.verify_checksum() && view.dont_frag() && !view.more_frags());
+            assert_eq!((view.dscp(), view.ecn(), view.hop_limit()), (0, header.ecn, header.hop_limit));
+            assert_eq!((view.ident(), view.frag_offset()), (header.identification, 0));
+            let (src, dst) = (view.src_addr(), view.dst_addr());
+            assert_eq!(
+                (src.to_bits(), dst.to_bits()),
+                (header.local.address as u32, header.remote.address as u32)
+            );
+            check_tcp(header, view.payload(), src.into(), dst.into(), payload);
+        } else {
+            let view = Ipv6Packet::new_checked(&packet[..]).unwrap();
+            assert_eq!(
+                (view.version(), view.traffic_class(), view.hop_limit()),
+                (6, header.ecn, header.hop_limit)
+            );
+            assert_ne!(view.flow_label(), 0);
+            let (src, dst) = (view.src_addr(), view.dst_addr());
+            assert_eq!((src.to_bits(), dst.to_bits()), (header.local.address, header.remote.address));
+            check_tcp(header, view.payload(), src.into(), dst.into(), payload);
+        }
+    }
+
+    #[test]
+    fn a_header_is_a_known_packet() {
+        // From RFC 791 and RFC 9293 by hand: 198.18.100.1:80 → 198.18.0.2:40000, SYN-ACK with MSS 1460.
+        let header = Header {
+            seq: SeqNumber(1),
+            ack: SeqNumber(2),
+            flags: tcp::SYN | tcp::ACK,
+            window: 0xffff,
+            options: (&Options { mss: Some(1460), ..Options::default() }).into(),
+            local: V4.0,
+            remote: V4.1,
+            ..Header::default()
+        };
+        let expected = [
+            0x45, 0, 0, 44, 0, 0, 0x40, 0, 64, 6, 0x4a, 0xa4, 198, 18, 100, 1, 198, 18, 0, 2, 0, 80, 0x9c,
+            0x40, 0, 0, 0, 1, 0, 0, 0, 2, 0x60, 0x12, 0xff, 0xff, 0x0b, 0x5b, 0, 0, 2, 4, 5, 0xb4,
+        ];
+        assert_eq!(packet(&header, &[]), expected);
+    }
+
+    #[test]
+    fn smoltcp_reads_what_is_written() {
+        for endpoints in [V4, V6] {
+            for payload in [&b""[..], b"a", b"odd", b"even", &[0xff; 1447]] {
+                let established = header(endpoints);
+                check(&established, payload);
+                let syn = Options {
+                    mss: Some(1460),
+                    window_scale: Some(7),
+                    sack_permitted: true,
+                    ..Options::default()
+                };
+                for options in [OptionBytes::NONE, OptionBytes::from(&syn)] {
+                    check(&Header { options, ecn: NOT_ECT, flags: tcp::SYN, ..established }, payload);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_nic_completes_what_is_left_to_it() {
+        for endpoints in [V4, V6] {
+            let header = header(endpoints);
+            let payload = b"some data";
+            let whole = packet(&header, payload);
+            let field = header.len() - header.options.len() - 4;
+            let complete = |mut packet: Vec<u8>, extra: u64| {
+                packet.extend(payload);
+                let transport = field - 16;
+                let sum = checksum::fold(u64::from(checksum::sum(&packet[transport..])) + extra);
+                packet[field..field + 2].copy_from_slice(&(!sum).to_be_bytes());
+                packet
+            };
+            let mut out = vec![0; header.len()];
+            assert_eq!(header.write_without_checksum(payload.len(), &mut out), header.len());
+            assert_eq!(complete(out.clone(), 0), whole);
+            // With segmentation the NIC adds each segment's own length, and fills in IPv4's checksum.
+            assert_eq!(header.write_for_segmentation(payload.len(), &mut out), header.len());
+            if header.local.is_v4() {
+                assert_eq!(out[10..12], [0, 0]);
+                out[10..12].copy_from_slice(&whole[10..12]);
+            }
+            let tcp_len = 20 + header.options.len() + payload.len();
+            assert_eq!(complete(out, tcp_len as u64), whole);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_written() {
+        for endpoints in [V4, V6] {
+            let header = header(endpoints);
+            for len in 0..header.len() {
+                assert_eq!(header.write(0, 0, &mut vec![0; len]), 0, "{len}");
+            }
+            let ip = if header.local.is_v4() { 20 } else { 0 };
+            let most = usize::from(u16::MAX) - ip - 32;
+            assert_eq!(header.write(most, 0, &mut [0; HEADER_MAX]), header.len());
+            assert_eq!(header.write(most + 1, 0, &mut [0; HEADER_MAX]), 0);
+            assert_eq!(header.write(usize::MAX - 100, 0, &mut [0; HEADER_MAX]), 0);
+        }
+    }
+
+    #[test]
+    fn flow_labels_stay_with_a_connection_and_spread() {
+        let label = |port: u16, host: u128| {
+            let remote = Endpoint { port, address: V6.1.address + host };
+            header((V6.0, remote)).flow_label()
+        };
+        assert_eq!(label(5, 0), label(5, 0));
+        for by_host in [false, true] {
+            let labels = (0..4096).map(|i| if by_host { label(5, i) } else { label(i as u16, 0) });
+            let labels: std::collections::HashSet<u32> = labels.collect();
+            assert!(labels.len() > 4000, "{}", labels.len());
+            assert!(labels.iter().all(|label| (1..1 << 20).contains(label)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_is_right(v6: bool, seq: u32, ack: u32, flags: u8, window: u16, ecn in 0..4u8, hop_limit: u8,
+                               identification: u16, local: (u128, u16), remote: (u128, u16),
+                               timestamps: Option<(u32, u32)>, sack in proptest::collection::vec(any::<(u32, u32)>(), 0..4),
+                               payload in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let endpoint = |(address, port): (u128, u16)| Endpoint {
+                address: if v6 { address | 1 << 127 } else { address & 0xffff_ffff | 0xffff << 32 },
+                port,
+            };
+            let sack: Vec<_> = sack.iter().map(|(left, right)| (SeqNumber(*left), SeqNumber(*right))).collect();
+            let timestamps = timestamps.map(|(value, echo)| Timestamps { value, echo });
+            let header = Header {
+                local: endpoint(local),
+                remote: endpoint(remote),
+                seq: SeqNumber(seq),
+                ack: SeqNumber(ack),
+                flags, window, ecn, hop_limit, identification,
+                options: OptionBytes::acknowledgment(timestamps, &sack),
+            };
+            // smoltcp takes port 0 for malformed.
+            prop_assume!(header.local.port != 0 && header.remote.port != 0);
+            check(&header, &payload);
+        }
+
+        #[test]
+        fn the_sum_of_pieces_is_that_of_the_whole(
+            pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..20), 0..8)
+        ) {
+            let mut sum = PayloadSum::new();
+            for piece in &pieces {
+                sum.add(piece);
+            }
+            prop_assert_eq!(sum.finish(), checksum::sum(&pieces.concat()));
+        }
+    }
+}

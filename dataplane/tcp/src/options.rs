@@ -373,3 +373,186 @@ impl From<&Options> for OptionBytes {
         Self { bytes, len }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TIMESTAMPS: Timestamps = Timestamps { value: 0x0102_0304, echo: 0xf1f2_f3f4 };
+
+    fn written(options: &Options) -> Vec<u8> {
+        OptionBytes::from(options).as_bytes().to_vec()
+    }
+
+    fn block(left: u32, right: u32) -> (SeqNumber, SeqNumber) {
+        (SeqNumber(left), SeqNumber(right))
+    }
+
+    #[test]
+    fn a_syn_of_linux_reads_and_is_written_alike() {
+        let bytes = [2, 4, 5, 0xb4, 4, 2, 8, 10, 1, 2, 3, 4, 0xf1, 0xf2, 0xf3, 0xf4, 1, 3, 3, 7];
+        let options = Options {
+            mss: Some(1460),
+            window_scale: Some(7),
+            sack_permitted: true,
+            timestamps: Some(TIMESTAMPS),
+            ..Options::default()
+        };
+        assert_eq!(Options::parse(&bytes), options);
+        assert_eq!(written(&options), bytes);
+    }
+
+    #[test]
+    fn a_syn_without_timestamps_pads_sack_permitted() {
+        let options = Options { mss: Some(536), sack_permitted: true, ..Options::default() };
+        assert_eq!(written(&options), [2, 4, 2, 0x18, 1, 1, 4, 2]);
+    }
+
+    #[test]
+    fn established_segments_have_the_layout_of_appendix_a() {
+        let bytes = [1, 1, 8, 10, 1, 2, 3, 4, 0xf1, 0xf2, 0xf3, 0xf4];
+        let options = Options { timestamps: Some(TIMESTAMPS), ..Options::default() };
+        assert_eq!(Options::parse(&bytes), options);
+        assert_eq!(written(&options), bytes);
+        assert_eq!(OptionBytes::timestamps(TIMESTAMPS).as_bytes(), bytes);
+        assert_eq!(Timestamps::aligned(&bytes), Some(TIMESTAMPS));
+
+        let mut with_sack = bytes.to_vec();
+        with_sack.extend([1, 1, 5, 10, 0, 0, 0, 9, 0, 0, 0, 12]);
+        let acknowledgment = OptionBytes::acknowledgment(Some(TIMESTAMPS), &[block(9, 12)]);
+        assert_eq!(acknowledgment.as_bytes(), with_sack);
+        assert_eq!(sack_blocks(&with_sack).as_slice(), [block(9, 12)]);
+        assert_eq!(OptionBytes::acknowledgment(None, &[]), OptionBytes::NONE);
+    }
+
+    #[test]
+    fn the_oldest_blocks_give_way() {
+        let four = [block(70, 80), block(50, 60), block(30, 40), block(u32::MAX, 20)];
+        let with_timestamps = OptionBytes::acknowledgment(Some(TIMESTAMPS), &four);
+        assert_eq!(with_timestamps.len(), 40);
+        assert_eq!(sack_blocks(with_timestamps.as_bytes()).as_slice(), &four[..3]);
+        let alone = OptionBytes::acknowledgment(None, &four);
+        assert_eq!(alone.len(), 36);
+        assert_eq!(sack_blocks(alone.as_bytes()).as_slice(), four);
+    }
+
+    #[test]
+    fn a_syn_with_everything_fits_and_is_aligned() {
+        for len in [4, 8, 14, 16] {
+            let cookie = FastOpenCookie::new(&[7; 16][..len]).unwrap();
+            let options = Options {
+                mss: Some(1460),
+                window_scale: Some(14),
+                sack_permitted: true,
+                timestamps: Some(TIMESTAMPS),
+                fast_open: Some(FastOpen::Cookie(cookie)),
+                ..Options::default()
+            };
+            let bytes = written(&options);
+            assert_eq!(bytes.len(), 20 + (2 + len).next_multiple_of(4));
+            assert_eq!(Options::parse(&bytes), options);
+        }
+        let request = Options { fast_open: Some(FastOpen::Request), ..Options::default() };
+        assert_eq!(written(&request), [34, 2, 1, 1]);
+        assert_eq!(Options::parse(&[34, 2, 1, 1]), request);
+    }
+
+    #[test]
+    fn cookies_have_an_even_length_of_4_to_16() {
+        for len in 0..=18 {
+            let valid = (4..=16).contains(&len) && len % 2 == 0;
+            assert_eq!(FastOpenCookie::new(&[1; 18][..len]).is_some(), valid, "{len}");
+            let mut bytes = vec![34, 2 + len as u8];
+            bytes.extend(vec![1; len]);
+            let read = Options::parse(&bytes).fast_open;
+            assert_eq!(matches!(read, Some(FastOpen::Cookie(_))), valid, "{len}");
+            assert_eq!(read == Some(FastOpen::Request), len == 0, "{len}");
+        }
+    }
+
+    #[test]
+    fn malformed_options_are_left_out_and_the_rest_is_read() {
+        let mss = |mss| Options { mss: Some(mss), ..Options::default() };
+        let nothing = Options::default();
+        for (bytes, expected, why) in [
+            (&[2, 3, 9, 2, 4, 1, 0][..], mss(256), "an MSS of one byte"),
+            (&[2, 5, 9, 9, 9, 2, 4, 1, 0], mss(256), "an MSS of three bytes"),
+            (&[2, 4, 0, 0], nothing.clone(), "an MSS of zero"),
+            (&[254, 6, 1, 2, 3, 4, 2, 4, 1, 0], mss(256), "an unknown option (MUST-6)"),
+            (&[253, 2, 2, 4, 1, 0], mss(256), "an unknown option without data"),
+            (&[9, 0, 2, 4, 1, 0], nothing.clone(), "a length of zero (MUST-7)"),
+            (&[9, 1, 2, 4, 1, 0], nothing.clone(), "a length of one"),
+            (&[2, 4, 1, 0, 9, 200, 1], mss(256), "a length beyond the header"),
+            (&[2, 4, 1, 0, 9], mss(256), "a kind without length"),
+            (&[2, 4, 1, 0, 0, 2, 4, 1, 1], mss(256), "options after the end of list"),
+            (&[2, 4, 1, 0, 2, 4, 2, 0], mss(256), "an option twice: the first counts"),
+            (&[4, 3, 1, 2, 4, 1, 0], mss(256), "SACK permitted with data"),
+            (&[8, 9, 1, 2, 3, 4, 5, 6, 7, 2, 4, 1, 0], mss(256), "short timestamps"),
+            (&[5, 9, 0, 0, 0, 1, 0, 0, 0, 2, 4, 1, 0], mss(256), "SACK of less than a block"),
+            (&[5, 2, 2, 4, 1, 0], mss(256), "SACK without a block"),
+            (&[5, 10, 0, 0, 0, 9, 0, 0, 0, 9, 2, 4, 1, 0], mss(256), "an empty block"),
+            (&[5, 10, 0, 0, 0, 9, 0, 0, 0, 3, 2, 4, 1, 0], mss(256), "a reversed block"),
+            (&[3, 4, 1, 1, 2, 4, 1, 0], mss(256), "a window scale of two bytes"),
+        ] {
+            assert_eq!(Options::parse(bytes), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn the_window_scale_is_capped() {
+        for (sent, taken) in [(0, 0), (14, 14), (15, 14), (255, 14)] {
+            assert_eq!(Options::parse(&[3, 3, sent]).window_scale, Some(taken));
+        }
+    }
+
+    fn any_options() -> impl Strategy<Value = Options> {
+        let sack = proptest::collection::vec((any::<u32>(), 1..0x7fff_ffffu32), 0..=4);
+        let fast_open = proptest::option::of(proptest::collection::vec(any::<u8>(), 0..=8));
+        let timestamps = proptest::option::of(any::<(u32, u32)>());
+        let mss = proptest::option::of(1..=u16::MAX);
+        (mss, proptest::option::of(0..=14u8), any::<bool>(), timestamps, sack, fast_open).prop_map(
+            |(mss, window_scale, sack_permitted, timestamps, sack, fast_open)| Options {
+                mss,
+                window_scale,
+                sack_permitted,
+                timestamps: timestamps.map(|(value, echo)| Timestamps { value, echo }),
+                sack: sack.into_iter().map(|(left, len)| (SeqNumber(left), SeqNumber(left) + len)).collect(),
+                fast_open: fast_open.map(|half| {
+                    let cookie = [half.as_slice(), half.as_slice()].concat();
+                    FastOpenCookie::new(&cookie).map_or(FastOpen::Request, FastOpen::Cookie)
+                }),
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(options in any_options()) {
+            let bytes = written(&options);
+            prop_assert!(bytes.len() <= OPTIONS_MAX && bytes.len() % 4 == 0);
+            let read = Options::parse(&bytes);
+            // Only SACK blocks and a cookie may have had no room.
+            let kept = read.sack.len();
+            prop_assert_eq!(&read.sack[..], &options.sack[..kept]);
+            prop_assert!(read.fast_open == options.fast_open || read.fast_open.is_none());
+            let used = bytes.len();
+            prop_assert!(kept == options.sack.len() || used + 8 > OPTIONS_MAX || options.fast_open.is_some());
+            prop_assert_eq!(
+                Options { sack: SackBlocks::new(), fast_open: None, ..read },
+                Options { sack: SackBlocks::new(), fast_open: None, ..options }
+            );
+        }
+
+        #[test]
+        fn arbitrary_bytes_read_alike_in_every_way(
+            bytes in proptest::collection::vec(prop_oneof![any::<u8>(), 0..12u8, Just(34)], 0..=40)
+        ) {
+            let options = Options::parse(&bytes);
+            prop_assert_eq!(options.timestamps, Timestamps::aligned(&bytes).or_else(|| Timestamps::find(&bytes)));
+            prop_assert_eq!(options.sack, sack_blocks(&bytes));
+            prop_assert!(options.window_scale.is_none_or(|shift| shift <= WINDOW_SCALE_MAX));
+            prop_assert!(options.mss != Some(0));
+        }
+    }
+}

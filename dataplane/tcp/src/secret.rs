@@ -319,3 +319,271 @@ fn option_bits(asked: &Asked) -> u32 {
 fn mss_index(mss: u16) -> u32 {
     COOKIE_MSS.iter().skip(1).take_while(|kept| **kept <= mss).count() as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::tests::{V4, V6};
+    use proptest::prelude::*;
+
+    const PEER_ISN: SeqNumber = SeqNumber(0x0102_0304);
+    const ASKED: Asked = Asked { mss: 1460, window_scale: Some(7), sack: true, ecn: false, timestamps: true };
+    const PERIOD: u64 = COOKIE_PERIOD_US;
+
+    fn seed() -> [u8; 32] {
+        std::array::from_fn(|i| i as u8)
+    }
+
+    fn secrets() -> Secrets {
+        Secrets::new(seed())
+    }
+
+    fn give(secrets: &Secrets, asked: &Asked, now: u64) -> Cookie {
+        secrets.cookie(V4.0, V4.1, PEER_ISN, asked, Instant(now))
+    }
+
+    fn check(secrets: &Secrets, cookie: Cookie, now: u64) -> Option<Restored> {
+        secrets.check(V4.0, V4.1, PEER_ISN, cookie.iss, cookie.timestamp, Instant(now))
+    }
+
+    #[test]
+    fn the_hash_is_siphash_2_4() {
+        // Aumasson and Bernstein, "SipHash: a fast short-input PRF" (2012), appendix A; the authors' vectors for 128 bits.
+        let key = std::array::from_fn(|i| i as u8);
+        let input: [u8; 15] = std::array::from_fn(|i| i as u8);
+        assert_eq!(SipHasher24::new_with_key(&key).hash(&input), 0xa129_ca61_49be_45e5);
+        let wide = sip128::SipHasher24::new_with_key(&key).hash(&[]).as_bytes();
+        assert_eq!(u128::from_be_bytes(wide), 0xa381_7f04_ba25_a8e6_6df6_7214_c755_0293);
+    }
+
+    /// The numbers come from another implementation, of SipHash and of what is hashed.
+    #[test]
+    fn known_answers() {
+        let (secrets, now) = (secrets(), Instant(1_000_000_000));
+        let without = Asked { timestamps: false, ..ASKED };
+        for (endpoints, iss, offset, plain, cookie, timestamp) in [
+            (V4, 0x1990_49d5, 0x3694_98f7, 0xe42b_16e7, 0xe7cf_ca07, 0x36a3_db17),
+            (V6, 0x15c1_54d6, 0xa448_9068, 0xe65e_8867, 0xedc9_eadb, 0xa457_d297),
+        ] {
+            let (local, remote) = endpoints;
+            assert_eq!(secrets.connection(local, remote, now), (SeqNumber(iss), offset));
+            let plain = Cookie { iss: SeqNumber(plain), timestamp: None };
+            assert_eq!(secrets.cookie(local, remote, PEER_ISN, &without, now), plain);
+            let cookie = Cookie { iss: SeqNumber(cookie), timestamp: Some(timestamp) };
+            assert_eq!(secrets.cookie(local, remote, PEER_ISN, &ASKED, now), cookie);
+        }
+        let cookie = secrets.fast_open_cookie(V4.1.address).unwrap();
+        assert_eq!(cookie.as_bytes(), 0x80a4_5e3e_2c2f_c949u64.to_be_bytes());
+    }
+
+    #[test]
+    fn initial_sequence_numbers_tick_every_4_us_and_differ_by_every_part() {
+        let secrets = secrets();
+        for (local, remote) in [V4, V6] {
+            let at = |local, remote, now| secrets.connection(local, remote, Instant(now));
+            let (first, offset) = at(local, remote, 0);
+            assert_eq!(at(local, remote, 3), (first, offset));
+            assert_eq!(at(local, remote, 4), (first + 1, offset));
+            assert_eq!(at(local, remote, 4 << 32), (first, offset), "the clock wraps");
+            let port = |end: Endpoint| Endpoint { port: end.port ^ 1, ..end };
+            let host = |end: Endpoint| Endpoint { address: end.address ^ 1, ..end };
+            for (l, r) in [
+                (port(local), remote),
+                (host(local), remote),
+                (local, port(remote)),
+                (local, host(remote)),
+                (remote, local),
+            ] {
+                let (other, other_offset) = at(l, r, 0);
+                assert!(other != first && other_offset != offset);
+            }
+            let mut another = seed();
+            another[31] ^= 1;
+            assert_ne!(Secrets::new(another).connection(local, remote, Instant(0)).0, first);
+        }
+    }
+
+    #[test]
+    fn cookies_keep_what_was_asked() {
+        let secrets = secrets();
+        for (mss, kept) in [
+            (0, 88),
+            (87, 88),
+            (500, 88),
+            (536, 536),
+            (1219, 536),
+            (1452, 1440),
+            (1460, 1460),
+            (9000, 8940),
+            (65535, 8940),
+        ] {
+            for window_scale in [None, Some(0), Some(7), Some(14)] {
+                for (sack, ecn) in [(false, false), (true, false), (false, true), (true, true)] {
+                    let asked = Asked { mss, window_scale, sack, ecn, timestamps: true };
+                    let cookie = give(&secrets, &asked, 5_000);
+                    let offset = secrets.connection(V4.0, V4.1, Instant(0)).1;
+                    let restored =
+                        Restored { mss: kept, window_scale, sack, ecn, timestamp_offset: Some(offset) };
+                    assert_eq!(check(&secrets, cookie, 5_000), Some(restored));
+                    // Without timestamps there is room for the MSS alone.
+                    let cookie = give(&secrets, &Asked { timestamps: false, ..asked }, 5_000);
+                    let restored = Restored {
+                        mss: kept,
+                        window_scale: None,
+                        sack: false,
+                        ecn: false,
+                        timestamp_offset: None,
+                    };
+                    assert_eq!(cookie.timestamp, None);
+                    assert_eq!(check(&secrets, cookie, 5_000), Some(restored));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cookie_shown_with_anything_changed_is_refused() {
+        let (secrets, now) = (secrets(), 7 * PERIOD);
+        let cookie = give(&secrets, &ASKED, now);
+        let at = Instant(now);
+        assert!(check(&secrets, cookie, now).is_some());
+        for bit in 0..32 {
+            let flip = |number: SeqNumber| SeqNumber(number.0 ^ 1 << bit);
+            let iss = Cookie { iss: flip(cookie.iss), ..cookie };
+            assert_eq!(check(&secrets, iss, now), None, "bit {bit} of the ISN");
+            let (local, remote) = V4;
+            let isn = secrets.check(local, remote, flip(PEER_ISN), cookie.iss, cookie.timestamp, at);
+            assert_eq!(isn, None, "bit {bit} of the peer's ISN");
+            let echo = Cookie { timestamp: cookie.timestamp.map(|echo| echo ^ 1 << bit), ..cookie };
+            // Above the options the echo is only a time.
+            assert_eq!(check(&secrets, echo, now).is_some(), bit >= 6, "bit {bit} of the echo");
+            for (local, remote) in [
+                (Endpoint { address: local.address ^ 1 << bit, ..local }, remote),
+                (local, Endpoint { address: remote.address ^ 1 << bit, ..remote }),
+                (Endpoint { port: local.port ^ 1 << (bit % 16), ..local }, remote),
+                (local, Endpoint { port: remote.port ^ 1 << (bit % 16), ..remote }),
+            ] {
+                assert_eq!(secrets.check(local, remote, PEER_ISN, cookie.iss, cookie.timestamp, at), None);
+            }
+        }
+        assert_eq!(check(&secrets, Cookie { timestamp: None, ..cookie }, now), None);
+        let without = give(&secrets, &Asked { timestamps: false, ..ASKED }, now);
+        assert_eq!(check(&secrets, Cookie { timestamp: Some(0), ..without }, now), None);
+    }
+
+    #[test]
+    fn cookies_live_one_period_to_two() {
+        let secrets = secrets();
+        for given in [10 * PERIOD, 11 * PERIOD - 1, 11 * PERIOD, 11 * PERIOD + PERIOD / 2] {
+            let cookie = give(&secrets, &ASKED, given);
+            let end = (given / PERIOD + 2) * PERIOD;
+            for now in [given, given + PERIOD, end - 1] {
+                assert!(check(&secrets, cookie, now).is_some(), "{given} at {now}");
+            }
+            for now in [end, end + PERIOD, end + 2 * PERIOD, end + 63 * PERIOD, given - PERIOD] {
+                assert_eq!(check(&secrets, cookie, now), None, "{given} at {now}");
+            }
+        }
+        let odd = Cookie { iss: SeqNumber(1 << 31), timestamp: None };
+        assert_eq!(check(&secrets, odd, 0), None, "there was no period before the first");
+    }
+
+    #[test]
+    fn a_rotation_changes_the_secret_and_keeps_old_cookies_good() {
+        let (mut secrets, now) = (secrets(), 20 * PERIOD + 5);
+        let unrotated = secrets.clone();
+        let before = give(&secrets, &ASKED, now);
+        assert!(secrets.rotate(Instant(now)));
+        let same_period = give(&secrets, &ASKED, now + 1);
+        assert_eq!(same_period.iss, before.iss, "the old secret serves its counter to the end");
+        let later = now + PERIOD;
+        let after = give(&secrets, &ASKED, later);
+        assert_ne!(after.iss, give(&unrotated, &ASKED, later).iss);
+        assert!(check(&secrets, before, later).is_some() && check(&secrets, after, later).is_some());
+        assert_eq!(check(&unrotated, after, later), None);
+        // Too early: cookies of the secret that would be dropped are still good.
+        assert!(!secrets.rotate(Instant(now)) && !secrets.rotate(Instant(later)));
+        assert!(check(&secrets, before, later).is_some());
+        assert!(secrets.rotate(Instant(later + PERIOD)));
+        assert!(check(&secrets, after, later + PERIOD).is_some());
+        let newest = give(&secrets, &ASKED, later + 2 * PERIOD);
+        assert!(check(&secrets, newest, later + 2 * PERIOD).is_some());
+    }
+
+    #[test]
+    fn the_first_rotation_may_be_at_once() {
+        let mut secrets = secrets();
+        let cookie = give(&secrets, &ASKED, 0);
+        assert!(secrets.rotate(Instant(0)));
+        assert!(check(&secrets, cookie, PERIOD).is_some());
+    }
+
+    #[test]
+    fn fast_open_cookies_outlive_one_rotation() {
+        let mut secrets = secrets();
+        let (client, other) = (V4.1.address, V6.1.address);
+        let cookie = secrets.fast_open_cookie(client).unwrap();
+        assert_eq!(secrets.check_fast_open(client, &cookie), FastOpenCheck::Valid);
+        assert_eq!(secrets.check_fast_open(other, &cookie), FastOpenCheck::Invalid);
+        for bit in 0..64 {
+            let mut bytes = cookie.as_bytes().to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            let forged = FastOpenCookie::new(&bytes).unwrap();
+            assert_eq!(secrets.check_fast_open(client, &forged), FastOpenCheck::Invalid);
+        }
+        for bytes in [&cookie.as_bytes()[..6], &[cookie.as_bytes(), &[0, 0]].concat()] {
+            let cut = FastOpenCookie::new(bytes).unwrap();
+            assert_eq!(secrets.check_fast_open(client, &cut), FastOpenCheck::Invalid);
+        }
+        secrets.rotate_fast_open();
+        assert_eq!(secrets.check_fast_open(client, &cookie), FastOpenCheck::Outdated);
+        let renewed = secrets.fast_open_cookie(client).unwrap();
+        assert_eq!(secrets.check_fast_open(client, &renewed), FastOpenCheck::Valid);
+        secrets.rotate_fast_open();
+        assert_eq!(secrets.check_fast_open(client, &cookie), FastOpenCheck::Invalid);
+        assert_eq!(secrets.check_fast_open(client, &renewed), FastOpenCheck::Outdated);
+        // Another worker with the same seed agrees.
+        let mut sibling = Secrets::new(seed());
+        sibling.rotate_fast_open();
+        assert_eq!(sibling.fast_open_cookie(client), Some(renewed));
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        assert_eq!(format!("{:?}", secrets()), "Secrets { .. }");
+    }
+
+    proptest! {
+        #[test]
+        fn cookies_come_back(seed: [u8; 32], local: (u128, u16), remote: (u128, u16), v4: bool, isn: u32, mss: u16,
+                             window_scale in proptest::option::of(0..=14u8), sack: bool, ecn: bool,
+                             given in 0..u64::MAX / 2, age in 0..PERIOD, rotate: bool) {
+            let endpoint = |(address, port): (u128, u16)| Endpoint {
+                address: if v4 { address & 0xffff_ffff | 0xffff << 32 } else { address },
+                port,
+            };
+            let (local, remote) = (endpoint(local), endpoint(remote));
+            let mut secrets = Secrets::new(seed);
+            let asked = Asked { mss, window_scale, sack, ecn, timestamps: true };
+            let cookie = secrets.cookie(local, remote, SeqNumber(isn), &asked, Instant(given));
+            // Our timestamp is at most 64 ms behind the clock, never ahead.
+            let offset = secrets.connection(local, remote, Instant(given)).1;
+            let clock = Instant(given).milliseconds().wrapping_add(offset);
+            prop_assert!(clock.wrapping_sub(cookie.timestamp.unwrap()) < 64);
+            if rotate {
+                prop_assert!(secrets.rotate(Instant(given)));
+            }
+            let now = Instant(given + age);
+            let restored = secrets.check(local, remote, SeqNumber(isn), cookie.iss, cookie.timestamp, now).unwrap();
+            prop_assert!(restored.mss <= mss.max(88));
+            let got = (restored.window_scale, restored.sack, restored.ecn, restored.timestamp_offset);
+            prop_assert_eq!(got, (window_scale, sack, ecn, Some(offset)));
+        }
+
+        #[test]
+        fn guesses_are_refused(iss: u32, isn: u32, echo: Option<u32>, now in 0..u64::MAX / 2) {
+            let restored = secrets().check(V6.0, V6.1, SeqNumber(isn), SeqNumber(iss), echo, Instant(now));
+            prop_assert_eq!(restored, None);
+        }
+    }
+}

@@ -65,6 +65,8 @@ impl Segment {
         let words = usize::from(header[tcp::field::DATA_OFFSET] >> 4);
         let options_len = words.checked_sub(tcp::HEADER_LEN / 4).ok_or(Refused::DataOffset)? * 4;
         let (options, payload) = rest.split_at_checked(options_len).ok_or(Refused::DataOffset)?;
+        let header_len = (tcp::HEADER_LEN + options_len) as u16;
+        let payload_offset = parsed.l4.checked_add(header_len).ok_or(Refused::DataOffset)?;
         let flags = header[tcp::field::FLAGS];
         if tcp::flags_are_bad(flags) {
             return Err(Refused::Flags);
@@ -83,7 +85,7 @@ impl Segment {
             ack: word(header[8], header[9], header[10], header[11]),
             timestamps,
             window: u16::from_be_bytes([header[14], header[15]]),
-            payload_offset: parsed.l4 + (tcp::HEADER_LEN + options_len) as u16,
+            payload_offset,
             payload_len: payload.len() as u16,
             flags,
             options_len: options_len as u8,
@@ -153,5 +155,203 @@ impl Segment {
             return SackBlocks::new();
         }
         options::sack_blocks(self.option_bytes(frame))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::header::tests::{V4, V6, header, packet};
+    use crate::header::{Header, OptionBytes};
+    use crate::options::{FastOpen, FastOpenCookie};
+    use proptest::prelude::*;
+    use weir_net::{ParseOptions, parse};
+
+    /// A frame with that packet.
+    fn frame(header: &Header, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        frame.extend(if header.local.is_v4() { [8, 0] } else { [0x86, 0xdd] });
+        frame.extend(packet(header, payload));
+        frame
+    }
+
+    fn parsed(frame: &[u8]) -> Parsed {
+        parse(frame, &ParseOptions::default()).unwrap()
+    }
+
+    fn read(frame: &[u8]) -> Segment {
+        Segment::read(frame, &parsed(frame), false).unwrap()
+    }
+
+    #[test]
+    fn a_segment_says_what_its_header_said() {
+        for endpoints in [V4, V6] {
+            let header = header(endpoints);
+            let mut frame = frame(&header, b"hello");
+            let end = frame.len();
+            // Ethernet padding is no data.
+            frame.resize(end + 9, 0x55);
+            let segment = read(&frame);
+            assert_eq!((segment.seq, segment.ack), (header.seq, header.ack));
+            assert_eq!((segment.flags, segment.window), (header.flags, header.window));
+            assert_eq!(segment.payload(&frame), b"hello");
+            assert_eq!(usize::from(segment.payload_offset), end - 5);
+            assert_eq!((segment.len(), segment.end()), (5, header.seq + 5));
+            assert_eq!(segment.timestamps, Some(Timestamps { value: 0xffff_fff0, echo: 0x1234_5678 }));
+            assert!(!segment.has_more_options && !segment.ecn_ce);
+            assert_eq!(segment.option_bytes(&frame), header.options.as_bytes());
+        }
+    }
+
+    #[test]
+    fn syn_and_fin_take_a_number_each() {
+        for (flags, len) in
+            [(tcp::SYN, 4), (tcp::FIN | tcp::ACK, 4), (tcp::ACK, 3), (tcp::RST, 3), (tcp::SYN | tcp::ACK, 4)]
+        {
+            let segment = read(&frame(&Header { flags, ..header(V4) }, b"abc"));
+            assert_eq!(segment.len(), len);
+            assert_eq!(segment.payload_seq().since(segment.seq), u32::from(flags & tcp::SYN != 0));
+            assert!(!segment.is_empty() && segment.has(flags) && !segment.has(tcp::URG));
+        }
+        assert!(read(&frame(&header(V4), b"")).is_empty());
+    }
+
+    #[test]
+    fn options_of_a_syn_count_on_a_syn_only() {
+        let cookie = FastOpenCookie::new(&[1, 2, 3, 4]).map(FastOpen::Cookie);
+        let options = Options {
+            mss: Some(1460),
+            window_scale: Some(7),
+            sack_permitted: true,
+            timestamps: Some(Timestamps { value: 1, echo: 0 }),
+            fast_open: cookie,
+            ..Options::default()
+        };
+        let syn = Header { flags: tcp::SYN, options: (&options).into(), ..header(V6) };
+        let bytes = frame(&syn, b"");
+        let segment = read(&bytes);
+        // SACK permitted stands where the NOPs would: the timestamps are found all the same.
+        assert_eq!(segment.timestamps, options.timestamps);
+        assert!(segment.has_more_options);
+        assert_eq!(segment.options(&bytes), options);
+        let bytes = frame(&Header { flags: tcp::ACK, ..syn }, b"");
+        let only_timestamps = Options { timestamps: options.timestamps, ..Options::default() };
+        assert_eq!(read(&bytes).options(&bytes), only_timestamps);
+    }
+
+    #[test]
+    fn sack_blocks_are_read_with_and_without_timestamps() {
+        let blocks = [(SeqNumber(9), SeqNumber(12)), (SeqNumber(u32::MAX), SeqNumber(3))];
+        for timestamps in [None, Some(Timestamps { value: 1, echo: 2 })] {
+            let options = OptionBytes::acknowledgment(timestamps, &blocks);
+            let bytes = frame(&Header { options, ..header(V4) }, b"data");
+            let segment = read(&bytes);
+            assert_eq!(segment.timestamps, timestamps);
+            assert!(segment.has_more_options);
+            assert_eq!(segment.sack_blocks(&bytes).as_slice(), blocks);
+            assert_eq!(segment.options(&bytes).sack.as_slice(), blocks);
+            assert_eq!(segment.payload(&bytes), b"data");
+        }
+        let bytes = frame(&header(V4), b"");
+        assert!(read(&bytes).sack_blocks(&bytes).is_empty());
+    }
+
+    #[test]
+    fn every_flipped_bit_of_the_segment_is_noticed() {
+        for endpoints in [V4, V6] {
+            let bytes = frame(&header(endpoints), b"odd");
+            let parsed = parsed(&bytes);
+            for bit in parsed.l4_offset() * 8..bytes.len() * 8 {
+                let mut broken = bytes.clone();
+                broken[bit / 8] ^= 0x80 >> (bit % 8);
+                let refused = Segment::read(&broken, &parsed, false).unwrap_err();
+                assert!(matches!(refused, Refused::Checksum | Refused::DataOffset | Refused::Flags), "{bit}");
+            }
+            let mut broken = bytes.clone();
+            *broken.last_mut().unwrap() ^= 1;
+            assert_eq!(Segment::read(&broken, &parsed, false), Err(Refused::Checksum));
+            assert!(Segment::read(&broken, &parsed, true).is_ok(), "the NIC has the last word");
+        }
+    }
+
+    #[test]
+    fn what_no_connection_should_see_is_refused() {
+        let bytes = frame(&header(V4), b"data");
+        let good = parsed(&bytes);
+        let data_offset = good.l4_offset() + 12;
+        let with = |at: usize, value: u8| {
+            let mut changed = bytes.clone();
+            changed[at] = value;
+            Segment::read(&changed, &good, true).unwrap_err()
+        };
+        assert_eq!(with(data_offset, 4 << 4), Refused::DataOffset);
+        assert_eq!(with(data_offset, 10 << 4), Refused::DataOffset);
+        assert_eq!(with(data_offset + 1, tcp::SYN | tcp::FIN), Refused::Flags);
+        assert_eq!(with(data_offset + 1, tcp::SYN | tcp::RST), Refused::Flags);
+        assert_eq!(with(data_offset + 1, 0), Refused::Flags);
+        let refuse = |parsed: Parsed| Segment::read(&bytes, &parsed, true).unwrap_err();
+        assert_eq!(refuse(Parsed { protocol: Protocol::UDP, ..good }), Refused::NotTcp);
+        assert_eq!(refuse(Parsed { more_fragments: true, ..good }), Refused::Fragment);
+        assert_eq!(refuse(Parsed { fragment_offset: 8, ..good }), Refused::Fragment);
+        assert_eq!(refuse(Parsed { l3_len: good.l3_len + 1, ..good }), Refused::Truncated);
+        assert_eq!(refuse(Parsed { l3_len: 39, ..good }), Refused::DataOffset);
+    }
+
+    #[test]
+    fn only_ce_is_a_mark_of_congestion() {
+        for ecn in 0..4 {
+            assert_eq!(read(&frame(&Header { ecn, ..header(V6) }, b"")).ecn_ce, ecn == 3);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(v6: bool, seq: u32, ack: u32, window: u16, fin: bool,
+                                   timestamps: Option<(u32, u32)>, blocks in proptest::collection::vec((any::<u32>(), 1..9u32), 0..4),
+                                   payload in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let blocks: SackBlocks =
+                blocks.iter().map(|(left, len)| (SeqNumber(*left), SeqNumber(*left) + *len)).collect();
+            let timestamps = timestamps.map(|(value, echo)| Timestamps { value, echo });
+            let header = Header {
+                seq: SeqNumber(seq),
+                ack: SeqNumber(ack),
+                window,
+                flags: if fin { tcp::FIN | tcp::ACK } else { tcp::ACK },
+                options: OptionBytes::acknowledgment(timestamps, &blocks),
+                ..header(if v6 { V6 } else { V4 })
+            };
+            let bytes = frame(&header, &payload);
+            let segment = read(&bytes);
+            prop_assert_eq!((segment.seq, segment.ack, segment.window), (header.seq, header.ack, window));
+            prop_assert_eq!(segment.flags, header.flags);
+            prop_assert_eq!(segment.timestamps, timestamps);
+            prop_assert_eq!(segment.sack_blocks(&bytes), blocks);
+            prop_assert_eq!(segment.payload(&bytes), &payload[..]);
+            prop_assert_eq!(segment.len(), payload.len() as u32 + u32::from(fin));
+        }
+
+        #[test]
+        fn arbitrary_segments_never_panic_and_read_alike(
+            bytes in proptest::collection::vec(any::<u8>(), 0..120), words in 0..16u8, cut in 0..140u16, v6: bool,
+            flags in prop_oneof![Just(tcp::ACK), Just(tcp::SYN), any::<u8>()]
+        ) {
+            let mut frame = frame(&header(if v6 { V6 } else { V4 }), b"");
+            let good = parsed(&frame);
+            frame.truncate(good.l4_offset());
+            frame.extend(&bytes);
+            if let Some(place) = frame.get_mut(good.l4_offset() + 12..good.l4_offset() + 14) {
+                place.copy_from_slice(&[words << 4, flags]);
+            }
+            let parsed = Parsed { l3_len: cut, ..good };
+            if let Ok(segment) = Segment::read(&frame, &parsed, true) {
+                let end = parsed.end();
+                prop_assert_eq!(usize::from(segment.payload_offset) + segment.payload(&frame).len(), end);
+                let options = segment.options(&frame);
+                prop_assert_eq!(segment.timestamps, options.timestamps);
+                prop_assert_eq!(segment.sack_blocks(&frame), options.sack);
+                prop_assert_eq!(segment.option_bytes(&frame).len(), usize::from(segment.options_len));
+            }
+            let _ = Segment::read(&frame, &parsed, false);
+        }
     }
 }
