@@ -17,6 +17,15 @@ pub fn read_slice_at<T>(slice: &[T], index: usize) {
     }
 }
 
+/// Asks for all cache lines of `value`.
+#[inline(always)]
+pub fn all<T>(value: &T) {
+    let start = std::ptr::from_ref(value).cast::<i8>();
+    for offset in (0..size_of::<T>()).step_by(64) {
+        line(start.wrapping_add(offset));
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn line(address: *const i8) {
@@ -40,6 +49,7 @@ mod tests {
         super::read_slice_at::<u64>(&[], 0);
         super::read(&words);
         super::read::<[u64]>(&[]);
+        super::all(&words);
         assert_eq!(words, [1, 2, 3]);
     }
 }

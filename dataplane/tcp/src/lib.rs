@@ -9,17 +9,41 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod config;
 pub mod congestion;
+mod connection;
+pub mod counters;
+pub mod engine;
+pub mod event;
 pub mod header;
+pub mod icmp;
+mod input;
+mod limit;
+mod listen;
 pub mod options;
+mod output;
+pub mod queue;
+mod quiet;
+pub mod rack;
 pub mod rtt;
 pub mod secret;
 pub mod segment;
-pub mod queue;
-pub mod rack;
 pub mod seq;
+mod slab;
 pub mod time;
+mod time_wait;
+mod timers;
+pub mod transmit;
+pub mod wheel;
 
 pub use buffer::{Buffer, Chunk, Endpoint};
+pub use config::{ConnectionConfig, EngineConfig, KeepAlive, SynCookies};
+pub use congestion::Algorithm;
+pub use connection::State;
+pub use counters::Counters;
+pub use engine::{Census, ConnectError, Engine, Handled, Info, Lookup};
+pub use event::{Ended, Events, Handle};
+pub use header::Header;
 pub use seq::SeqNumber;
 pub use time::Instant;
+pub use transmit::{Payload, Transmit};

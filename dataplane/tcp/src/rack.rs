@@ -253,3 +253,199 @@ impl Rack {
         self.set(PROBING, false);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: u32 = 1_000;
+
+    fn original(sent_at: u32, end: u32) -> DeliveredSegments {
+        let end = SeqNumber(end);
+        DeliveredSegments {
+            original: Some((sent_at, end)),
+            retransmitted: None,
+            lowest_original_end: Some(end),
+            highest_end: Some(end),
+        }
+    }
+
+    fn retransmitted(sent_at: u32, end: u32) -> DeliveredSegments {
+        let end = SeqNumber(end);
+        DeliveredSegments {
+            retransmitted: Some((sent_at, end)),
+            highest_end: Some(end),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_segment_sent_last_is_compared_with_also_across_the_clocks_wrap() {
+        let mut rack = Rack::default();
+        assert!(!rack.is_sent_after(0, SeqNumber(0)), "nothing was delivered");
+        let before = u32::MAX - 10;
+        rack.on_delivered(&original(before, 100), Instant(u64::from(before) + 5_000), 1, None, false);
+        assert_eq!(rack.rtt_us(), 5_000);
+        assert!(rack.is_sent_after(before, SeqNumber(99)) && !rack.is_sent_after(before, SeqNumber(100)));
+        rack.on_delivered(&original(5, 200), Instant((1 << 32) + 4_005), 1, None, false);
+        assert_eq!(rack.rtt_us(), 4_000);
+        assert!(rack.is_sent_after(before, SeqNumber(300)) && !rack.is_sent_after(5, SeqNumber(200)));
+        // What was sent earlier does not replace it.
+        rack.on_delivered(&original(1, 150), Instant((1 << 32) + 9_005), 1, None, false);
+        assert_eq!(rack.rtt_us(), 4_000);
+    }
+
+    #[test]
+    fn an_acknowledgement_that_may_be_for_the_original_is_not_a_retransmissions() {
+        let mut rack = Rack::default();
+        rack.on_delivered(&original(0, 100), Instant(20_000), 20_000, None, false);
+        // Too soon after it was sent again (RFC 8985 §6.2 step 2, second condition).
+        rack.on_delivered(&retransmitted(30_000, 50), Instant(40_000), 20_000, None, false);
+        assert_eq!(rack.rtt_us(), 20_000);
+        // Late enough, but the echo is of a timestamp before it (first condition).
+        rack.on_delivered(&retransmitted(30_000, 50), Instant(55_000), 20_000, Some(29_000), false);
+        assert_eq!(rack.rtt_us(), 20_000);
+        rack.on_delivered(&retransmitted(30_500, 50), Instant(55_500), 20_000, Some(30_000), false);
+        assert_eq!(rack.rtt_us(), 25_000);
+    }
+
+    #[test]
+    fn reordering_is_a_late_original_below_what_was_delivered() {
+        let mut rack = Rack::default();
+        rack.on_delivered(&original(0, 300), Instant(1_000), 1, None, false);
+        rack.on_delivered(&retransmitted(500, 200), Instant(2_000), 1, None, false);
+        assert!(!rack.is_reordering_seen(), "a retransmission fills a gap, it was not reordered");
+        rack.on_delivered(&original(0, 100), Instant(2_000), 1, None, false);
+        assert!(rack.is_reordering_seen());
+    }
+
+    #[test]
+    fn after_half_an_hour_of_silence_the_next_segment_counts_at_once() {
+        let mut rack = Rack::default();
+        rack.on_delivered(&original(0, 100), Instant(1_000), 1, None, true);
+        assert!(!rack.is_valid());
+        let later = 2_400_000_000_u32;
+        rack.on_delivered(&original(later, 200), Instant(u64::from(later) + 700), 1, None, false);
+        assert_eq!(rack.rtt_us(), 700);
+        assert!(rack.is_sent_after(later - 1, SeqNumber(300)));
+    }
+
+    #[test]
+    fn the_window_is_zero_until_reordering_is_seen_and_then_a_quarter_of_the_round_trip() {
+        let mut rack = Rack::default();
+        let window =
+            |rack: &Rack, in_recovery, sacked| rack.reordering_window(40 * MS, 50 * MS, in_recovery, sacked);
+        assert_eq!(window(&rack, false, 2), 10 * MS);
+        assert_eq!(window(&rack, false, DUP_THRESHOLD), 0);
+        assert_eq!(window(&rack, true, 0), 0);
+        rack.set(REORDERING_SEEN, true);
+        assert_eq!(window(&rack, true, 9), 10 * MS);
+        assert_eq!(
+            rack.reordering_window(40 * MS, 5 * MS, true, 9),
+            5 * MS,
+            "never more than the round trip"
+        );
+    }
+
+    #[test]
+    fn the_window_grows_once_a_round_trip_and_shrinks_after_sixteen_recoveries() {
+        let mut rack = Rack::default();
+        rack.set(REORDERING_SEEN, true);
+        let window = |rack: &Rack| rack.reordering_window(4 * MS, 100 * MS, true, 9);
+        rack.on_duplicate(SeqNumber(10), SeqNumber(100));
+        assert_eq!(window(&rack), 2 * MS);
+        rack.on_duplicate(SeqNumber(99), SeqNumber(150));
+        assert_eq!(window(&rack), 2 * MS, "same round trip");
+        rack.on_duplicate(SeqNumber(100), SeqNumber(200));
+        assert_eq!(window(&rack), 3 * MS);
+        for _ in 0..15 {
+            rack.on_recovery_end();
+            assert_eq!(window(&rack), 3 * MS);
+        }
+        rack.on_recovery_end();
+        assert_eq!(window(&rack), MS);
+        for round in 2..400 {
+            rack.on_duplicate(SeqNumber(round * 100), SeqNumber(round * 100 + 100));
+        }
+        assert_eq!(window(&rack), 100 * MS, "bounded by the round trip, without an overflow");
+    }
+
+    #[test]
+    fn a_probe_waits_two_round_trips_but_not_beyond_the_timeout() {
+        let rto = 900 * MS;
+        assert_eq!(Rack::probe_timeout(None, false, 200 * MS, rto), rto);
+        assert_eq!(Rack::probe_timeout(None, false, 200 * MS, 3_000 * MS), 1_000 * MS);
+        assert_eq!(Rack::probe_timeout(Some(50 * MS), false, 200 * MS, rto), 102 * MS);
+        assert_eq!(Rack::probe_timeout(Some(50 * MS), true, 200 * MS, rto), 300 * MS);
+        assert_eq!(Rack::probe_timeout(Some(u32::MAX), true, u32::MAX, rto), rto);
+    }
+
+    #[test]
+    fn a_probe_that_repaired_a_loss_is_told_from_one_that_did_not() {
+        let end = SeqNumber(1_000);
+        let probing = |is_retransmission| {
+            let mut rack = Rack::default();
+            rack.on_probe(end, is_retransmission);
+            rack
+        };
+        let mut rack = probing(false);
+        assert!(!rack.on_probe_ack(end - 1, None, false) && rack.is_probing());
+        assert!(!rack.on_probe_ack(end, None, false) && !rack.is_probing());
+        // Case 1: both the original and the probe arrived.
+        let mut rack = probing(true);
+        assert!(!rack.on_probe_ack(end, Some((end - 100, end)), false) && !rack.is_probing());
+        // Case 3: the same, from a peer that sends no D-SACK.
+        let mut rack = probing(true);
+        assert!(!rack.on_probe_ack(end, None, false) && rack.is_probing());
+        assert!(!rack.on_probe_ack(end, None, true) && !rack.is_probing());
+        // Case 2: only the probe arrived.
+        let mut rack = probing(true);
+        assert!(!rack.on_probe_ack(end, None, false));
+        assert!(rack.on_probe_ack(end + 1, None, false) && !rack.is_probing());
+        assert!(!rack.on_probe_ack(end + 1, None, false), "told once");
+        let mut rack = probing(true);
+        rack.forget_probe();
+        assert!(!rack.on_probe_ack(end + 1, None, false));
+    }
+
+    proptest! {
+        /// The digest of an acknowledgement does what RFC 8985 §6.2 says of each segment in ascending order.
+        #[test]
+        fn a_digest_does_what_each_segment_would(
+            rounds in prop::collection::vec(prop::collection::btree_map(0_u32..60, (0_u32..1_000, any::<bool>()), 1..8), 1..12)
+        ) {
+            let mut rack = Rack::default();
+            let (mut newest, mut highest, mut is_reordered) = (None::<(u32, u32)>, None::<u32>, false);
+            let base = u32::MAX - 30;
+            for (round, segments) in rounds.iter().enumerate() {
+                let now = Instant(1_000 + round as u64 * 500);
+                let mut digest = DeliveredSegments::default();
+                for (&end, &(sent_at, is_again)) in segments {
+                    if highest.is_none_or(|highest| end > highest) {
+                        highest = Some(end);
+                    } else if highest.is_some_and(|highest| end < highest) && !is_again {
+                        is_reordered = true;
+                    }
+                    newest = newest.max(Some((sent_at, end)));
+                    let seq = SeqNumber(base) + end;
+                    let this = Some((sent_at, seq));
+                    let key = |of: Option<(u32, SeqNumber)>| of.map(|(at, seq)| (at, seq.since(SeqNumber(base))));
+                    let place = if is_again { &mut digest.retransmitted } else { &mut digest.original };
+                    if key(this) > key(*place) {
+                        *place = this;
+                    }
+                    if !is_again {
+                        digest.lowest_original_end.get_or_insert(seq);
+                    }
+                    digest.highest_end = Some(seq);
+                }
+                rack.on_delivered(&digest, now, 0, None, false);
+                prop_assert_eq!(rack.is_reordering_seen(), is_reordered);
+                let (sent_at, end) = newest.unwrap();
+                prop_assert_eq!((rack.sent_at, rack.end_seq), (sent_at, SeqNumber(base) + end));
+            }
+        }
+    }
+}

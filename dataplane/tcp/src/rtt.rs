@@ -213,3 +213,175 @@ fn moved(value: u32, difference: i64, shift: u32) -> u32 {
     let step = (difference + (1 << (shift - 1))) >> shift;
     (i64::from(value) + step).clamp(0, i64::from(u32::MAX)) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MSS: u16 = 1_460;
+    /// One sample per round trip.
+    const SPARSE: u32 = 2 * MSS as u32;
+
+    fn fed(samples_us: &[u32]) -> RttEstimator {
+        let mut rtt = RttEstimator::new();
+        for (at, sample) in samples_us.iter().enumerate() {
+            rtt.sample(Instant(at as u64 * 100_000), *sample, SPARSE, MSS);
+        }
+        rtt
+    }
+
+    #[test]
+    fn the_first_sample_sets_the_estimate() {
+        let rtt = fed(&[400_000]);
+        assert_eq!(rtt.smoothed_us(), 400_000);
+        assert_eq!(rtt.variance_us(), 200_000);
+        assert_eq!(rtt.timeout_us(&Bounds::default()), 400_000 + 4 * 200_000);
+    }
+
+    #[test]
+    fn estimates_follow_the_recurrence() {
+        let samples = [50_000, 60_000, 55_000, 90_000, 100_000, 104_000, 103_000, 250_000, 240_000];
+        let mut rtt = fed(&samples[..1]);
+        let (mut smoothed, mut variance) = (50_000.0_f64, 25_000.0_f64);
+        for sample in &samples[1..] {
+            let error = f64::from(*sample) - smoothed;
+            // All of these are rises or small falls: the RFC's gains hold.
+            assert!(error > 0.0 || error.abs() < variance);
+            variance += (error.abs() - variance) / 4.0;
+            smoothed += error / 8.0;
+            rtt.sample(Instant(0), *sample, SPARSE, MSS);
+            assert!(
+                (f64::from(rtt.smoothed_us()) - smoothed).abs() < 2.0,
+                "{} {smoothed}",
+                rtt.smoothed_us()
+            );
+            assert!(
+                (f64::from(rtt.variance_us()) - variance).abs() < 2.0,
+                "{} {variance}",
+                rtt.variance_us()
+            );
+        }
+    }
+
+    #[test]
+    fn a_steady_path_waits_its_round_trip_and_the_floor() {
+        let rtt = fed(&[80_000; 100]);
+        assert_eq!(rtt.smoothed_us(), 80_000);
+        let timeout = rtt.timeout_us(&Bounds::default());
+        assert_eq!(timeout, 280_000);
+        assert_eq!(rtt.timeout_us(&Bounds::new(1_000, 120_000)), 1_080_000);
+        assert!(rtt.timeout_us(&Bounds::new(0, 120_000)) >= 81_000, "the clock's granularity is the least");
+    }
+
+    #[test]
+    fn back_off_doubles_to_the_ceiling_and_a_sample_ends_it() {
+        let bounds = Bounds::default();
+        let mut rtt = fed(&[80_000; 100]);
+        for doublings in 0..8_u32 {
+            assert_eq!(rtt.timeout_us(&bounds), 280_000 << doublings);
+            rtt.back_off();
+        }
+        assert_eq!(rtt.timeouts(), 8);
+        for _ in 0..500 {
+            rtt.back_off();
+            assert!(rtt.timeout_us(&bounds) <= 120_000_000);
+        }
+        assert_eq!(rtt.timeout_us(&bounds), 120_000_000);
+        rtt.sample(Instant(0), 80_000, SPARSE, MSS);
+        assert_eq!((rtt.timeouts(), rtt.timeout_us(&bounds)), (0, 280_000));
+    }
+
+    #[test]
+    fn a_handshake_waits_one_second_and_a_lost_syn_makes_data_wait_three() {
+        let bounds = Bounds::default();
+        let mut rtt = RttEstimator::new();
+        assert!(!rtt.has_sample());
+        assert_eq!(rtt.timeout_us(&bounds), 1_000_000);
+        rtt.back_off();
+        assert_eq!(rtt.timeout_us(&bounds), 2_000_000);
+        rtt.finish_slow_handshake();
+        assert_eq!(rtt.timeout_us(&bounds), 3_000_000);
+        rtt.sample(Instant(0), 1_000, SPARSE, MSS);
+        assert_eq!(rtt.timeout_us(&bounds), 201_000);
+    }
+
+    #[test]
+    fn a_full_window_of_samples_weighs_as_one() {
+        let mut once = fed(&[100_000; 50]);
+        let mut often = once;
+        once.sample(Instant(0), 180_000, SPARSE, MSS);
+        for _ in 0..8 {
+            often.sample(Instant(0), 180_000, 16 * u32::from(MSS), MSS);
+        }
+        let (once, often) = (once.smoothed_us(), often.smoothed_us());
+        assert_eq!(once, 110_000);
+        assert!(often.abs_diff(once) < 1_000, "{often}");
+    }
+
+    #[test]
+    fn many_samples_per_round_trip_do_not_hide_variation() {
+        // Ten rounds of 16 samples, each round with one slow one: the timeout still covers it.
+        let mut rtt = fed(&[50_000]);
+        for _ in 0..10 {
+            for place in 0..16 {
+                let sample = if place == 0 { 400_000 } else { 50_000 };
+                rtt.sample(Instant(0), sample, 32 * u32::from(MSS), MSS);
+            }
+        }
+        let timeout = rtt.timeout_us(&Bounds::new(1, 120_000));
+        assert!(timeout > 400_000, "{timeout}");
+    }
+
+    #[test]
+    fn a_path_that_gets_shorter_is_not_waited_for_longer() {
+        let mut rtt = fed(&[300_000; 100]);
+        let before = rtt.timeout_us(&Bounds::default());
+        rtt.sample(Instant(0), 50_000, SPARSE, MSS);
+        assert!(rtt.timeout_us(&Bounds::default()) <= before);
+    }
+
+    #[test]
+    fn the_minimum_is_forgotten_within_ten_seconds() {
+        let mut rtt = RttEstimator::new();
+        assert_eq!(rtt.minimum_us(), None);
+        // Across the wrap of the low 32 bits.
+        let start = Instant(u64::from(u32::MAX) - 3_000_000);
+        rtt.sample(start, 10_000, SPARSE, MSS);
+        for tenth in 1..49 {
+            rtt.sample(start.after(tenth * 100_000), 30_000, SPARSE, MSS);
+        }
+        assert_eq!(rtt.minimum_us(), Some(10_000));
+        rtt.sample(start.after(5_000_000), 20_000, SPARSE, MSS);
+        assert_eq!(rtt.minimum_us(), Some(10_000), "the bucket before still counts");
+        rtt.sample(start.after(10_000_000), 30_000, SPARSE, MSS);
+        assert_eq!(rtt.minimum_us(), Some(20_000));
+        rtt.sample(start.after(30_000_000), 40_000, SPARSE, MSS);
+        assert_eq!(rtt.minimum_us(), Some(40_000), "silence empties both");
+    }
+
+    proptest! {
+        #[test]
+        fn any_samples_keep_the_timeout_in_bounds(
+            events in prop::collection::vec((any::<u32>(), any::<u32>(), 0_u16.., any::<bool>()), 1..200),
+            floor_ms in 0_u32..5_000,
+            ceiling_ms in 0_u32..200_000,
+        ) {
+            let bounds = Bounds::new(floor_ms, ceiling_ms);
+            let mut rtt = RttEstimator::new();
+            let mut now = Instant(0);
+            for (rtt_us, in_flight, mss, expired) in events {
+                now = now.after(u64::from(in_flight));
+                if expired {
+                    rtt.back_off();
+                } else {
+                    rtt.sample(now, rtt_us, in_flight, mss);
+                    prop_assert!(rtt.minimum_us().is_some_and(|minimum| minimum <= rtt_us.clamp(1, LONGEST_SAMPLE_US)));
+                    prop_assert!(rtt.smoothed_us() <= LONGEST_SAMPLE_US);
+                }
+                let timeout = rtt.timeout_us(&bounds);
+                prop_assert!(timeout >= 1_000 && timeout <= ceiling_ms.max(floor_ms).max(1) * 1_000);
+            }
+        }
+    }
+}

@@ -97,13 +97,12 @@ impl Epoch {
         // RFC 9438 §4.4, §4.5: towards where the curve will be a round trip from now, at most half as much again.
         let target = self.curve(age_us + i64::from(ack.srtt_us), mss, plateau);
         let missing = (target - i64::from(window)).clamp(0, i64::from(window / 2)) as u64;
-        // (target - window) / window of what is acknowledged, paid in whole segments.
-        *credit = credit.saturating_add(ack.acked_bytes);
+        // (target - window) / window of what is acknowledged, paid in whole segments. A plateau's credit is worth one
+        // window at most, so that the slope behind it never passes its target.
+        *credit = credit.saturating_add(ack.acked_bytes).min(window);
         let segment_price = u64::from(window) * u64::from(mss);
         let earned = u64::from(*credit) * missing;
         if earned < segment_price || missing == 0 {
-            // Credit of a plateau is not hoarded for the slope behind it.
-            *credit = (*credit).min(window);
             return 0;
         }
         let segments = earned / segment_price;

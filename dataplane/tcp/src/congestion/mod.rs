@@ -12,6 +12,8 @@ mod cubic;
 mod recovery;
 mod reno;
 mod slow_start;
+#[cfg(test)]
+mod tests;
 
 use crate::seq::SeqNumber;
 use crate::time::Instant;
@@ -362,7 +364,8 @@ impl Congestion {
     }
 
     /// The last reduction was for nothing: nothing was lost (RFC 9438 §4.9, RFC 5682 and RFC 4015 for timeouts, RFC
-    /// 3708 by D-SACK). Restores window, threshold and CUBIC's curve; false if there is nothing to restore. Ends recovery.
+    /// 3708 by D-SACK). Restores window, threshold and CUBIC's curve, and ends recovery; false, and nothing changes, if the
+    /// last reduction was for a mark or was undone already.
     pub fn undo(&mut self) -> bool {
         if self.flags & CAN_UNDO == 0 {
             return false;

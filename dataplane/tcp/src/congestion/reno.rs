@@ -16,3 +16,31 @@ pub(super) fn growth(acked_bytes: u32, mss: u16, window: u32, credit: &mut u32) 
     *credit = (*credit - window).min(window);
     u32::from(mss)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_of_acknowledged_bytes_earns_a_segment() {
+        let (mut window, mut credit) = (20_000, 0);
+        for round in 0..10 {
+            for _ in 0..window / 1_000 {
+                window += growth(1_000, 1_000, window, &mut credit);
+            }
+            assert_eq!(window, 21_000 + round * 1_000);
+        }
+    }
+
+    #[test]
+    fn small_acknowledgements_earn_as_much_as_large_ones() {
+        let (mut window, mut credit) = (20_000, 0);
+        for _ in 0..200 {
+            window += growth(100, 1_000, window, &mut credit);
+        }
+        assert_eq!(window, 21_000);
+        window += growth(u32::MAX, 1_000, window, &mut credit);
+        assert_eq!(window, 22_000, "and an absurd one a single segment");
+        assert!(credit <= 21_000);
+    }
+}

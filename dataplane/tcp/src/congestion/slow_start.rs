@@ -85,7 +85,10 @@ impl HyStart {
         if self.samples >= SAMPLES {
             self.compare();
         }
-        let is_last = !ack.snd_una.is_before(self.round_end) && self.end_round(ack.snd_nxt);
+        // Not by order: a round may have ended more than 2^31 bytes ago, while the window was not the limit.
+        let rest = self.round_end.since(ack.snd_una);
+        let is_over = rest == 0 || rest > ack.snd_nxt.since(ack.snd_una);
+        let is_last = is_over && self.end_round(ack.snd_nxt);
         Step { growth, is_last }
     }
 
@@ -117,5 +120,123 @@ impl HyStart {
         }
         self.conservative_rounds -= 1;
         self.conservative_rounds == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Instant;
+
+    const MSS: u16 = 1_000;
+
+    /// One round of 16 segments, all with one round trip; what the window gained, and whether slow start ended.
+    fn round(rounds: &mut HyStart, start: &mut u32, rtt_us: u32) -> (u32, bool) {
+        let begin = SeqNumber(*start);
+        *start = start.wrapping_add(16_000);
+        let (mut gained, mut is_last) = (0, false);
+        for segment in 1..=16 {
+            // Before the first acknowledgement the round was sent; each releases a segment of the next one.
+            let released = if segment == 1 { 0 } else { segment * 1_000 };
+            let step = rounds.on_ack(
+                &AckSample {
+                    now: Instant(0),
+                    acked_bytes: 1_000,
+                    in_flight_before: 16_000,
+                    rtt_us: Some(rtt_us),
+                    srtt_us: rtt_us,
+                    snd_una: begin + segment * 1_000,
+                    snd_nxt: begin + 16_000 + released,
+                    is_window_limited: true,
+                },
+                MSS,
+            );
+            gained += step.growth;
+            is_last |= step.is_last;
+        }
+        (gained, is_last)
+    }
+
+    #[test]
+    fn steady_delay_never_ends_slow_start() {
+        let (mut rounds, mut start) = (HyStart::new(), u32::MAX - 40_000);
+        for _ in 0..50 {
+            assert_eq!(round(&mut rounds, &mut start, 100_000), (16_000, false));
+        }
+    }
+
+    #[test]
+    fn growing_delay_is_followed_by_five_careful_rounds() {
+        let (mut rounds, mut start) = (HyStart::new(), 0);
+        assert_eq!(round(&mut rounds, &mut start, 100_000), (16_000, false));
+        assert_eq!(round(&mut rounds, &mut start, 111_000), (16_000, false), "less than an eighth");
+        // The eighth sample of the next round tells; from then on growth is a quarter.
+        let mut lengths = Vec::new();
+        for _ in 0..6 {
+            lengths.push(round(&mut rounds, &mut start, 130_000));
+        }
+        assert_eq!(lengths[0], (8_000 + 2_000, false), "{lengths:?}");
+        assert!(lengths[1..4].iter().all(|length| *length == (4_000, false)), "{lengths:?}");
+        assert_eq!(lengths.iter().filter(|length| length.1).count(), 1, "{lengths:?}");
+        assert_eq!(lengths.iter().position(|length| length.1), Some(4), "{lengths:?}");
+    }
+
+    #[test]
+    fn jitter_is_forgiven() {
+        let (mut rounds, mut start) = (HyStart::new(), 0);
+        round(&mut rounds, &mut start, 100_000);
+        round(&mut rounds, &mut start, 130_000);
+        assert!(rounds.conservative_rounds != 0);
+        round(&mut rounds, &mut start, 101_000);
+        assert_eq!(rounds.conservative_rounds, 0);
+        assert_eq!(round(&mut rounds, &mut start, 101_000), (16_000, false));
+    }
+
+    #[test]
+    fn thresholds_are_four_to_sixteen_milliseconds() {
+        for (before, after, is_careful) in [
+            (1_000, 4_900, false),
+            (1_000, 5_100, true),
+            (80_000, 89_900, false),
+            (80_000, 90_100, true),
+            (400_000, 415_900, false),
+            (400_000, 416_100, true),
+        ] {
+            let (mut rounds, mut start) = (HyStart::new(), 0);
+            round(&mut rounds, &mut start, before);
+            round(&mut rounds, &mut start, after);
+            assert_eq!(rounds.conservative_rounds != 0, is_careful, "{before} {after}");
+        }
+    }
+
+    #[test]
+    fn few_samples_say_nothing() {
+        let mut rounds = HyStart::new();
+        for step in 1..40 {
+            let una = SeqNumber(step * 4_000);
+            // Four samples a round, ever slower.
+            let step = rounds.on_ack(
+                &AckSample {
+                    now: Instant(0),
+                    acked_bytes: 4_000,
+                    in_flight_before: 16_000,
+                    rtt_us: Some(10_000 * step),
+                    srtt_us: 10_000,
+                    snd_una: una,
+                    snd_nxt: una + 16_000,
+                    is_window_limited: true,
+                },
+                MSS,
+            );
+            assert_eq!(step.growth, 4_000);
+            assert!(!step.is_last);
+        }
+    }
+
+    #[test]
+    fn one_acknowledgement_is_worth_eight_segments_or_one() {
+        assert_eq!(growth(700, MSS, false), 700);
+        assert_eq!(growth(64_000, MSS, false), 8_000);
+        assert_eq!(growth(64_000, MSS, true), 1_000);
     }
 }

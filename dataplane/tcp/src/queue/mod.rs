@@ -5,7 +5,11 @@
 //! congestion, SYN or FIN.
 mod nodes;
 mod receive;
+#[cfg(test)]
+mod receive_model;
 mod send;
+#[cfg(test)]
+mod send_model;
 
 pub use nodes::Nodes;
 pub use receive::{Inserted, MAX_GAPS, MAX_PIECES, ReceiveQueue};

@@ -129,6 +129,9 @@ impl ReceiveQueue {
     ) -> Inserted {
         let mut inserted = Inserted::default();
         let end = seq + u32::from(chunk.len);
+        if end == seq {
+            return inserted;
+        }
         let mut start = seq;
         if start.is_before(expected) {
             start = expected.min(end);

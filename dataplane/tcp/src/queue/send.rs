@@ -478,8 +478,13 @@ impl SendQueue {
             }
         }
         sorted.sort_unstable();
-        let mut id = self.head;
+        let (mut id, mut previous_to) = (self.head, 0);
         for (from, to) in sorted {
+            // Blocks are apart; where a peer's are not, what the earlier one passed over may matter to the later.
+            if from < previous_to {
+                id = self.head;
+            }
+            previous_to = to;
             id = self.sack_block(nodes, id, self.first + from, self.first + to, &mut delivered);
         }
         if self.lost == 0 {
@@ -516,6 +521,9 @@ impl SendQueue {
                 let before = start.since(node_start);
                 let after = node_end.since(start);
                 if before < SMALLEST_CUT || after < SMALLEST_CUT {
+                    if !node_end.is_before(end) {
+                        return id;
+                    }
                     id = node.next;
                 } else if let Some(rest) = self.split(nodes, id, before as u16) {
                     id = rest;

@@ -1,0 +1,612 @@
+//! The engine: tables of connections and listeners, and the calls that a worker and its application make.
+//!
+//! Per burst: [`Engine::prepare`] and [`Engine::guess`] for each segment (they ask for memory), [`Engine::segment`] for each,
+//! then the application reads [`Engine::poll_event`] and reacts, and [`Engine::transmit`] sends what all of that has
+//! made due, one acknowledgement for all segments of a connection. [`Engine::advance`] runs the timers; it is due at
+//! [`Engine::next_deadline`].
+
+use std::collections::VecDeque;
+
+use weir_l4::index::{Bucket, Direction, Index, buckets_for};
+use weir_net::hash::{flow_hash_2, flow_hash_5};
+use weir_net::{Kind, Parsed};
+
+use crate::buffer::{Buffer, Chunk, Endpoint};
+use crate::config::{ConnectionConfig, EngineConfig};
+use crate::connection::{Connection, Flags, State};
+use crate::counters::Counters;
+use crate::event::{Ended, Events, Handle};
+use crate::limit::ChallengeLimit;
+use crate::queue::Nodes;
+use crate::rtt::Bounds;
+use crate::secret::Secrets;
+use crate::segment::Segment;
+use crate::slab::Slab;
+use crate::time::Instant;
+use crate::time_wait::TimeWaits;
+use crate::transmit::Transmit;
+use crate::wheel::Wheel;
+
+/// What is known of a segment's connection before its record is read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lookup {
+    pub(crate) hash: u32,
+    pub(crate) guess: u32,
+}
+
+/// What became of a segment.
+#[derive(Debug)]
+pub enum Handled<B> {
+    /// It was dealt with.
+    Done,
+    /// No connection has it: the caller finds its listener and calls [`Engine::unknown`].
+    Unknown(B),
+}
+
+/// Why a connection can't be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectError {
+    /// There is one with these addresses and ports.
+    InUse,
+    /// The table is full.
+    Full,
+    /// There is no such configuration.
+    NoProfile,
+}
+
+/// A row of the listener table, and the configuration of connections that the application opens.
+#[derive(Debug)]
+pub(crate) struct Profile {
+    pub(crate) config: ConnectionConfig,
+    pub(crate) half_open: u32,
+    /// Cookies were sent until then (tick); acknowledgements of unknown connections may be theirs.
+    pub(crate) cookies_until: Option<u32>,
+}
+
+/// A connection as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Our end.
+    pub local: Endpoint,
+    /// The peer's end.
+    pub remote: Endpoint,
+    /// RFC 9293 state.
+    pub state: State,
+    /// How it ended, if it has.
+    pub ended: Ended,
+    /// Congestion window, bytes.
+    pub congestion_window: u32,
+    /// Slow start threshold, bytes.
+    pub slow_start_threshold: u32,
+    /// Smoothed round trip, µs; 0 before the first measurement.
+    pub round_trip_us: u32,
+    /// Retransmission time-out, µs, back-off included.
+    pub retransmission_timeout_us: u32,
+    /// The peer's window, bytes.
+    pub send_window: u32,
+    /// Bytes that are on their way.
+    pub in_flight: u32,
+    /// Bytes that wait to be sent or acknowledged.
+    pub send_queue: u32,
+    /// Bytes that wait for the application.
+    pub receive_queue: u32,
+    /// Data bytes of a full segment.
+    pub mss: u16,
+    /// Whether the peer has finished.
+    pub is_finished: bool,
+    /// The application's number.
+    pub token: u32,
+}
+
+/// Connections by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Half open, either way.
+    pub half_open: u32,
+    /// Open both ways.
+    pub established: u32,
+    /// One side or both have closed.
+    pub closing: u32,
+    /// Over, not yet let go of by the application.
+    pub closed: u32,
+    /// In TIME_WAIT.
+    pub time_wait: u32,
+}
+
+/// TCP of one worker.
+#[derive(Debug)]
+pub struct Engine<B> {
+    pub(crate) slab: Slab,
+    pub(crate) index: Index<Vec<Bucket>>,
+    pub(crate) wheel: Wheel,
+    pub(crate) time_waits: TimeWaits,
+    pub(crate) nodes: Nodes<B>,
+    pub(crate) profiles: Vec<Option<Profile>>,
+    pub(crate) secrets: Secrets,
+    pub(crate) counters: Counters,
+    pub(crate) census: Census,
+    pub(crate) config: EngineConfig,
+    pub(crate) challenge: ChallengeLimit,
+    /// Slots that may have something to send.
+    pub(crate) ready: Vec<u32>,
+    /// Slots with news.
+    news: VecDeque<u32>,
+    seed: [u64; 2],
+    pub(crate) identification: u16,
+    /// An empty list, kept for its memory.
+    pub(crate) spare: Vec<u32>,
+}
+
+/// The clock of the timers: milliseconds modulo 2^32.
+#[inline(always)]
+pub(crate) fn tick(now: Instant) -> u32 {
+    now.milliseconds()
+}
+
+/// Whether a tick has come.
+#[inline(always)]
+pub(crate) fn is_due(at: u32, now: u32) -> bool {
+    now.wrapping_sub(at) as i32 >= 0
+}
+
+impl<B: Buffer> Engine<B> {
+    /// An engine without listeners. `secret` must be random and unknown to peers.
+    pub fn new(config: EngineConfig, secret: [u8; 32], now: Instant) -> Self {
+        let words: [u64; 4] = std::array::from_fn(|word| {
+            let bytes = secret.get(word * 8..word * 8 + 8).and_then(|bytes| bytes.try_into().ok());
+            u64::from_le_bytes(bytes.unwrap_or_default())
+        });
+        let [a, b, c, d] = words;
+        let buckets = buckets_for((config.connections + config.time_waits).div_ceil(2));
+        Self {
+            slab: Slab::new(config.connections),
+            index: Index::new(vec![Bucket::EMPTY; buckets]),
+            wheel: Wheel::new(tick(now)),
+            time_waits: TimeWaits::new(config.time_waits),
+            nodes: Nodes::new(config.pieces as u32),
+            profiles: Vec::new(),
+            secrets: Secrets::new(secret),
+            counters: Counters::default(),
+            census: Census::default(),
+            challenge: ChallengeLimit::new(config.challenge_acks, a ^ d),
+            config,
+            ready: Vec::new(),
+            news: VecDeque::new(),
+            seed: [a.rotate_left(13) ^ c, b.rotate_left(29) ^ d],
+            identification: a as u16,
+            spare: Vec::new(),
+        }
+    }
+
+    /// Sets the configuration of a listener, or of connections that the application opens. Connections that are open go
+    /// on with it.
+    pub fn set_listener(&mut self, index: u16, config: ConnectionConfig) {
+        let at = usize::from(index);
+        if self.profiles.len() <= at {
+            self.profiles.resize_with(at + 1, || None);
+        }
+        if let Some(place) = self.profiles.get_mut(at) {
+            match place {
+                Some(profile) => profile.config = config,
+                None => *place = Some(Profile { config, half_open: 0, cookies_until: None }),
+            }
+        }
+    }
+
+    /// What has happened since the start.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Connections by state.
+    pub fn census(&self) -> Census {
+        let census = self.census;
+        Census { time_wait: self.time_waits.live() as u32, ..census }
+    }
+
+    /// Records in use; the capacity is [`EngineConfig::connections`].
+    pub fn live(&self) -> usize {
+        self.slab.live()
+    }
+
+    /// Bytes of buffers that the queues hold.
+    pub fn pinned(&self) -> u64 {
+        self.nodes.pinned()
+    }
+
+    /// Pieces of data in queues.
+    pub fn pieces(&self) -> usize {
+        self.nodes.used() as usize
+    }
+
+    #[inline(always)]
+    pub(crate) fn hash(&self, remote: Endpoint, local: Endpoint) -> u32 {
+        let ports = u64::from(remote.port) << 16 | u64::from(local.port);
+        let (remote, local) = (remote.address, local.address);
+        let hash = if remote >> 32 == 0xffff && local >> 32 == 0xffff {
+            flow_hash_2(self.seed, [(remote as u64) << 32 | (local as u64 & 0xffff_ffff), ports])
+        } else {
+            let words = [remote as u64, (remote >> 64) as u64, local as u64, (local >> 64) as u64, ports];
+            flow_hash_5(self.seed, words)
+        };
+        (hash >> 32) as u32
+    }
+
+    /// First step for a segment: hashes its addresses and asks for the index line.
+    #[inline]
+    pub fn prepare(&self, frame: &[u8], parsed: &Parsed) -> Lookup {
+        let (remote, local) = endpoints(frame, parsed);
+        let hash = self.hash(remote, local);
+        self.index.prefetch(hash);
+        Lookup { hash, guess: 0 }
+    }
+
+    /// Second step: reads the index line and asks for the record.
+    #[inline]
+    pub fn guess(&self, lookup: &mut Lookup) {
+        lookup.guess = self.index.guess(lookup.hash);
+        if let Some(candidate) = Index::<Vec<Bucket>>::candidate(lookup.guess)
+            && candidate.direction == Direction::Forward
+            && let Some(record) = self.slab.records().get(candidate.slot as usize)
+        {
+            hugepages::prefetch::all(record);
+        }
+    }
+
+    /// Third step, where memory may have arrived: asks for what the record names.
+    #[inline]
+    pub fn warm(&self, lookup: &Lookup) {
+        if let Some(candidate) = Index::<Vec<Bucket>>::candidate(lookup.guess)
+            && candidate.direction == Direction::Forward
+            && let Some(record) = self.slab.records().get(candidate.slot as usize)
+        {
+            record.send.prefetch(&self.nodes);
+        }
+    }
+
+    /// The record of these addresses.
+    #[inline(always)]
+    pub(crate) fn find(&self, hash: u32, remote: Endpoint, local: Endpoint) -> Option<u32> {
+        let records = self.slab.records();
+        let found = self.index.find(hash, |candidate| {
+            candidate.direction == Direction::Forward
+                && records.get(candidate.slot as usize).is_some_and(|record| {
+                    (record.remote == remote.address)
+                        & (record.local == local.address)
+                        & (record.remote_port == remote.port)
+                        & (record.local_port == local.port)
+                })
+        });
+        found.map(|candidate| candidate.slot)
+    }
+
+    pub(crate) fn find_time_wait(&self, hash: u32, remote: Endpoint, local: Endpoint) -> Option<u32> {
+        let found = self.index.find(hash, |candidate| {
+            candidate.direction == Direction::Reverse
+                && self
+                    .time_waits
+                    .entry(candidate.slot)
+                    .is_some_and(|entry| entry.remote == remote && entry.local == local)
+        });
+        found.map(|candidate| candidate.slot)
+    }
+
+    /// Takes a segment in. `buffer` holds the whole frame, `parsed` tells what is in it.
+    /// `checksum_is_verified`: the NIC has done so.
+    #[inline]
+    pub fn segment(
+        &mut self,
+        buffer: B,
+        parsed: &Parsed,
+        lookup: Lookup,
+        checksum_is_verified: bool,
+        now: Instant,
+        tx: &mut impl Transmit<B>,
+    ) -> Handled<B> {
+        let frame = buffer.bytes();
+        let Ok(segment) = Segment::read(frame, parsed, checksum_is_verified) else {
+            self.counters.segments_in += 1;
+            self.counters.malformed += 1;
+            return Handled::Done;
+        };
+        let (remote, local) = endpoints(frame, parsed);
+        if let Some(slot) = self.find(lookup.hash, remote, local) {
+            self.counters.segments_in += 1;
+            self.arrived(slot, buffer, &segment, now, tx);
+            return Handled::Done;
+        }
+        if self.time_waits.live() > 0
+            && let Some(slot) = self.find_time_wait(lookup.hash, remote, local)
+            && self.in_time_wait(slot, &segment, now, tx)
+        {
+            self.counters.segments_in += 1;
+            return Handled::Done;
+        }
+        Handled::Unknown(buffer)
+    }
+
+    /// News of a connection, the oldest first.
+    #[inline]
+    pub fn poll_event(&mut self) -> Option<(Handle, Events)> {
+        while let Some(slot) = self.news.pop_front() {
+            let handle = self.slab.handle(slot)?;
+            let Some(record) = self.slab.at_mut(slot) else { continue };
+            record.flags.clear(Flags::NEWS);
+            let events = std::mem::take(&mut record.events);
+            if !events.is_empty() && record.flags.has(Flags::OWNED) {
+                return Some((handle, events));
+            }
+        }
+        None
+    }
+
+    /// Tells the application of something, once it asks.
+    #[inline]
+    pub(crate) fn announce(&mut self, slot: u32, events: Events) {
+        if let Some(record) = self.slab.at_mut(slot) {
+            record.events |= events;
+            if !record.flags.has(Flags::NEWS) {
+                record.flags.set(Flags::NEWS);
+                self.news.push_back(slot);
+            }
+        }
+    }
+
+    /// Puts a connection among those that [`Engine::transmit`] looks at.
+    #[inline(always)]
+    pub(crate) fn mark_ready(&mut self, slot: u32) {
+        if let Some(record) = self.slab.at_mut(slot)
+            && !record.flags.has(Flags::READY)
+        {
+            record.flags.set(Flags::READY);
+            self.ready.push(slot);
+        }
+    }
+
+    /// The next piece of data, in order.
+    #[inline]
+    pub fn receive(&mut self, handle: Handle) -> Option<Chunk<B>> {
+        let record = self.slab.of_mut(handle)?;
+        let chunk = record.receive.pop(&mut self.nodes)?;
+        if record.window_opened() {
+            record.flags.set(Flags::ACK_NOW);
+            self.mark_ready(handle.slot);
+        }
+        Some(chunk)
+    }
+
+    /// Bytes that wait to be received.
+    #[inline]
+    pub fn receivable(&self, handle: Handle) -> u32 {
+        self.slab.of(handle).map_or(0, |record| record.receive.len())
+    }
+
+    /// Bytes that may be sent before the send buffer is full.
+    #[inline]
+    pub fn room(&self, handle: Handle) -> u32 {
+        let Some(record) = self.slab.of(handle) else { return 0 };
+        let limit = self.profile(record.profile).map_or(0, |profile| profile.config.send_buffer);
+        limit.saturating_sub(record.send.len())
+    }
+
+    /// Sends a piece of data, whole or not at all: it comes back where the connection can't send, or where its send
+    /// buffer is full ([`Events::WRITABLE`] follows).
+    #[inline]
+    pub fn send(&mut self, handle: Handle, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
+        let Some(record) = self.slab.of_mut(handle) else { return Err(chunk) };
+        let may_send = matches!(
+            record.state,
+            State::Established | State::CloseWait | State::SynSent | State::SynReceived
+        );
+        if !may_send || record.flags.has(Flags::FIN_QUEUED) {
+            return Err(chunk);
+        }
+        let limit = self.profiles.get(usize::from(record.profile)).and_then(Option::as_ref);
+        if record.send.len() >= limit.map_or(0, |profile| profile.config.send_buffer) {
+            record.flags.set(Flags::WANTS_ROOM);
+            return Err(chunk);
+        }
+        if chunk.len == 0 {
+            return Ok(());
+        }
+        if let Err(chunk) = record.send.push(&mut self.nodes, chunk) {
+            record.flags.set(Flags::WANTS_ROOM);
+            return Err(chunk);
+        }
+        self.mark_ready(handle.slot);
+        Ok(())
+    }
+
+    /// Ends our side: a FIN follows the data that waits.
+    pub fn shutdown(&mut self, handle: Handle) {
+        if let Some(record) = self.slab.of_mut(handle)
+            && !record.flags.has(Flags::FIN_QUEUED)
+        {
+            record.flags.set(Flags::FIN_QUEUED);
+            self.mark_ready(handle.slot);
+        }
+    }
+
+    /// Ends the connection at once, with a RST (RFC 9293 §3.10.5). The handle stays until it is released.
+    pub fn abort(&mut self, handle: Handle) {
+        let Some(record) = self.slab.of(handle) else { return };
+        match record.state {
+            State::Closed => {}
+            State::SynSent => self.finish(handle.slot, Ended::Aborted),
+            _ => {
+                self.counters.resets_aborted += 1;
+                self.reset(handle.slot, Ended::Aborted);
+            }
+        }
+    }
+
+    /// Lets go of a connection: what is sent and the FIN still leave, unread data makes it a RST (RFC 2525 §2.17).
+    pub fn release(&mut self, handle: Handle) {
+        let Some(record) = self.slab.of_mut(handle) else { return };
+        if !record.flags.has(Flags::OWNED) {
+            return;
+        }
+        if record.state == State::Closed {
+            record.flags.clear(Flags::OWNED);
+            if !record.flags.has(Flags::RST_DUE) {
+                self.free(handle.slot);
+            }
+            return;
+        }
+        let unread = !record.receive.is_empty() || record.state == State::SynSent;
+        if unread {
+            self.abort(handle);
+            return self.release(handle);
+        }
+        record.flags.clear(Flags::OWNED);
+        record.flags.set(Flags::FIN_QUEUED.and(Flags::RELEASED));
+        self.mark_ready(handle.slot);
+    }
+
+    /// How a connection stands.
+    pub fn info(&self, handle: Handle) -> Option<Info> {
+        let record = self.slab.of(handle)?;
+        let config = &self.profile(record.profile)?.config;
+        let bounds = Bounds::new(config.rto_min_ms, config.rto_max_ms);
+        Some(Info {
+            local: record.local(),
+            remote: record.remote(),
+            state: record.state,
+            ended: record.ended,
+            congestion_window: record.congestion.window(),
+            slow_start_threshold: record.congestion.slow_start_threshold(),
+            round_trip_us: record.rtt.smoothed_us(),
+            retransmission_timeout_us: record.rtt.timeout_us(&bounds),
+            send_window: record.snd_wnd,
+            in_flight: record.send.in_flight(),
+            send_queue: record.send.len(),
+            receive_queue: record.receive.len(),
+            mss: record.mss,
+            is_finished: record.flags.has(Flags::FIN_RECEIVED),
+            token: record.token,
+        })
+    }
+
+    /// Sets the application's number of a connection.
+    pub fn set_token(&mut self, handle: Handle, token: u32) {
+        if let Some(record) = self.slab.of_mut(handle) {
+            record.token = token;
+        }
+    }
+
+    /// The application's number of a connection.
+    #[inline]
+    pub fn token(&self, handle: Handle) -> Option<u32> {
+        self.slab.of(handle).map(|record| record.token)
+    }
+
+    pub(crate) fn profile(&self, index: u16) -> Option<&Profile> {
+        self.profiles.get(usize::from(index)).and_then(Option::as_ref)
+    }
+
+    pub(crate) fn profile_mut(&mut self, index: u16) -> Option<&mut Profile> {
+        self.profiles.get_mut(usize::from(index)).and_then(Option::as_mut)
+    }
+
+    pub(crate) fn next_identification(&mut self) -> u16 {
+        self.identification = self.identification.wrapping_add(1);
+        self.identification
+    }
+
+    /// Adds a record and its word.
+    pub(crate) fn open(&mut self, record: Connection, hash: u32) -> Option<u32> {
+        let slot = self.slab.insert(record)?;
+        if !self.index.insert(hash, slot, Direction::Forward) {
+            self.slab.remove(slot);
+            return None;
+        }
+        self.census.half_open += 1;
+        Some(slot)
+    }
+
+    /// Books a change of state.
+    #[cold]
+    pub(crate) fn entered(&mut self, slot: u32, before: State, state: State) {
+        let Some(record) = self.slab.at(slot) else { return };
+        let profile = record.flags.has(Flags::PASSIVE).then_some(record.profile);
+        if before == State::SynReceived
+            && let Some(profile) = profile.and_then(|index| self.profile_mut(index))
+        {
+            profile.half_open = profile.half_open.saturating_sub(1);
+        }
+        if let Some(count) = self.counted(before) {
+            *count = count.saturating_sub(1);
+        }
+        if let Some(count) = self.counted(state) {
+            *count += 1;
+        }
+    }
+
+    fn counted(&mut self, state: State) -> Option<&mut u32> {
+        Some(match state {
+            State::Closed => &mut self.census.closed,
+            State::SynSent | State::SynReceived => &mut self.census.half_open,
+            State::Established => &mut self.census.established,
+            _ => &mut self.census.closing,
+        })
+    }
+
+    /// The connection is over: out of the index and the wheel, its data to be sent freed. The record stays while the
+    /// application holds it.
+    pub(crate) fn finish(&mut self, slot: u32, ended: Ended) {
+        let Some(record) = self.slab.at(slot) else { return };
+        if record.state == State::Closed {
+            return;
+        }
+        let hash = self.hash(record.remote(), record.local());
+        self.index.remove(hash, slot, Direction::Forward);
+        let before = record.state;
+        self.wheel.disarm(&mut self.slab, slot);
+        if let Some(record) = self.slab.at_mut(slot) {
+            record.state = State::Closed;
+        }
+        self.entered(slot, before, State::Closed);
+        let Some(record) = self.slab.at_mut(slot) else { return };
+        record.ended = ended;
+        record.send.clear(&mut self.nodes);
+        if ended != Ended::Finished {
+            record.receive.clear(&mut self.nodes);
+        }
+        if record.flags.has(Flags::OWNED) {
+            self.announce(slot, Events::CLOSED);
+        } else if !record.flags.has(Flags::RST_DUE) {
+            self.free(slot);
+        }
+    }
+
+    /// As [`Engine::finish`], and the peer is told with a RST.
+    pub(crate) fn reset(&mut self, slot: u32, ended: Ended) {
+        if let Some(record) = self.slab.at_mut(slot) {
+            record.flags.set(Flags::RST_DUE);
+        }
+        self.mark_ready(slot);
+        self.finish(slot, ended);
+    }
+
+    /// Gives the record back.
+    pub(crate) fn free(&mut self, slot: u32) {
+        let Some(record) = self.slab.at_mut(slot) else { return };
+        record.receive.clear(&mut self.nodes);
+        record.send.clear(&mut self.nodes);
+        // lists may still name the slot: what they find there is another's or nothing, and harmless
+        self.census.closed = self.census.closed.saturating_sub(1);
+        self.slab.remove(slot);
+    }
+}
+
+/// The ends of a packet as its receiver sees them: the sender is remote.
+#[inline(always)]
+pub(crate) fn endpoints(frame: &[u8], parsed: &Parsed) -> (Endpoint, Endpoint) {
+    let (src, dst) = if parsed.kind == Kind::Ipv4 {
+        let (src, dst) = parsed.addresses_v4(frame);
+        (0xffff_0000_0000 | u128::from(src), 0xffff_0000_0000 | u128::from(dst))
+    } else {
+        parsed.addresses_v6(frame)
+    };
+    (Endpoint { address: src, port: parsed.src_port }, Endpoint { address: dst, port: parsed.dst_port })
+}

@@ -1,0 +1,457 @@
+//! What is done with a segment of no connection: a SYN to a listener, the answer to a cookie, or a RST.
+//!
+//! Also the other way to begin: [`Engine::connect`].
+
+use weir_net::{Parsed, tcp};
+
+use crate::buffer::{Buffer, Endpoint};
+use crate::config::{ConnectionConfig, SynCookies};
+use crate::congestion::Congestion;
+use crate::connection::{Connection, Flags, State, Waiting};
+use crate::engine::{ConnectError, Engine, endpoints, is_due, tick};
+use crate::event::{Ended, Events, Handle};
+use crate::header::{Header, NOT_ECT};
+use crate::options::{FastOpen, OptionBytes, Options, Timestamps};
+use crate::queue::{ReceiveQueue, SendQueue};
+use crate::rack::Rack;
+use crate::rtt::RttEstimator;
+use crate::secret::{Asked, FastOpenCheck};
+use crate::segment::Segment;
+use crate::seq::SeqNumber;
+use crate::time::Instant;
+use crate::transmit::{Payload, Transmit};
+use crate::wheel::Link;
+
+/// RFC 9293 §3.7.1: what a peer takes that says nothing of its MSS, by family.
+fn default_mss(is_v4: bool) -> u16 {
+    if is_v4 { tcp::DEFAULT_MSS_V4 } else { tcp::DEFAULT_MSS_V6 }
+}
+
+/// Headers without options, by family.
+pub(crate) fn header_bytes(is_v4: bool) -> u16 {
+    if is_v4 { 40 } else { 60 }
+}
+
+/// Below this a segment is mostly header; a peer that asks for less gets this (as Linux).
+const MIN_MSS: u16 = 48;
+/// The window that a connection begins with, where the ceiling allows it.
+const FIRST_SPACE: u32 = 65_535;
+/// Acknowledgements without delay at the start.
+pub(crate) const QUICK_ACKS: u8 = 16;
+/// Cookies that were sent may come back for so long, ms.
+const COOKIE_LIFE_MS: u32 = 128_000;
+
+/// The shift that lets a window of `space` bytes be announced (RFC 7323 §2.3).
+fn scale_for(space: u32) -> u8 {
+    (0..14).find(|shift| space >> shift <= 0xffff).unwrap_or(14)
+}
+
+/// The MSS that we announce: what a datagram of the MTU leaves (RFC 6691), or less where the user wants it.
+pub(crate) fn our_mss(config: &ConnectionConfig, is_v4: bool) -> u16 {
+    let most = config.mtu.saturating_sub(header_bytes(is_v4));
+    config.mss.map_or(most, |mss| mss.min(most)).max(MIN_MSS)
+}
+
+impl<B: Buffer> Engine<B> {
+    fn fresh(&self, local: Endpoint, remote: Endpoint, profile: u16, now: Instant) -> Connection {
+        let config = self.profile(profile).map(|profile| profile.config).unwrap_or_default();
+        let (iss, ts_offset) = self.secrets.connection(local, remote, now);
+        let mss = our_mss(&config, local.is_v4()).min(default_mss(local.is_v4()));
+        Connection {
+            remote: remote.address,
+            local: local.address,
+            remote_port: remote.port,
+            local_port: local.port,
+            generation: 0,
+            flags: Flags::default(),
+            state: State::SynSent,
+            waiting: Waiting::Nothing,
+            send_scale: 0,
+            receive_scale: 0,
+            rcv_nxt: SeqNumber(0),
+            rcv_edge: SeqNumber(0),
+            last_ack: SeqNumber(0),
+            ts_recent: 0,
+            ts_recent_at: tick(now),
+            ts_offset,
+            snd_una: iss,
+            snd_nxt: iss,
+            snd_wnd: 0,
+            snd_wl1: SeqNumber(0),
+            snd_wl2: SeqNumber(0),
+            max_window: 0,
+            mss,
+            profile,
+            quick_acks: QUICK_ACKS,
+            retries: 0,
+            ended: Ended::No,
+            events: Events::default(),
+            recover: iss,
+            send: SendQueue::new(iss + 1),
+            rtt: RttEstimator::new(),
+            rack: Rack::default(),
+            congestion: Congestion::new(config.algorithm, mss, config.initial_window),
+            receive: ReceiveQueue::default(),
+            receive_space: config.receive_buffer.min(FIRST_SPACE),
+            rate_from: SeqNumber(0),
+            rate_at: now.low(),
+            unacked_bytes: 0,
+            retransmit_at: 0,
+            acknowledge_at: 0,
+            heard_at: tick(now),
+            trouble_since: tick(now),
+            sent_at: now.low(),
+            challenged_at: tick(now).wrapping_sub(60_000),
+            undo_before: 0,
+            token: 0,
+            duplicate: (SeqNumber(0), SeqNumber(0)),
+            remote_fin: SeqNumber(0),
+            keep_alives: 0,
+            duplicate_acks: 0,
+            link: Link::IDLE,
+        }
+    }
+
+    /// Opens a connection with the configuration of a profile ([`Engine::set_listener`]); [`Events::CONNECTED`] or
+    /// [`Events::CLOSED`] follows. Data may be given to [`Engine::send`] at once.
+    pub fn connect(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        profile: u16,
+        token: u32,
+        now: Instant,
+    ) -> Result<Handle, ConnectError> {
+        let Some(config) = self.profile(profile).map(|profile| profile.config) else {
+            return Err(ConnectError::NoProfile);
+        };
+        let hash = self.hash(remote, local);
+        if self.is_in_use(hash, remote, local) {
+            return Err(ConnectError::InUse);
+        }
+        let mut record = self.fresh(local, remote, profile, now);
+        record.token = token;
+        record.flags.set(Flags::OWNED.and(Flags::SYN_DUE));
+        record.flags.put(Flags::TIMESTAMPS, config.timestamps);
+        record.flags.put(Flags::SACK, config.sack);
+        record.flags.put(Flags::ECN, config.ecn_request);
+        record.receive_scale = if config.window_scaling { scale_for(config.receive_buffer) } else { 0 };
+        let slot = self.open(record, hash).ok_or(ConnectError::Full)?;
+        self.mark_ready(slot);
+        self.slab.handle(slot).ok_or(ConnectError::Full)
+    }
+
+    /// Whether a connection with these ends can't be opened now.
+    pub fn is_taken(&self, local: Endpoint, remote: Endpoint) -> bool {
+        self.is_in_use(self.hash(remote, local), remote, local)
+    }
+
+    fn is_in_use(&self, hash: u32, remote: Endpoint, local: Endpoint) -> bool {
+        self.find(hash, remote, local).is_some() || self.find_time_wait(hash, remote, local).is_some()
+    }
+
+    /// A segment that [`Engine::segment`] did not know: for the listener, if its destination has one, else refused with a
+    /// RST (RFC 9293 §3.10.7.1).
+    pub fn unknown(
+        &mut self,
+        buffer: B,
+        parsed: &Parsed,
+        listener: Option<u16>,
+        checksum_is_verified: bool,
+        now: Instant,
+        tx: &mut impl Transmit<B>,
+    ) {
+        self.counters.segments_in += 1;
+        let Ok(segment) = Segment::read(buffer.bytes(), parsed, checksum_is_verified) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let (remote, local) = endpoints(buffer.bytes(), parsed);
+        let known = listener.filter(|index| self.profile(*index).is_some());
+        if segment.has(tcp::RST) {
+            return;
+        }
+        if let Some(listener) = known {
+            if segment.has(tcp::SYN) && !segment.has(tcp::ACK) {
+                return self.begin(buffer, &segment, (local, remote), listener, now, tx);
+            }
+            if segment.has(tcp::ACK)
+                && !segment.has(tcp::SYN)
+                && self.accept_cookie(&buffer, &segment, (local, remote), listener, now, tx)
+            {
+                let lookup = self.prepare(buffer.bytes(), parsed);
+                if let Some(slot) = self.find(lookup.hash, remote, local) {
+                    self.arrived(slot, buffer, &segment, now, tx);
+                }
+                return;
+            }
+        }
+        self.counters.resets_no_connection += 1;
+        self.refuse(&segment, (local, remote), tx);
+    }
+
+    /// RFC 9293 §3.10.7.1: the RST that a segment without a connection gets.
+    pub(crate) fn refuse(
+        &mut self,
+        segment: &Segment,
+        (local, remote): (Endpoint, Endpoint),
+        tx: &mut impl Transmit<B>,
+    ) {
+        let has_ack = segment.has(tcp::ACK);
+        let header = Header {
+            local,
+            remote,
+            seq: if has_ack { segment.ack } else { SeqNumber(0) },
+            ack: if has_ack { SeqNumber(0) } else { segment.end() },
+            window: 0,
+            identification: self.next_identification(),
+            flags: if has_ack { tcp::RST } else { tcp::RST | tcp::ACK },
+            ecn: NOT_ECT,
+            hop_limit: 64,
+            options: OptionBytes::NONE,
+        };
+        self.counters.segments_out += u64::from(tx.transmit(&header, Payload::empty()));
+    }
+
+    /// A SYN to a listener.
+    fn begin(
+        &mut self,
+        buffer: B,
+        segment: &Segment,
+        (local, remote): (Endpoint, Endpoint),
+        listener: u16,
+        now: Instant,
+        tx: &mut impl Transmit<B>,
+    ) {
+        let Some(profile) = self.profile(listener) else { return };
+        let config = profile.config;
+        let options = segment.options(buffer.bytes());
+        let is_full = profile.half_open >= config.backlog || self.slab.is_full();
+        let wants_cookie = match config.syn_cookies {
+            SynCookies::Always => true,
+            SynCookies::Auto => is_full,
+            SynCookies::Never => false,
+        };
+        if wants_cookie {
+            return self.answer_with_cookie(segment, &options, (local, remote), listener, now, tx);
+        }
+        if is_full {
+            self.counters.syn_dropped += 1;
+            return;
+        }
+        let mut record = self.fresh(local, remote, listener, now);
+        record.state = State::SynReceived;
+        record.flags.set(Flags::PASSIVE.and(Flags::SYN_DUE));
+        record.take_syn(segment, &options, &config, now);
+        // RFC 3168 §6.1.1: an ECN-setup SYN has both bits
+        let asks_ecn = segment.flags & (tcp::ECE | tcp::CWR) == tcp::ECE | tcp::CWR;
+        record.flags.put(Flags::ECN, config.ecn && asks_ecn);
+        let hash = self.hash(remote, local);
+        let opened =
+            if config.fast_open { self.check_fast_open(segment, &options, &mut record) } else { false };
+        let Some(slot) = self.open(record, hash) else {
+            self.counters.syn_dropped += 1;
+            return;
+        };
+        if let Some(profile) = self.profile_mut(listener) {
+            profile.half_open += 1;
+        }
+        if opened {
+            self.counters.fast_open_accepted += 1;
+            self.accept_early(slot, buffer, segment, now, tx);
+        }
+        self.mark_ready(slot);
+    }
+
+    /// RFC 7413 §4.2: whether the data of a SYN may be taken. A client that asks gets a cookie.
+    fn check_fast_open(&mut self, segment: &Segment, options: &Options, record: &mut Connection) -> bool {
+        match &options.fast_open {
+            None => false,
+            Some(FastOpen::Request) => {
+                record.flags.set(Flags::COOKIE_WANTED);
+                false
+            }
+            Some(FastOpen::Cookie(shown)) => match self.secrets.check_fast_open(record.remote, shown) {
+                FastOpenCheck::Valid => segment.payload_len > 0,
+                FastOpenCheck::Outdated => {
+                    record.flags.set(Flags::COOKIE_WANTED);
+                    segment.payload_len > 0
+                }
+                FastOpenCheck::Invalid => {
+                    self.counters.fast_open_refused += 1;
+                    record.flags.set(Flags::COOKIE_WANTED);
+                    false
+                }
+            },
+        }
+    }
+
+    fn answer_with_cookie(
+        &mut self,
+        segment: &Segment,
+        options: &Options,
+        (local, remote): (Endpoint, Endpoint),
+        listener: u16,
+        now: Instant,
+        tx: &mut impl Transmit<B>,
+    ) {
+        let Some(profile) = self.profile_mut(listener) else { return };
+        let config = profile.config;
+        profile.cookies_until = Some(tick(now).wrapping_add(COOKIE_LIFE_MS));
+
+        let timestamps = options.timestamps.filter(|_| config.timestamps);
+        let asked = Asked {
+            mss: options.mss.unwrap_or(default_mss(local.is_v4())),
+            window_scale: options.window_scale.filter(|_| config.window_scaling),
+            sack: options.sack_permitted && config.sack,
+            ecn: config.ecn && segment.flags & (tcp::ECE | tcp::CWR) == tcp::ECE | tcp::CWR,
+            timestamps: timestamps.is_some(),
+        };
+        let cookie = self.secrets.cookie(local, remote, segment.seq, &asked, now);
+        let has_room = cookie.timestamp.is_some();
+        let offer = Options {
+            mss: Some(our_mss(&config, local.is_v4())),
+            window_scale: asked.window_scale.filter(|_| has_room).map(|_| scale_for(config.receive_buffer)),
+            sack_permitted: asked.sack && has_room,
+            timestamps: cookie
+                .timestamp
+                .zip(timestamps)
+                .map(|(value, theirs)| Timestamps { value, echo: theirs.value }),
+            ..Options::default()
+        };
+        let ecn = if asked.ecn && has_room { tcp::ECE } else { 0 };
+        let header = Header {
+            local,
+            remote,
+            seq: cookie.iss,
+            ack: segment.seq + 1,
+            window: config.receive_buffer.min(FIRST_SPACE) as u16,
+            identification: self.next_identification(),
+            flags: tcp::SYN | tcp::ACK | ecn,
+            ecn: NOT_ECT,
+            hop_limit: config.hop_limit,
+            options: OptionBytes::from(&offer),
+        };
+        if tx.transmit(&header, Payload::empty()) {
+            self.counters.segments_out += 1;
+            self.counters.syn_cookies_sent += 1;
+        }
+    }
+
+    /// Whether an acknowledgement of no connection brings back a cookie of ours: then there is a connection now, half open, which the
+    /// segment completes.
+    fn accept_cookie(
+        &mut self,
+        buffer: &B,
+        segment: &Segment,
+        (local, remote): (Endpoint, Endpoint),
+        listener: u16,
+        now: Instant,
+        _tx: &mut impl Transmit<B>,
+    ) -> bool {
+        let Some(profile) = self.profile(listener) else { return false };
+        let config = profile.config;
+        if profile.cookies_until.is_none_or(|until| is_due(until, tick(now))) {
+            return false;
+        }
+        let iss = segment.ack - 1;
+        let echo = segment.timestamps.map(|timestamps| timestamps.echo);
+        let restored = self.secrets.check(local, remote, segment.seq - 1, iss, echo, now);
+        let Some(restored) = restored else {
+            self.counters.syn_cookies_refused += 1;
+            return false;
+        };
+        let _ = buffer;
+        let mut record = self.fresh(local, remote, listener, now);
+        record.state = State::SynReceived;
+        record.flags.set(Flags::PASSIVE);
+        let options = Options {
+            mss: Some(restored.mss),
+            window_scale: restored.window_scale,
+            sack_permitted: restored.sack,
+            timestamps: segment.timestamps.filter(|_| restored.timestamp_offset.is_some()),
+            ..Options::default()
+        };
+        let syn = Segment { seq: segment.seq - 1, window: segment.window, ..*segment };
+        record.take_syn(&syn, &options, &config, now);
+        record.ts_offset = restored.timestamp_offset.unwrap_or(0);
+        record.flags.put(Flags::ECN, restored.ecn);
+        record.snd_una = iss;
+        record.snd_nxt = iss + 1;
+        record.recover = iss;
+        record.send = SendQueue::new(iss + 1);
+        // the round trip of the handshake is not known
+        record.flags.set(Flags::SYN_UNTIMED);
+        let hash = self.hash(remote, local);
+        if self.open(record, hash).is_none() {
+            self.counters.syn_dropped += 1;
+            return false;
+        }
+        if let Some(profile) = self.profile_mut(listener) {
+            profile.half_open += 1;
+        }
+        self.counters.syn_cookies_accepted += 1;
+        true
+    }
+
+    /// RFC 7413 §4.2: the application gets the connection with the SYN's data, before the handshake ends.
+    fn accept_early(
+        &mut self,
+        slot: u32,
+        buffer: B,
+        segment: &Segment,
+        now: Instant,
+        tx: &mut impl Transmit<B>,
+    ) {
+        self.counters.accepted += 1;
+        if let Some(record) = self.slab.at_mut(slot) {
+            record.flags.set(Flags::OWNED.and(Flags::FAST_OPEN));
+        }
+        self.announce(slot, Events::ACCEPTED);
+        self.take_data(slot, buffer, segment, now, tx);
+    }
+}
+
+impl Connection {
+    /// Takes over what a peer's SYN says (RFC 9293 §3.10.7.2): sequence numbers, window and options that both want.
+    pub(crate) fn take_syn(
+        &mut self,
+        segment: &Segment,
+        options: &Options,
+        config: &ConnectionConfig,
+        now: Instant,
+    ) {
+        self.rcv_nxt = segment.seq + 1;
+        self.rcv_edge = self.rcv_nxt + self.receive_space.min(FIRST_SPACE);
+        self.last_ack = self.rcv_nxt;
+        self.rate_from = self.rcv_nxt;
+        // RFC 7323 §2.2: the window of a SYN is never scaled
+        self.snd_wnd = u32::from(segment.window);
+        self.max_window = self.snd_wnd;
+        self.snd_wl1 = segment.seq;
+        self.snd_wl2 = self.snd_una;
+        match options.window_scale.filter(|_| config.window_scaling) {
+            Some(scale) => {
+                self.send_scale = scale;
+                self.receive_scale = scale_for(config.receive_buffer);
+            }
+            None => {
+                self.send_scale = 0;
+                self.receive_scale = 0;
+            }
+        }
+        self.flags.put(Flags::SACK, options.sack_permitted && config.sack);
+        let timestamps = options.timestamps.filter(|_| config.timestamps);
+        self.flags.put(Flags::TIMESTAMPS, timestamps.is_some());
+        if let Some(timestamps) = timestamps {
+            self.ts_recent = timestamps.value;
+            self.ts_recent_at = tick(now);
+        }
+        let is_v4 = self.local().is_v4();
+        // RFC 6691: the MSS doesn't count options, the segments do
+        let theirs = options.mss.unwrap_or(default_mss(is_v4)).max(MIN_MSS);
+        let timestamps_len = if timestamps.is_some() { 12 } else { 0 };
+        self.mss = theirs.min(our_mss(config, is_v4)) - timestamps_len;
+        self.congestion = Congestion::new(config.algorithm, self.mss, config.initial_window);
+    }
+}
