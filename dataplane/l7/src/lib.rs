@@ -3,4 +3,5 @@
 
 mod crc32c;
 pub mod fuzz;
+pub mod limits;
 pub mod proxy_protocol;
