@@ -530,7 +530,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read(options in any_options()) {
             let bytes = written(&options);
-            prop_assert!(bytes.len() <= OPTIONS_MAX && bytes.len() % 4 == 0);
+            prop_assert!(bytes.len() <= OPTIONS_MAX && bytes.len().is_multiple_of(4));
             let read = Options::parse(&bytes);
             // Only SACK blocks and a cookie may have had no room.
             let kept = read.sack.len();
