@@ -51,7 +51,7 @@ pub enum Way {
     Out,
 }
 
-/// Deliveries of one kind that are not written out yet.
+/// Deliveries of one kind, and flows made and evicted, that are not written out yet.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     /// Listener, backend and way: see [`key_of`].
@@ -59,6 +59,8 @@ struct Tally {
     packets: u64,
     bytes: u64,
     fallback: u64,
+    created: u32,
+    evicted: u32,
 }
 
 /// How many kinds of deliveries are kept apart before one is written out: a bit of [`Books::pending`] each.
@@ -67,9 +69,9 @@ const TALLIES: usize = 32;
 const KEY_OUT: u64 = 1 << 48;
 
 #[inline(always)]
-fn key_of(delivery: &Delivery, way: Way) -> u64 {
+fn key_of(listener: u16, backend: u32, way: Way) -> u64 {
     let out = if way == Way::Out { KEY_OUT } else { 0 };
-    out | u64::from(delivery.listener) << 32 | u64::from(delivery.backend)
+    out | u64::from(listener) << 32 | u64::from(backend)
 }
 
 /// One area of the segment.
@@ -139,25 +141,32 @@ impl Books {
     /// Counts a delivered packet; written out by [`Books::settle`] at the latest.
     #[inline(always)]
     pub fn delivered(&mut self, delivery: &Delivery, way: Way) {
-        let key = key_of(delivery, way);
-        let at = (delivery.backend as usize * 2 + usize::from(way == Way::Out)) % TALLIES;
-        let Some(tally) = self.tallies.get_mut(at) else { return };
-        if tally.key != key {
-            let previous = std::mem::replace(tally, Tally { key, ..Tally::default() });
-            tally.packets = 1;
-            tally.bytes = u64::from(delivery.bytes);
-            tally.fallback = u64::from(delivery.fallback);
-            self.pending |= 1 << at;
-            self.write_out(previous);
-            return;
-        }
+        let Some(tally) = self.tally(delivery.listener, delivery.backend, way) else { return };
         tally.packets += 1;
         tally.bytes += u64::from(delivery.bytes);
         tally.fallback += u64::from(delivery.fallback);
-        self.pending |= 1 << at;
     }
 
-    /// Writes out what was delivered.
+    /// The tally of a kind, to be written out; another kind's that has its place is written out at once.
+    #[inline(always)]
+    fn tally(&mut self, listener: u16, backend: u32, way: Way) -> Option<&mut Tally> {
+        let key = key_of(listener, backend, way);
+        let at = (backend as usize * 2 + usize::from(way == Way::Out)) % TALLIES;
+        if self.tallies.get(at)?.key != key {
+            self.displace(at, key);
+        }
+        self.pending |= 1 << at;
+        self.tallies.get_mut(at)
+    }
+
+    #[inline(never)]
+    fn displace(&mut self, at: usize, key: u64) {
+        let Some(tally) = self.tallies.get_mut(at) else { return };
+        let previous = std::mem::replace(tally, Tally { key, ..Tally::default() });
+        self.write_out(previous);
+    }
+
+    /// Writes out what was delivered, made and evicted.
     #[inline]
     pub fn settle(&mut self) {
         while self.pending != 0 {
@@ -171,6 +180,9 @@ impl Books {
     }
 
     fn write_out(&self, tally: Tally) {
+        if tally.created | tally.evicted != 0 {
+            self.write_out_flows(&tally);
+        }
         if tally.packets == 0 {
             return;
         }
@@ -195,23 +207,40 @@ impl Books {
             self.add(WorkerColumn::HashFallback, tally.fallback);
         }
     }
+
+    fn write_out_flows(&self, tally: &Tally) {
+        let (listener, backend) = ((tally.key >> 32) as usize & 0xffff, tally.key as u32 as usize);
+        let (created, evicted) = (u64::from(tally.created), u64::from(tally.evicted));
+        let active = created.wrapping_sub(evicted);
+        self.add(WorkerColumn::FlowsCreated, created);
+        self.add(WorkerColumn::FlowsEvicted, evicted);
+        self.listener.add(listener, ListenerColumn::FlowsTotal as usize, created);
+        self.listener.add(listener, ListenerColumn::FlowsActive as usize, active);
+        self.backend.add(backend, BackendColumn::FlowsTotal as usize, created);
+        self.backend.add(backend, BackendColumn::FlowsActive as usize, active);
+    }
 }
 
 impl Accounts for Books {
     #[inline]
     fn flow_created(&mut self, listener: u16, backend: u32) {
-        self.add(WorkerColumn::FlowsCreated, 1);
-        self.listener.add(usize::from(listener), ListenerColumn::FlowsTotal as usize, 1);
-        self.listener.add(usize::from(listener), ListenerColumn::FlowsActive as usize, 1);
-        self.backend.add(backend as usize, BackendColumn::FlowsTotal as usize, 1);
-        self.backend.add(backend as usize, BackendColumn::FlowsActive as usize, 1);
+        if let Some(tally) = self.tally(listener, backend, Way::In) {
+            tally.created += 1;
+        }
     }
 
+    #[inline]
     fn flow_ended(&mut self, listener: u16, backend: u32, why: Ended) {
-        match why {
-            Ended::Expired => self.add(WorkerColumn::FlowsExpired, 1),
-            Ended::Evicted => self.add(WorkerColumn::FlowsEvicted, 1),
-            Ended::Replaced => {}
+        if why == Ended::Evicted {
+            if let Some(tally) = self.tally(listener, backend, Way::In) {
+                tally.evicted += 1;
+            }
+            return;
+        }
+        // nobody shall read that more flows ended than were made
+        self.settle();
+        if why == Ended::Expired {
+            self.add(WorkerColumn::FlowsExpired, 1);
         }
         self.listener.subtract(usize::from(listener), ListenerColumn::FlowsActive as usize, 1);
         self.backend.subtract(backend as usize, BackendColumn::FlowsActive as usize, 1);
@@ -370,14 +399,18 @@ pub(crate) mod tests {
         other.flow_ended(1, 2, Ended::Expired);
         books.flow_ended(1, 2, Ended::Evicted);
         books.flow_ended(1, 2, Ended::Replaced);
+        // another kind takes the place of the first one's tally
+        books.flow_created(2, 2);
+        books.flow_ended(2, 2, Ended::Evicted);
+        books.settle();
         books.reset_sent(1, 2);
         books.no_backend(1);
         let sum = |group, row, column| reader.group(group).unwrap().sum_of(row, column);
-        for (group, row) in [("listener", 1), ("backend", 2)] {
-            assert_eq!((sum(group, row, "flows_total"), sum(group, row, "flows_active")), (3, 0));
+        for (group, row, total) in [("listener", 1, 3), ("listener", 2, 1), ("backend", 2, 4)] {
+            assert_eq!((sum(group, row, "flows_total"), sum(group, row, "flows_active")), (total, 0));
         }
         assert_eq!((sum("listener", 1, "no_backend"), sum("backend", 2, "resets")), (1, 1));
         let names = ["flows_created", "flows_expired", "flows_evicted"];
-        assert_eq!(names.map(|name| sum("worker", 0, name)), [3, 1, 1]);
+        assert_eq!(names.map(|name| sum("worker", 0, name)), [4, 1, 2]);
     }
 }

@@ -134,6 +134,8 @@ struct Clock {
 impl Worker {
     /// Runs until told to stop.
     pub fn run(mut self, tsc_hz: u64) {
+        // flows that were recovered
+        self.books.settle();
         self.ack.ack(self.view.generation);
         let period_tsc = (tsc_hz / 1_000_000_000 * HOUSEKEEPING_NS).max(tsc_hz / 1_000);
         let now = lcore::tsc();
