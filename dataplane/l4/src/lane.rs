@@ -12,6 +12,7 @@ use crate::entry::{Address, Entry, Flow, NO_SNAT, State, Tuple};
 use crate::identity::{end, forward_tuple, reverse_hash, reverse_of};
 use crate::index::{Bucket, Candidate, Direction, Index};
 use crate::rate::RateLimit;
+use crate::select::{hash_of, next_turn};
 use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Services, address_of};
 use crate::snat::Snat;
 use crate::table::{FlowTable, Full};
@@ -60,21 +61,14 @@ impl Shared {
         tuple: &Tuple<A>,
     ) -> Option<u32> {
         let pool = services.pool(listener.pool)?;
-        let slot = match pool.algorithm {
-            Algorithm::Maglev => weir_balance::slot(A::stable_hash(self.key, tuple), pool.slots.len()),
-            Algorithm::SourceHash => {
-                weir_balance::slot(A::source_hash(self.key, tuple.src), pool.slots.len())
+        let slot = if pool.algorithm == Algorithm::RoundRobin {
+            let at = listener.pool as usize;
+            if self.cursors.len() <= at {
+                self.cursors.resize(at + 1, 0);
             }
-            Algorithm::RoundRobin => {
-                let at = listener.pool as usize;
-                if self.cursors.len() <= at {
-                    self.cursors.resize(at + 1, 0);
-                }
-                let cursor = self.cursors.get_mut(at)?;
-                let slot = *cursor as usize % pool.slots.len().max(1);
-                *cursor = (slot + 1) as u32;
-                slot
-            }
+            next_turn(self.cursors.get_mut(at)?, pool.slots.len())
+        } else {
+            weir_balance::slot(hash_of(pool.algorithm, self.key, tuple), pool.slots.len())
         };
         pool.member(slot)
     }
@@ -87,10 +81,7 @@ impl Shared {
         tuple: &Tuple<A>,
     ) -> Option<u32> {
         let pool = services.pool(listener.pool)?;
-        let hash = match pool.algorithm {
-            Algorithm::SourceHash => A::source_hash(self.key, tuple.src),
-            Algorithm::Maglev | Algorithm::RoundRobin => A::stable_hash(self.key, tuple),
-        };
+        let hash = hash_of(pool.algorithm, self.key, tuple);
         pool.member(weir_balance::slot(hash, pool.slots.len()))
     }
 }

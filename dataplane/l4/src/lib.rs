@@ -6,6 +6,7 @@
 //!   ├─ identity   what a record stands for in a generation
 //!   ├─ services   listeners, pools, backends of one generation
 //!   ├─ table      flow records and their life; entry: one record; index: hash → record
+//!   ├─ select     the slot that a flow falls on
 //!   ├─ snat       source addresses and ports of fullnat
 //!   ├─ tunnel     outer headers of ipip and gue
 //!   ├─ icmp       errors follow the flow that they are about
@@ -26,6 +27,7 @@ mod identity;
 pub mod index;
 mod lane;
 pub mod rate;
+pub mod select;
 pub mod services;
 pub mod snat;
 pub mod steer;
