@@ -404,3 +404,73 @@ fn part<B: Buffer>(
     let whole = chunk.as_ref()?;
     Some(Chunk { buffer: whole.buffer.share(), offset: whole.offset.wrapping_add(skipped), len })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::HeapBuffer;
+
+    const EXPECTED: SeqNumber = SeqNumber(1_000);
+
+    fn chunk(len: usize) -> Chunk<HeapBuffer> {
+        Chunk::whole(HeapBuffer::from(&vec![7; len][..]))
+    }
+
+    fn insert(queue: &mut ReceiveQueue, nodes: &mut Nodes<HeapBuffer>, seq: u32, len: usize) -> Inserted {
+        queue.insert(nodes, SeqNumber(seq), chunk(len), EXPECTED)
+    }
+
+    fn blocks(queue: &ReceiveQueue, nodes: &Nodes<HeapBuffer>, max: usize) -> Vec<(u32, u32)> {
+        queue.sack_blocks(nodes, max).iter().map(|(start, end)| (start.0, end.0)).collect()
+    }
+
+    /// RFC 2018 §4: the block of the segment that came last leads, then the others by their last change.
+    #[test]
+    fn blocks_are_told_newest_first_and_the_oldest_left_out() {
+        let (mut queue, mut nodes) = (ReceiveQueue::new(), Nodes::new(100));
+        for seq in [2_000, 3_000, 4_000, 5_000, 6_000] {
+            assert!(insert(&mut queue, &mut nodes, seq, 100).stored);
+        }
+        assert_eq!(blocks(&queue, &nodes, 3), [(6_000, 6_100), (5_000, 5_100), (4_000, 4_100)]);
+        assert!(insert(&mut queue, &mut nodes, 3_100, 100).stored);
+        assert_eq!(
+            blocks(&queue, &nodes, 9),
+            [(3_000, 3_200), (6_000, 6_100), (5_000, 5_100), (4_000, 4_100)]
+        );
+        // RFC 2883 §4.2: a duplicate's block follows its D-SACK, so it is the newest again.
+        let again = insert(&mut queue, &mut nodes, 4_050, 20);
+        assert_eq!(again, Inserted { duplicate: Some((SeqNumber(4_050), SeqNumber(4_070))), stored: false });
+        assert_eq!(blocks(&queue, &nodes, 2), [(4_000, 4_100), (3_000, 3_200)]);
+        // One that fills two gaps makes one of three.
+        assert!(insert(&mut queue, &mut nodes, 3_200, 1_800).stored);
+        assert_eq!(blocks(&queue, &nodes, 4), [(3_000, 5_100), (6_000, 6_100), (2_000, 2_100)]);
+    }
+
+    #[test]
+    fn gaps_and_pieces_are_bounded_but_never_the_next_bytes() {
+        let (mut queue, mut nodes) = (ReceiveQueue::new(), Nodes::new(100_000));
+        for gap in 0..MAX_GAPS {
+            assert!(insert(&mut queue, &mut nodes, 2_000 + gap * 10, 1).stored);
+        }
+        assert!(!insert(&mut queue, &mut nodes, 90_000, 1).stored, "one gap too many");
+        assert!(insert(&mut queue, &mut nodes, 2_001, 1).stored, "no gap more");
+        for _ in 0..MAX_PIECES - MAX_GAPS - 1 {
+            queue.append(&mut nodes, chunk(1)).unwrap();
+        }
+        assert!(!insert(&mut queue, &mut nodes, 2_002, 1).stored, "one piece too many");
+        assert!(insert(&mut queue, &mut nodes, EXPECTED.0, 5).stored, "what is read next");
+        assert_eq!(queue.advance(&mut nodes, EXPECTED), EXPECTED + 5);
+    }
+
+    #[test]
+    fn a_full_slab_refuses_and_loses_nothing_that_it_had() {
+        let (mut queue, mut nodes) = (ReceiveQueue::new(), Nodes::new(2));
+        assert!(insert(&mut queue, &mut nodes, 2_000, 10).stored);
+        queue.append(&mut nodes, chunk(3)).unwrap();
+        assert_eq!(queue.append(&mut nodes, chunk(4)).unwrap_err().len, 4);
+        assert!(!insert(&mut queue, &mut nodes, 3_000, 10).stored);
+        assert_eq!((queue.len(), queue.out_of_order_bytes(), queue.pinned()), (3, 10, 13));
+        assert_eq!(queue.drop_out_of_order(&mut nodes), 10);
+        assert_eq!((queue.len(), queue.pinned(), nodes.used()), (3, 3, 1));
+    }
+}

@@ -809,3 +809,126 @@ fn run_end<B: Buffer>(nodes: &mut Nodes<B>, id: u32) -> u32 {
     }
     next
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::HeapBuffer;
+
+    const MSS: u32 = 1_000;
+
+    /// Segments of a thousand bytes, sent a millisecond apart from time 0 on.
+    fn flight(segments: u32) -> (SendQueue, Nodes<HeapBuffer>) {
+        let mut nodes = Nodes::new(1_000);
+        let mut queue = SendQueue::new(SeqNumber(0));
+        for segment in 0..segments {
+            queue.push(&mut nodes, Chunk::whole(HeapBuffer::from(&[0; MSS as usize][..]))).unwrap();
+            let _ = queue.fresh(&mut nodes, MSS, Instant(u64::from(segment) * 1_000)).unwrap();
+        }
+        (queue, nodes)
+    }
+
+    fn block(from: u32, to: u32) -> (SeqNumber, SeqNumber) {
+        (SeqNumber(from * MSS), SeqNumber(to * MSS))
+    }
+
+    #[test]
+    fn a_full_slab_or_queue_gives_the_piece_back() {
+        let mut nodes = Nodes::new(1);
+        let mut queue = SendQueue::new(SeqNumber(0));
+        let chunk = || Chunk::whole(HeapBuffer::from(&b"bytes"[..]));
+        queue.push(&mut nodes, chunk()).unwrap();
+        assert!(queue.push(&mut nodes, chunk()).is_err());
+        assert_eq!(queue.len(), 5);
+        // What is held can be sent in parts nevertheless.
+        assert_eq!(queue.fresh(&mut nodes, 2, Instant(0)).unwrap().len, 2);
+        assert_eq!(queue.fresh(&mut nodes, 9, Instant(0)).unwrap().len, 3);
+        assert!(queue.fresh(&mut nodes, 9, Instant(0)).is_none());
+        let empty = Chunk { len: 0, ..chunk() };
+        queue.push(&mut nodes, empty).unwrap();
+        assert_eq!(nodes.used(), 2);
+    }
+
+    #[test]
+    fn an_episode_is_undone_when_every_retransmission_was_reported_a_duplicate() {
+        let (mut queue, mut nodes) = flight(6);
+        queue.begin_episode(&mut nodes);
+        queue.lose_head(&mut nodes);
+        let _ = queue.resend(&mut nodes, MSS, Instant(10_000)).unwrap();
+        queue.acknowledge(&mut nodes, SeqNumber(MSS));
+        queue.lose_head(&mut nodes);
+        let _ = queue.resend(&mut nodes, MSS, Instant(11_000)).unwrap();
+        assert!(!queue.duplicate(block(7, 8)), "never sent");
+        assert!(!queue.duplicate((SeqNumber(MSS), SeqNumber(0))), "backwards");
+        assert!(!queue.duplicate(block(0, 1)));
+        queue.acknowledge(&mut nodes, SeqNumber(6 * MSS));
+        assert!(queue.duplicate(block(1, 2)), "the last of them");
+        assert!(!queue.duplicate(block(1, 2)), "told once");
+    }
+
+    #[test]
+    fn a_probe_before_the_episode_does_not_hide_that_a_loss_was_real() {
+        let (mut queue, mut nodes) = flight(4);
+        let _ = queue.probe_tail(&mut nodes, MSS, Instant(9_000)).unwrap();
+        queue.begin_episode(&mut nodes);
+        queue.lose_head(&mut nodes);
+        let _ = queue.resend(&mut nodes, MSS, Instant(10_000)).unwrap();
+        assert!(!queue.duplicate(block(3, 4)), "the probe was unneeded, the retransmission was not");
+    }
+
+    #[test]
+    fn the_timeout_of_a_peer_that_reneged_forgets_what_it_said() {
+        let (mut queue, mut nodes) = flight(4);
+        queue.sack(&mut nodes, &[block(0, 2), block(3, 4)]);
+        assert_eq!((queue.sacked(), queue.sacked_segments(), queue.in_flight()), (3 * MSS, 3, MSS));
+        let lost = queue.lose_on_timeout(&mut nodes, &Rack::default(), 0, Instant(500_000), false);
+        assert_eq!((lost, queue.sacked(), queue.in_flight()), (4 * MSS, 0, 0));
+        let again = queue.resend(&mut nodes, MSS, Instant(500_000)).unwrap();
+        assert_eq!((again.seq, again.kind), (SeqNumber(0), GatherKind::Resent));
+    }
+
+    #[test]
+    fn segments_that_are_only_late_are_looked_at_again_and_then_lost() {
+        let (mut queue, mut nodes) = flight(3);
+        let mut rack = Rack::default();
+        // The third arrives 50 ms after it was sent, the first two have not yet.
+        let delivered = queue.sack(&mut nodes, &[block(2, 3)]);
+        assert_eq!(delivered.rtt_sent_at(), Some(2_000));
+        rack.on_delivered(&delivered.segments, Instant(52_000), 50_000, None, false);
+        let losses = queue.lose_by_rack(&mut nodes, &rack, 12_500, Instant(52_000));
+        assert_eq!(losses, Losses { lost_bytes: 0, wait_us: Some(11_500) });
+        let losses = queue.lose_by_rack(&mut nodes, &rack, 12_500, Instant(63_000));
+        assert_eq!(losses, Losses { lost_bytes: MSS, wait_us: Some(500) });
+        let losses = queue.lose_by_rack(&mut nodes, &rack, 12_500, Instant(63_500));
+        assert_eq!(losses, Losses { lost_bytes: MSS, wait_us: None });
+        // Both were one segment each; together they fit a larger one.
+        assert_eq!(queue.resend(&mut nodes, 1_500, Instant(64_000)).unwrap().len, 1_500);
+        assert_eq!(queue.resend(&mut nodes, 1_500, Instant(64_000)).unwrap().len, 500);
+        assert!(queue.resend(&mut nodes, 1_500, Instant(64_000)).is_none());
+    }
+
+    #[test]
+    fn acknowledgements_beyond_or_before_what_was_sent_change_only_what_was() {
+        let (mut queue, mut nodes) = flight(2);
+        assert_eq!(queue.acknowledge(&mut nodes, SeqNumber(0)), Delivered::default());
+        assert_eq!(queue.acknowledge(&mut nodes, SeqNumber(u32::MAX)), Delivered::default());
+        // FIN behind the last byte.
+        assert_eq!(queue.acknowledge(&mut nodes, SeqNumber(2 * MSS + 1)).acked_bytes, 2 * MSS);
+        assert_eq!((queue.is_empty(), queue.first(), nodes.used()), (true, SeqNumber(2 * MSS), 0));
+    }
+
+    #[test]
+    fn many_small_pieces_make_one_segment_of_eight() {
+        let mut nodes = Nodes::new(100);
+        let mut queue = SendQueue::new(SeqNumber(0));
+        for piece in 0..10_u8 {
+            queue.push(&mut nodes, Chunk::whole(HeapBuffer::from(&[piece][..]))).unwrap();
+        }
+        let first = queue.fresh(&mut nodes, MSS, Instant(0)).unwrap();
+        let bytes: Vec<u8> = first.slices(&nodes).map(|(buffer, ..)| buffer.bytes()[0]).collect();
+        assert_eq!(bytes, [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(queue.fresh(&mut nodes, MSS, Instant(0)).unwrap().len, 2);
+        queue.sack(&mut nodes, &[(SeqNumber(8), SeqNumber(10))]);
+        assert_eq!(queue.sacked_segments(), 1, "two pieces, one segment");
+    }
+}
