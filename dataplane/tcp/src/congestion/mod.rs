@@ -303,13 +303,17 @@ impl Congestion {
         }
     }
 
-    /// All that was outstanding when recovery began is acknowledged.
+    /// All that was outstanding when recovery began, or when the timer expired, is acknowledged.
     pub fn leave_recovery(&mut self) {
-        if self.is_recovering() {
-            self.window = self.threshold;
-            self.flags &= !REDUCED;
-            self.phase = Phase::SlowStart { is_after_timeout: false };
+        match &mut self.phase {
+            Phase::Recovery(_) => {
+                self.window = self.threshold;
+                self.phase = Phase::SlowStart { is_after_timeout: false };
+            }
+            Phase::SlowStart { is_after_timeout } => *is_after_timeout = false,
+            Phase::HyStart(_) | Phase::Avoidance(_) | Phase::Linear => {}
         }
+        self.flags &= !(REDUCED | TIMED_OUT);
     }
 
     /// The retransmission timer expired: one segment (RFC 5681 §3.1), and slow start up to a lower threshold. The

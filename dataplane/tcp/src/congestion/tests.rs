@@ -294,6 +294,18 @@ fn a_timeout_after_progress_lowers_the_threshold_again() {
 }
 
 #[test]
+fn a_repaired_timeout_does_not_shield_the_next_window() {
+    // One acknowledgement covers everything, so that none is counted as growth.
+    let mut path = Path::new(Algorithm::NewReno, 100_000);
+    let nxt = path.una + 10 * SEGMENT;
+    path.congestion.on_timeout(10 * SEGMENT, nxt, path.now);
+    path.congestion.leave_recovery();
+    assert_eq!((path.segments(), path.congestion.slow_start_threshold()), (1, 5 * SEGMENT));
+    path.congestion.on_timeout(SEGMENT, nxt + SEGMENT, path.now);
+    assert_eq!(path.congestion.slow_start_threshold(), 2 * SEGMENT);
+}
+
+#[test]
 fn growing_delay_ends_the_first_slow_start_without_loss() {
     let mut path = Path::new(Algorithm::Cubic, 40_000);
     let mut rounds = 0;
