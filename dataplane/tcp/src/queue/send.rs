@@ -414,6 +414,33 @@ impl SendQueue {
             }
             acked = sent;
         }
+        // One piece in order, as most acknowledgements in a conversation are.
+        if let Some(node) = nodes.get(self.head)
+            && u32::from(node.len) == acked
+            && !node.has(SACKED | LOST | RETRANSMITTED)
+        {
+            let (stamp, end, next) = (node.stamp, node.end(), node.next);
+            if self.resend == self.head {
+                self.resend = next;
+            }
+            nodes.release(self.head);
+            self.head = next;
+            self.first = end;
+            self.len -= acked;
+            if next == NONE {
+                self.tail = NONE;
+            }
+            return Delivered {
+                acked_bytes: acked,
+                delivered_bytes: acked,
+                segments: DeliveredSegments {
+                    original: Some((stamp, end)),
+                    retransmitted: None,
+                    lowest_original_end: Some(end),
+                    highest_end: Some(end),
+                },
+            };
+        }
         let mut left = acked;
         while left > 0 {
             let id = self.head;
