@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use weir_abi::image::TableImage;
-use weir_abi::proxy::TcpRecord;
+use weir_abi::proxy::{ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{
     Address, AddressUse, AdminState, Algorithm, BackendRecord, IDLE_ADAPTIVE, IDLE_SPIN,
     InterfaceAddressRecord, ListenerRecord, MAX_WORKERS, NO_INDEX, NO_POSITION, NodeRecord, PoolRecord,
@@ -260,6 +260,14 @@ fn listeners_table(input: &ListenersInput) -> ListenersTable {
         .iter()
         .map(|vip| VipRecord { name: Name::new(&vip.name), address: Address::host(vip.address) })
         .collect();
+    let mut proxies = Vec::new();
+    let mut trusted: Vec<Address> = Vec::new();
+    let mut settings = |listener: &crate::model::Listener| {
+        let Some(proxy) = &listener.proxy else { return NO_INDEX };
+        proxies.push(ProxyRecord { trusted_first: trusted.len() as u32, ..proxy.settings });
+        trusted.extend(proxy.trusted.iter().map(|(network, length)| Address::prefix(*network, *length)));
+        proxies.len() as u32 - 1
+    };
     let listeners = input
         .listeners
         .iter()
@@ -277,10 +285,10 @@ fn listeners_table(input: &ListenersInput) -> ListenersTable {
             on_down: listener.on_down as u8,
             gue_port: listener.gue_port,
             reserved: 0,
-            proxy: NO_INDEX,
+            proxy: settings(listener),
         })
         .collect();
-    ListenersTable { vips, listeners, proxies: Vec::new(), trusted: Vec::new() }
+    ListenersTable { vips, listeners, proxies, trusted }
 }
 
 /// What a backend's weight and state are once overrides are applied.
@@ -320,7 +328,7 @@ impl PoolInput<'_> {
                 index: *index,
                 weight: u32::from(weight),
                 address: Address::host(backend.address).with_port(backend.port),
-                max_connections: 0,
+                max_connections: backend.max_connections,
                 admin: state as u8,
                 down: 0,
                 reserved: 0,
@@ -358,11 +366,11 @@ impl PoolInput<'_> {
             name: Name::new(self.name),
             index: self.entry.index,
             algorithm: algorithm as u8,
-            send_proxy: 0,
+            send_proxy: self.model.map_or(SendProxy::Off, |pool| pool.send_proxy) as u8,
             reserved: [0; 2],
             backends: 0,
             slots: 0,
-            upstream: TcpRecord::POOL,
+            upstream: self.model.map_or(TcpRecord::POOL, |pool| pool.upstream),
         };
         Ok((PoolTable { pool, backends, slots: slots.table.clone() }.encode(), slots))
     }

@@ -467,6 +467,7 @@ fn static_differences(old: &Node, new: &Node) -> Vec<String> {
     compare("buffers", or_default(old.buffers), or_default(new.buffers));
     compare("buffer_bytes", or_default(old.buffer_bytes), or_default(new.buffer_bytes));
     compare("max_backends", old.max_backends.to_string(), new.max_backends.to_string());
+    compare("tcp_connections", old.tcp_connections.to_string(), new.tcp_connections.to_string());
     port_differences(&old.ports, &new.ports, &mut compare);
     list
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use weir_abi::proxy::{ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 
 /// A valid configuration.
@@ -115,6 +116,17 @@ pub struct Listener {
     pub gue_variant: u8,
     /// Flows of a backend that is down.
     pub on_down: OnDown,
+    /// There exactly in mode `proxy`.
+    pub proxy: Option<Proxy>,
+}
+
+/// What a proxy listener does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Its settings, without the place of its trusted prefixes.
+    pub settings: ProxyRecord,
+    /// Network and prefix length of clients whose PROXY header is believed.
+    pub trusted: Vec<(IpAddr, u8)>,
 }
 
 /// A set of backends with an algorithm.
@@ -126,6 +138,10 @@ pub struct Pool {
     pub algorithm: Algorithm,
     /// Slots of the Maglev table, prime; longest schedule of round-robin.
     pub slots: u32,
+    /// Proxied connections to its backends.
+    pub upstream: TcpRecord,
+    /// What they start with.
+    pub send_proxy: SendProxy,
     /// In the order of the file.
     pub backends: Vec<Backend>,
 }
@@ -143,6 +159,8 @@ pub struct Backend {
     pub weight: u16,
     /// As the file says.
     pub state: AdminState,
+    /// Proxied connections at once; 0 = unlimited.
+    pub max_connections: u32,
 }
 
 /// The word of the configuration.

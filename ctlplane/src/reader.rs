@@ -277,6 +277,36 @@ impl<'a, 'd> TableReader<'a, 'd> {
         list
     }
 
+    /// A reader of an inner table that was taken by hand; its [`TableReader::finish`] is the caller's.
+    pub(crate) fn inside<'s>(
+        &'s mut self,
+        what: &str,
+        table: &'a DeTable<'a>,
+        key: Span,
+    ) -> TableReader<'a, 's> {
+        TableReader::new(what, table, key, self.diagnostics)
+    }
+
+    /// Which of these fields are there, with the place of their key.
+    pub(crate) fn places(&self, names: &[&'static str]) -> Vec<(&'static str, Span)> {
+        names.iter().filter_map(|name| self.entries.get(*name).map(|(key, _)| (*name, *key))).collect()
+    }
+
+    /// How many elements an array has, right or wrong ones; `None` where there is no array.
+    pub(crate) fn array_length(&self, name: &str) -> Option<usize> {
+        match self.entries.get(name).map(|(_, value)| value.get_ref()) {
+            Some(DeValue::Array(array)) => Some(array.len()),
+            _ => None,
+        }
+    }
+
+    /// Refuses a field that belongs elsewhere.
+    pub(crate) fn misplaced(&mut self, name: &'static str, message: &str, remedy: &str) {
+        if let Some((key, _)) = self.entries.remove(name) {
+            self.diagnostics.push(Diagnostic::error(key, message.to_owned()).help(remedy.to_owned()));
+        }
+    }
+
     /// Refuses a section or field of a later release.
     pub(crate) fn not_built(&mut self, name: &'static str, remedy: &str) {
         if let Some((key, _)) = self.entries.remove(name) {

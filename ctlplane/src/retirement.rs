@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use weir_abi::columns::{BackendColumn, ListenerColumn};
+use weir_abi::columns::{BackendColumn, ListenerColumn, ProxyColumn, UpstreamColumn};
 
 use crate::counters::Counters;
 use crate::publish::Snapshots;
@@ -65,8 +65,15 @@ impl QuietTimers {
         }
         let flows = |group: &str, column: &str, index: u32| counters.sum(group, index as usize, column);
         self.step(indices, acked, generation, now, &|kind, index| match kind {
-            Kind::Backend => flows(BackendColumn::GROUP, BackendColumn::FlowsActive.name(), index),
-            Kind::Listener => flows(ListenerColumn::GROUP, ListenerColumn::FlowsActive.name(), index),
+            // either gauge is a sum over workers that may wrap alone, but is a count in all
+            Kind::Backend => {
+                let proxied = flows(UpstreamColumn::GROUP, UpstreamColumn::Active.name(), index);
+                flows(BackendColumn::GROUP, BackendColumn::FlowsActive.name(), index).wrapping_add(proxied)
+            }
+            Kind::Listener => {
+                let proxied = flows(ProxyColumn::GROUP, ProxyColumn::ConnectionsActive.name(), index);
+                flows(ListenerColumn::GROUP, ListenerColumn::FlowsActive.name(), index).wrapping_add(proxied)
+            }
         })
     }
 

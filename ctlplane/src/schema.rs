@@ -2,12 +2,15 @@
 //!
 //! Missing or wrong fields were reported already and are `None` here, so that validation can go on with the rest.
 
+pub mod proxy;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use weir_abi::record::{AdminState, Algorithm, Mode, OnDown};
+use weir_abi::proxy::{MAX_TCP_CONNECTIONS, MAX_TCP_MEMORY, MIN_TCP_MEMORY};
+use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Located, Span};
 use crate::reader::TableReader;
@@ -19,7 +22,7 @@ pub struct Schema {
     /// `[dataplane]`.
     pub dataplane: Dataplane,
     /// `[timeouts]`, by [`weir_abi::record::Timeout`].
-    pub timeouts: [Option<Located<Duration>>; 6],
+    pub timeouts: [Option<Located<Duration>>; TIMEOUTS],
     /// `[[port]]`.
     pub ports: Vec<Port>,
     /// `[[vip]]`.
@@ -64,6 +67,10 @@ pub struct Dataplane {
     pub max_backends: Option<Located<u32>>,
     /// `snat_ports`.
     pub snat_ports: Option<Located<(u16, u16)>>,
+    /// `tcp_connections`.
+    pub tcp_connections: Option<Located<u32>>,
+    /// `tcp_memory`, bytes.
+    pub tcp_memory: Option<Located<u64>>,
 }
 
 /// `[[port]]`.
@@ -134,6 +141,8 @@ pub struct Listener {
     pub gue_variant: Option<Located<u32>>,
     /// `on_down`.
     pub on_down: Option<Located<OnDown>>,
+    /// What is for mode `proxy`.
+    pub proxy: proxy::Proxy,
 }
 
 /// `[[pool]]`.
@@ -149,6 +158,8 @@ pub struct Pool {
     pub slots: Option<Located<u32>>,
     /// `on_down`.
     pub on_down: Option<Located<OnDown>>,
+    /// What is for listeners of mode `proxy`.
+    pub upstream: proxy::Upstream,
     /// `[[pool.backend]]`.
     pub backends: Vec<Backend>,
 }
@@ -164,6 +175,8 @@ pub struct Backend {
     pub weight: Option<Located<u32>>,
     /// `state`.
     pub state: Option<Located<AdminState>>,
+    /// `max_connections`; 0 = unlimited.
+    pub max_connections: Option<Located<u32>>,
 }
 
 const ON_DOWN: &[(&str, OnDown)] =
@@ -232,6 +245,13 @@ fn read_dataplane(table: &mut TableReader<'_, '_>) -> Dataplane {
         icmp_rate: table.integer("icmp_rate", 0, 10_000_000, "ICMP errors per second and worker"),
         max_backends: table.integer("max_backends", 1, 1 << 22, "backends"),
         snat_ports: table.parsed("snat_ports", "a range like \"1024-65535\"", units::parse_port_range),
+        tcp_connections: table.integer("tcp_connections", 1, MAX_TCP_CONNECTIONS, "connections per worker"),
+        tcp_memory: proxy::size(
+            table,
+            "tcp_memory",
+            MIN_TCP_MEMORY..=MAX_TCP_MEMORY,
+            "a size from \"1MiB\" to \"1024GiB\": a whole number and KiB, MiB or GiB",
+        ),
     }
 }
 
@@ -296,18 +316,29 @@ fn read_workers(table: &mut TableReader<'_, '_>) -> Option<Located<Workers>> {
 }
 
 /// Names of the timeouts, by [`weir_abi::record::Timeout`].
-pub const TIMEOUT_NAMES: [&str; 6] =
-    ["tcp_embryonic", "tcp_established", "tcp_closing", "udp", "fragment", "neighbour"];
+pub const TIMEOUT_NAMES: [&str; TIMEOUTS] = [
+    "tcp_embryonic",
+    "tcp_established",
+    "tcp_closing",
+    "udp",
+    "fragment",
+    "neighbour",
+    "tcp_time_wait",
+    "tcp_fin_wait",
+    "tcp_user",
+    MINIMUM_RTO,
+];
+const MINIMUM_RTO: &str = "tcp_min_rto";
 
-fn read_timeouts(table: &mut TableReader<'_, '_>) -> [Option<Located<Duration>>; 6] {
+fn read_timeouts(table: &mut TableReader<'_, '_>) -> [Option<Located<Duration>>; TIMEOUTS] {
     TIMEOUT_NAMES.map(|name| {
-        table.parsed(name, "a duration from \"100ms\" to \"24h\": a whole number and ms, s, m or h", |text| {
+        if name != MINIMUM_RTO {
+            return proxy::time(table, name);
+        }
+        table.parsed(name, "a duration from \"10ms\" to \"10s\": a whole number and ms or s", |text| {
             let duration = units::parse_duration(text)?;
-            if (100..=86_400_000).contains(&duration.as_millis()) {
-                Ok(duration)
-            } else {
-                Err(format!("\"{text}\" is out of range"))
-            }
+            let inside = (10..=10_000).contains(&duration.as_millis());
+            if inside { Ok(duration) } else { Err(format!("\"{text}\" is out of range")) }
         })
     })
 }
@@ -385,18 +416,20 @@ fn read_listener(table: &mut TableReader<'_, '_>) -> Listener {
     ] {
         table.require(field, example);
     }
-    let modes = [Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Nat, Mode::Fullnat].map(|mode| (mode.name(), mode));
+    let modes = [Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Nat, Mode::Fullnat, Mode::Proxy]
+        .map(|mode| (mode.name(), mode));
     Listener {
         span: table.span(),
         name,
         vip: table.string("vip", "the name of a vip"),
         ports: read_listener_port(table),
         protocol: table.word("protocol", &[("tcp", 6), ("udp", 17)], &["http", "https"]),
-        mode: table.word("mode", &modes, &["proxy"]),
+        mode: table.word("mode", &modes, &[]),
         pool: table.string("pool", "the name of a pool"),
         gue_port: table.integer("gue_port", 1, 65_535, "(a UDP port)"),
         gue_variant: table.integer("gue_variant", 0, 1, ""),
         on_down: table.word("on_down", ON_DOWN, &[]),
+        proxy: proxy::read_proxy(table),
     }
 }
 
@@ -423,18 +456,17 @@ fn read_pool(table: &mut TableReader<'_, '_>) -> Pool {
         ("maglev", Algorithm::Maglev),
         ("round-robin", Algorithm::RoundRobin),
         ("source-hash", Algorithm::SourceHash),
+        ("least-conn", Algorithm::LeastConn),
+        ("random-two", Algorithm::RandomTwo),
     ];
     table.not_built("health", "remove it: set a backend's state by hand (weir backend drain)");
     Pool {
         span: table.span(),
         name,
-        algorithm: table.word(
-            "algorithm",
-            &algorithms,
-            &["least-conn", "random-two", "least-latency", "ring-hash"],
-        ),
+        algorithm: table.word("algorithm", &algorithms, &["least-latency", "ring-hash"]),
         slots: table.integer("slots", 2, weir_balance::maglev::MAX_SLOTS, "slots, a prime number"),
         on_down: table.word("on_down", ON_DOWN, &[]),
+        upstream: proxy::read_upstream(table),
         backends: table.tables("backend", "pool.backend", read_backend),
     }
 }
@@ -453,5 +485,11 @@ fn read_backend(table: &mut TableReader<'_, '_>) -> Backend {
         ),
         weight: table.integer("weight", 0, 65_535, "(0 = no new flows)"),
         state: table.word("state", &states, &[]),
+        max_connections: table.integer(
+            "max_connections",
+            0,
+            u32::MAX,
+            "proxied connections of this node (0 = unlimited)",
+        ),
     }
 }

@@ -7,7 +7,10 @@ use std::path::Path;
 use hugepages::generation::{ControlError, ControlPage};
 use hugepages::segment::{SegmentDir, SegmentError};
 use serde::{Deserialize, Serialize};
-use weir_abi::columns::{BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, WorkerColumn};
+use weir_abi::columns::{
+    BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, ProxyColumn, TcpColumn, UpstreamColumn,
+    WorkerColumn,
+};
 use weir_abi::image::MAX_TABLE_BYTES;
 use weir_abi::record::{AdminState, Algorithm, Mode};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, table_name};
@@ -46,6 +49,9 @@ pub struct Status {
     pub pools: Vec<Pool>,
     /// Workers.
     pub workers: Vec<Worker>,
+    /// Terminated TCP, all workers; absent where no listener is a proxy and nothing is left of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<Tcp>,
     /// Packets dropped, by reason; all workers.
     pub drops: Columns,
     /// Whether what is in force differs from the operator's file; `null` while ctlplane, which knows, is down.
@@ -117,6 +123,18 @@ pub struct Listener {
     pub pool: String,
     /// [`ListenerColumn`]s.
     pub counters: Columns,
+    /// [`ProxyColumn`]s; empty in the other modes.
+    #[serde(default, skip_serializing_if = "Columns::is_empty")]
+    pub proxy: Columns,
+}
+
+/// Terminated TCP.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Tcp {
+    /// [`TcpColumn`]s; empty while nothing is counted.
+    pub counters: Columns,
+    /// Bytes that the connections of all workers may hold.
+    pub memory_ceiling: u64,
 }
 
 /// A pool.
@@ -151,6 +169,9 @@ pub struct Backend {
     pub slot_share: f64,
     /// [`BackendColumn`]s.
     pub counters: Columns,
+    /// [`UpstreamColumn`]s; empty where no listener of the pool is a proxy and no connection is left of one.
+    #[serde(default, skip_serializing_if = "Columns::is_empty")]
+    pub upstream: Columns,
 }
 
 /// A worker.
@@ -162,6 +183,9 @@ pub struct Worker {
     pub silent_ms: Option<u64>,
     /// [`WorkerColumn`]s.
     pub counters: Columns,
+    /// [`TcpColumn`]s; empty as [`Status::tcp`].
+    #[serde(default, skip_serializing_if = "Columns::is_empty")]
+    pub tcp: Columns,
     /// rx + steered_in + generated − tx − steered_out − consumed − held − dropped: 0 when quiet.
     pub balance: i64,
 }
@@ -257,13 +281,16 @@ impl Status {
     fn read_workers(&mut self, control: &ControlPage, counters: Option<&Counters>) {
         let now = hugepages::generation::monotonic_ns();
         for (index, worker) in control.dataplane().workers.iter().enumerate() {
-            let row = counters
-                .filter(|counters| index + 1 < counters.areas())
-                .map(|counters| counters.row_of_area(WorkerColumn::GROUP, 0, index))
-                .unwrap_or_default();
+            let row_of = |group: &str| {
+                counters
+                    .filter(|counters| index + 1 < counters.areas())
+                    .map(|counters| counters.row_of_area(group, 0, index))
+                    .unwrap_or_default()
+            };
+            let (row, tcp) = (row_of(WorkerColumn::GROUP), row_of(TcpColumn::GROUP));
             let silent_ms =
                 (worker.heartbeat_ns != 0).then(|| now.saturating_sub(worker.heartbeat_ns) / 1_000_000);
-            self.workers.push(Worker { index, silent_ms, balance: balance(&row), counters: row });
+            self.workers.push(Worker { index, silent_ms, balance: balance(&row), counters: row, tcp });
         }
         if let Some(counters) = counters {
             self.drops = counters.row(DROP_GROUP, 0);
@@ -282,8 +309,9 @@ impl Status {
         let row = |group: &str, index: u32| {
             counters.map(|counters| counters.row(group, index as usize)).unwrap_or_default()
         };
-        if let Err(error) = self.read_node(directory, &root, &row) {
-            self.missing.push(format!("ports: {error}"));
+        match self.read_node(directory, &root, &row) {
+            Ok(memory) => self.tcp = Some(Tcp { counters: row(TcpColumn::GROUP, 0), memory_ceiling: memory }),
+            Err(error) => self.missing.push(format!("ports: {error}")),
         }
         for reference in root.tables.iter().skip(2) {
             let table = read_table(directory, reference.id)
@@ -296,14 +324,16 @@ impl Status {
         if let Err(error) = self.read_listeners(directory, &root, &row) {
             self.missing.push(format!("listeners: {error}"));
         }
+        self.leave_out_unused_tcp();
     }
 
+    /// The ports; gives the ceiling of TCP's memory.
     fn read_node(
         &mut self,
         directory: &SegmentDir,
         root: &Root,
         row: &dyn Fn(&str, u32) -> Columns,
-    ) -> Result<(), String> {
+    ) -> Result<u64, String> {
         let reference = root.tables.first().ok_or("the root names no node table")?;
         let bytes = read_table(directory, reference.id)?;
         let node = NodeTable::parse(reference, &bytes).map_err(|error| error.to_string())?;
@@ -315,7 +345,29 @@ impl Status {
                 counters: row(PortColumn::GROUP, index),
             })
             .collect();
-        Ok(())
+        Ok(node.node.tcp_memory_bytes.saturating_mul(u64::from(node.node.worker_count)))
+    }
+
+    /// A node that proxies nothing is told nothing about it.
+    fn leave_out_unused_tcp(&mut self) {
+        let is_proxy = |listener: &&Listener| listener.mode == Mode::Proxy.name();
+        let proxied: Vec<&str> =
+            self.listeners.iter().filter(is_proxy).map(|listener| listener.pool.as_str()).collect();
+        let is_zero = |columns: &Columns| columns.values().all(|value| *value == 0);
+        // the capacity is there before the first connection
+        let unused = |columns: &Columns| {
+            let capacity = TcpColumn::ConnectionsCapacity.name();
+            columns.iter().all(|(name, value)| name == capacity || *value == 0)
+        };
+        for pool in self.pools.iter_mut().filter(|pool| !proxied.contains(&pool.name.as_str())) {
+            for backend in pool.backends.iter_mut().filter(|backend| is_zero(&backend.upstream)) {
+                backend.upstream.clear();
+            }
+        }
+        if proxied.is_empty() && self.tcp.as_ref().is_some_and(|tcp| unused(&tcp.counters)) {
+            self.tcp = None;
+            self.workers.iter_mut().for_each(|worker| worker.tcp.clear());
+        }
     }
 
     fn read_listeners(
@@ -342,6 +394,11 @@ impl Status {
                 mode: Mode::from_u8(listener.mode).map_or("unknown", Mode::name).to_owned(),
                 pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
                 counters: row(ListenerColumn::GROUP, listener.index),
+                proxy: if listener.mode == Mode::Proxy as u8 {
+                    row(ProxyColumn::GROUP, listener.index)
+                } else {
+                    Columns::new()
+                },
             });
         }
         Ok(())
@@ -435,6 +492,7 @@ fn pool(table: &PoolTable, row: &dyn Fn(&str, u32) -> Columns) -> Pool {
             down: backend.down != 0,
             slot_share: f64::from(*taken) / (table.slots.len().max(1) as f64),
             counters: row(BackendColumn::GROUP, backend.index),
+            upstream: row(UpstreamColumn::GROUP, backend.index),
         })
         .collect();
     Pool {

@@ -31,6 +31,30 @@ pub fn format_duration(duration: Duration) -> String {
     }
 }
 
+/// A size in bytes: a whole number and its unit, `KiB`, `MiB` or `GiB`.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let expected = || format!("\"{text}\" is not a size");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(expected)?;
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let bytes: u64 = match unit {
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(expected()),
+    };
+    number.checked_mul(bytes).ok_or_else(expected)
+}
+
+/// A size as [`parse_size`] reads it, rounded down to what it can say.
+pub fn format_size(bytes: u64) -> String {
+    match bytes {
+        b if b >= 1 << 30 && b % (1 << 30) == 0 => format!("{}GiB", b >> 30),
+        b if b >= 1 << 20 && b % (1 << 20) == 0 => format!("{}MiB", b >> 20),
+        b => format!("{}KiB", b >> 10),
+    }
+}
+
 /// `"80"` or `"8000-8099"`: first and last port, 1 to 65535.
 pub fn parse_port_range(text: &str) -> Result<(u16, u16), String> {
     let wrong = || format!("\"{text}\" is not a port or a range of ports");
@@ -144,6 +168,17 @@ mod tests {
             ["", "5", "s", "1.5s", "-1s", "5 s", "5d", "99999999999999999999h", "18446744073709551615h"]
         {
             assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_round_trip_and_refuse_the_rest() {
+        for text in ["4KiB", "1MiB", "1025KiB", "3GiB", "0KiB"] {
+            assert_eq!(format_size(parse_size(text).unwrap()), text);
+        }
+        assert_eq!(parse_size("2048MiB"), Ok(2 << 30));
+        for text in ["", "5", "MiB", "1.5MiB", "1 MiB", "1MB", "1mib", "17179869184GiB", "-1KiB"] {
+            assert!(parse_size(text).is_err(), "{text}");
         }
     }
 

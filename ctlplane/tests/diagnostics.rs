@@ -46,8 +46,10 @@ fn findings_are_as_written_down() {
 fn any_text_gives_findings_or_a_model() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/diagnostics");
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/weir.example.toml");
+    let proxy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/weir.proxy.example.toml");
     let machine = Machine { cpus: vec![0, 1] };
-    let files = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).chain([example]);
+    let files =
+        std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).chain([example, proxy]);
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = move |below: usize| {
         seed ^= seed << 13;
@@ -87,11 +89,14 @@ fn any_text_gives_findings_or_a_model() {
 #[test]
 fn the_reference_knows_every_field() {
     let text = "x = 1\n[dataplane]\nx = 1\nflow_table = { x = 1 }\n[timeouts]\nx = 1\n[[port]]\nx = 1\n[[port.route]]\nx = 1\n\
-                [[vip]]\nx = 1\n[[listener]]\nx = 1\n[[pool]]\nx = 1\n[[pool.backend]]\nx = 1\n";
+                [[vip]]\nx = 1\n[[listener]]\nx = 1\ntcp = { x = 1, keep_alive = { x = 1 } }\ntimeouts = { x = 1 }\nqueue = { x = 1 }\n\
+                [[pool]]\nx = 1\ntcp = { x = 1 }\n[[pool.backend]]\nx = 1\n";
     let source = Source { name: "all", text };
     let (_, diagnostics) = validate::load(source, &Machine { cpus: vec![0] });
     let reference = include_str!("../../docs/configuration.md");
-    let example = include_str!("../../docs/weir.example.toml");
+    let example =
+        [include_str!("../../docs/weir.example.toml"), include_str!("../../docs/weir.proxy.example.toml")]
+            .concat();
     let mut sections = 0;
     for report in source.reports(&diagnostics) {
         let Some(known) = report.help.as_deref().and_then(|help| help.strip_prefix("known here: ")) else {
@@ -107,5 +112,5 @@ fn the_reference_knows_every_field() {
             assert!(shown, "docs/weir.example.toml does not show {field} of {}", report.message);
         }
     }
-    assert_eq!(sections, 10);
+    assert_eq!(sections, 15);
 }

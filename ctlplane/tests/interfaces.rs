@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{FakeDataplane, Instance, one_pool};
+use weir_abi::columns::{ProxyColumn, TcpColumn, UpstreamColumn};
 
 const TWO: &[(&str, u8, u16)] = &[("one", 1, 100), ("two", 2, 50)];
 
@@ -267,6 +268,54 @@ fn draining_waits_for_the_last_flow() {
     assert!(drained.status.success(), "{}", text(&drained.stderr));
     assert!(text(&drained.stdout).contains("app/one has no active flows"));
     acking.join().unwrap();
+}
+
+#[test]
+fn proxied_connections_are_shown_and_waited_for() {
+    let proxied = one_pool(TWO).replace("mode = \"nat\"", "mode = \"proxy\"");
+    let daemon = Daemon::start(&proxied);
+    let mut dataplane = FakeDataplane::start(&daemon.instance.segments(), 1);
+    dataplane.ack(1);
+    for (column, value) in [
+        (TcpColumn::Established, 12_345),
+        (TcpColumn::ConnectionsCapacity, 65_536),
+        (TcpColumn::MemoryPinned, 3 << 20),
+        (TcpColumn::Retransmitted, 77),
+        (TcpColumn::ResetsBadAck, 4_321),
+    ] {
+        dataplane.set(0, TcpColumn::GROUP, 0, column as usize, value);
+    }
+    dataplane.set(0, ProxyColumn::GROUP, 0, ProxyColumn::IdleTimeouts as usize, 6_543);
+    dataplane.set(0, UpstreamColumn::GROUP, 0, UpstreamColumn::Active as usize, 2);
+    dataplane.set(0, UpstreamColumn::GROUP, 1, UpstreamColumn::ConnectFailures as usize, 9_876);
+    let shown = text(&daemon.weir(&["status"]).stdout);
+    let line = |wanted: &str| {
+        let found = shown.lines().find(|line| line.contains(wanted));
+        found.unwrap_or_else(|| panic!("no {wanted} in\n{shown}")).to_owned()
+    };
+    assert!(shown.contains("\ntcp\n") && shown.contains("\nproxies\n"), "{shown}");
+    assert!(line("12345").contains("65536") && line("12345").contains("3MiB of 256MiB"), "{shown}");
+    assert!(shown.contains("retransmitted") && shown.contains("77"), "{shown}");
+    assert!(shown.contains("bad ack") && shown.contains("4321"), "{shown}");
+    assert!(line("6543").contains("web-http"), "{shown}");
+    assert!(line("9876").contains("app/two"), "{shown}");
+    dataplane.ack(1);
+    let acking = std::thread::spawn(move || {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(1_500) {
+            dataplane.ack(dataplane.published());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        dataplane
+    });
+    let late = daemon.weir(&["backend", "drain", "one", "--wait", "--timeout", "300ms"]);
+    assert_eq!(late.status.code(), Some(1));
+    assert!(text(&late.stderr).contains("2 active flows after 300ms"), "{}", text(&late.stderr));
+    let dataplane = acking.join().unwrap();
+    dataplane.set(0, UpstreamColumn::GROUP, 0, UpstreamColumn::Active as usize, 0);
+    let listed = text(&daemon.weir(&["backend", "list"]).stdout);
+    assert!(listed.contains("app/one"), "{listed}");
+    drop(dataplane);
 }
 
 #[test]

@@ -6,7 +6,9 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::{FakeDataplane, HEAD, Instance, one_pool, pool};
-use weir_abi::record::{AdminState, NO_POSITION};
+use weir_abi::columns::{ProxyColumn, TcpColumn, UpstreamColumn};
+use weir_abi::proxy::{SendProxy, TcpRecord};
+use weir_abi::record::{AdminState, NO_INDEX, NO_POSITION};
 use weir_abi::table_name;
 use weir_ctlplane::engine::{BackendChange, Engine, EngineError};
 use weir_ctlplane::state::Admin;
@@ -478,4 +480,116 @@ fn status_reads_shared_memory_alone() {
     let status = Status::read(instance.shm(), "test");
     assert_eq!(status.dataplane.refusal.as_deref(), Some("needs a restart"));
     assert_eq!(status.health(), Health::Unreachable);
+}
+
+/// `HEAD` with its listener proxied.
+fn proxied(text: &str) -> String {
+    text.replace("mode = \"nat\"", "mode = \"proxy\"")
+}
+
+#[test]
+fn l4_configurations_have_no_records_of_proxies() {
+    let instance = Instance::new(&one_pool(TWO));
+    let _engine = instance.start();
+    let tables = instance.read(1);
+    assert_eq!(tables.root.tables.len(), 3, "node, listeners, one pool");
+    assert!(tables.listeners.proxies.is_empty() && tables.listeners.trusted.is_empty());
+    assert_eq!(tables.listeners.listeners[0].proxy, NO_INDEX);
+    assert_eq!(tables.pools[0].pool.upstream, TcpRecord::POOL);
+}
+
+#[test]
+fn a_proxy_setting_costs_the_listeners_table_and_a_limit_its_pool() {
+    let start = proxied(&one_pool(TWO));
+    let instance = Instance::new(&start);
+    let mut engine = instance.start();
+    let built = engine.slot_tables_built();
+    let patient = start.replace("pool = \"app\"\n", "pool = \"app\"\ntimeouts = { idle = \"2h\" }\n");
+    let written = |change: weir_ctlplane::engine::Change| change.published.unwrap().tables_written;
+    assert_eq!(written(engine.apply(&patient, "f").unwrap()), 1);
+    assert_eq!(instance.read(2).listeners.proxies[0].idle_ms, 7_200_000);
+    let limited = patient.replace("weight = 100\n", "weight = 100\nmax_connections = 7\n");
+    assert_ne!(limited, patient);
+    assert_eq!(written(engine.apply(&limited, "f").unwrap()), 1);
+    assert_eq!(instance.read(3).pools[0].backends[0].max_connections, 7);
+    let headed = limited.replace("name = \"app\"\n", "name = \"app\"\nsend_proxy = \"v2\"\n");
+    assert_eq!(written(engine.apply(&headed, "f").unwrap()), 1);
+    assert_eq!(instance.read(4).pools[0].pool.send_proxy, SendProxy::V2 as u8);
+    assert_eq!(engine.slot_tables_built(), built, "no slot moves for any of that");
+}
+
+#[test]
+fn the_size_of_the_tcp_engine_needs_a_restart_and_its_memory_does_not() {
+    let start = one_pool(TWO);
+    let instance = Instance::new(&start);
+    let mut engine = instance.start();
+    let _dataplane = FakeDataplane::start(&instance.segments(), 1);
+    let with = |line: &str| start.replace("workers = 1\n", &format!("workers = 1\n{line}\n"));
+    let change = engine.apply(&with("tcp_memory = \"1GiB\""), "f").unwrap();
+    assert_eq!(change.needs_restart, Vec::<String>::new());
+    assert_eq!(instance.read(2).node.node.tcp_memory_bytes, 1 << 30);
+    let change = engine.apply(&with("tcp_connections = 1000000"), "f").unwrap();
+    assert_eq!(change.needs_restart, ["tcp_connections: 65536 to 1000000"]);
+}
+
+#[test]
+fn a_removed_backend_stays_until_its_proxied_connections_end() {
+    let instance = Instance::new(&proxied(&one_pool(TWO)));
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 2);
+    dataplane.ack(1);
+    let active = UpstreamColumn::Active as usize;
+    // a gauge over both workers: one opened three, the other closed one of them
+    dataplane.set(0, UpstreamColumn::GROUP, 1, active, 3);
+    dataplane.set(1, UpstreamColumn::GROUP, 1, active, 1u64.wrapping_neg());
+    engine.apply(&proxied(&one_pool(&TWO[..1])), "f").unwrap();
+    dataplane.ack(dataplane.published());
+    let mut now = let_time_pass(&mut engine, &mut dataplane, Instant::now());
+    assert_eq!(instance.read(engine.generation()).pool("app").backends.len(), 2, "two connections are open");
+    dataplane.set(0, UpstreamColumn::GROUP, 1, active, 1);
+    for _ in 0..4 {
+        now = let_time_pass(&mut engine, &mut dataplane, now);
+    }
+    assert_eq!(instance.read(engine.generation()).pool("app").backends.len(), 1);
+}
+
+#[test]
+fn status_tells_of_terminated_tcp_only_where_there_is_some() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let mut dataplane = FakeDataplane::start(&instance.segments(), 2);
+    dataplane.ack(1);
+    dataplane.set(0, TcpColumn::GROUP, 0, TcpColumn::ConnectionsCapacity as usize, 65_536);
+    let status = Status::read(instance.shm(), "test");
+    assert!(status.tcp.is_none() && status.workers[0].tcp.is_empty());
+    assert!(status.listeners[0].proxy.is_empty() && status.pools[0].backends[0].upstream.is_empty());
+    let json = serde_json::to_string(&status).unwrap();
+    assert!(!json.contains("half_open") && !json.contains("\"upstream\""), "{json}");
+
+    engine.apply(&proxied(&one_pool(TWO)), "f").unwrap();
+    dataplane.ack(2);
+    let index = instance.read(2).listeners.listeners[0].index;
+    dataplane.set(0, TcpColumn::GROUP, 0, TcpColumn::Established as usize, 5);
+    dataplane.set(1, TcpColumn::GROUP, 0, TcpColumn::Established as usize, 1u64.wrapping_neg());
+    dataplane.set(1, TcpColumn::GROUP, 0, TcpColumn::ResetsLimit as usize, 3);
+    dataplane.set(1, ProxyColumn::GROUP, index, ProxyColumn::ConnectionsActive as usize, 2);
+    dataplane.set(0, UpstreamColumn::GROUP, 1, UpstreamColumn::Retries as usize, 9);
+    let status = Status::read(instance.shm(), "test");
+    let tcp = status.tcp.as_ref().unwrap();
+    assert_eq!((tcp.counters["established"], tcp.counters["resets_limit"]), (4, 3));
+    assert_eq!(tcp.memory_ceiling, 256 << 20, "one worker is configured");
+    assert_eq!((status.workers[0].tcp["established"], status.workers[1].tcp["resets_limit"]), (5, 3));
+    assert_eq!(
+        (status.listeners[0].mode.as_str(), status.listeners[0].proxy["connections_active"]),
+        ("proxy", 2)
+    );
+    assert_eq!(status.pools[0].backends[1].upstream["retries"], 9);
+    let json = serde_json::to_string(&status).unwrap();
+    let back: Status = serde_json::from_str(&json).unwrap();
+    assert_eq!(back.tcp.unwrap().counters, tcp.counters);
+    // the last listener gone, its connections still there
+    engine.apply(&one_pool(TWO), "f").unwrap();
+    let status = Status::read(instance.shm(), "test");
+    assert_eq!(status.tcp.unwrap().counters["established"], 4);
+    assert_eq!(status.pools[0].backends[1].upstream["retries"], 9);
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use support::{FakeDataplane, HEAD, Instance};
-use weir_abi::record::{AdminState, Mode, NO_POSITION, OnDown};
+use weir_abi::proxy::{AcceptProxy, ProxyRecord, SendProxy, TcpRecord};
+use weir_abi::record::{AdminState, Algorithm, Mode, NO_POSITION, OnDown};
 use weir_ctlplane::engine::{BackendChange, Engine};
 use weir_ctlplane::state::Admin;
 use weir_ctlplane::units::{format_duration, parse_duration};
@@ -203,6 +204,33 @@ proptest! {
     }
 
     #[test]
+    fn what_the_file_says_of_a_proxy_is_what_the_dataplane_reads(random in proxy_config()) {
+        let instance = Instance::new(&random.text);
+        let engine = instance.start();
+        let tables = instance.read(engine.generation());
+        let node = &tables.node.node;
+        prop_assert_eq!((node.tcp_connections, node.tcp_memory_bytes), random.engine);
+        prop_assert_eq!(&node.timeouts_ms[6..], &random.times_ms[..]);
+        let listener = &tables.listeners.listeners[0];
+        prop_assert_eq!((listener.mode, listener.protocol), (Mode::Proxy as u8, 6));
+        prop_assert_eq!(listener.on_down, OnDown::Reset as u8);
+        let proxy = tables.listeners.proxies[listener.proxy as usize];
+        // the first listener's prefixes come first, those of the other after them
+        prop_assert_eq!(proxy, ProxyRecord { trusted_first: 0, ..random.proxy });
+        let trusted: Vec<String> = tables.listeners.trusted.iter()
+            .map(|prefix| format!("{}/{}", prefix.ip().unwrap(), prefix.prefix_length)).collect();
+        prop_assert_eq!(&trusted[..random.trusted.len()], &random.trusted[..]);
+        let other = tables.listeners.proxies[tables.listeners.listeners[1].proxy as usize];
+        prop_assert_eq!((other.trusted_first as usize, other.trusted), (random.trusted.len(), 1));
+        prop_assert_eq!(trusted.len(), random.trusted.len() + 1);
+        let pool = &tables.pools[0];
+        prop_assert_eq!((pool.pool.algorithm, pool.pool.send_proxy), (random.algorithm as u8, random.send_proxy));
+        prop_assert_eq!(pool.pool.upstream, random.upstream);
+        prop_assert_eq!(pool.backends[0].max_connections, random.backend_limit);
+        prop_assert!(pool.slots.contains(&0) && pool.slots.contains(&1));
+    }
+
+    #[test]
     fn durations_round_trip(milliseconds in 0u64..100_000_000) {
         let duration = Duration::from_millis(milliseconds);
         prop_assert_eq!(parse_duration(&format_duration(duration)), Ok(duration));
@@ -257,6 +285,156 @@ fn listener_config() -> impl Strategy<Value = Random> {
         );
         Random { text, flows, udp_ms, mtu, vlan, snat, key, ports, mode, protocol, on_down, weight }
     })
+}
+
+#[derive(Debug)]
+struct RandomProxy {
+    text: String,
+    engine: (u32, u64),
+    times_ms: [u32; 4],
+    proxy: ProxyRecord,
+    trusted: Vec<String>,
+    algorithm: Algorithm,
+    send_proxy: u8,
+    upstream: TcpRecord,
+    backend_limit: u32,
+}
+
+/// Settings of one side, as a record and as the inside of an inline table. A default is left out at times.
+fn tcp_settings(of_listener: bool) -> impl Strategy<Value = (TcpRecord, String)> {
+    let numbers = (4u32..=1 << 20, 1u32..=1 << 20, 536u16..=1_440, 1u16..=100, 0u8..3);
+    let alive = prop::option::of((100u32..3_600_000, 100u32..=86_400_000, 1u8..=100));
+    (numbers, alive, any::<[bool; 6]>()).prop_map(
+        move |((kib, backlog, mss, window, cookies), alive, flags)| {
+            let [nodelay, fast_open, slow_start, ecn, newreno, sparse] = flags;
+            let base = if of_listener { TcpRecord::LISTENER } else { TcpRecord::POOL };
+            let (idle, interval, probes) = alive.unwrap_or_default();
+            if sparse {
+                return (TcpRecord { nodelay: nodelay.into(), ..base }, format!("nodelay = {nodelay}"));
+            }
+            let mut record = TcpRecord {
+                buffer_bytes: kib << 10,
+                keep_alive_idle_ms: idle,
+                keep_alive_interval_ms: interval,
+                keep_alive_probes: probes,
+                mss,
+                initial_window: window,
+                congestion: newreno.into(),
+                nodelay: nodelay.into(),
+                slow_start_after_idle: slow_start.into(),
+                ecn: ecn.into(),
+                ..base
+            };
+            let keep_alive = match alive {
+                None => "\"off\"".to_owned(),
+                Some(_) => {
+                    format!("{{ idle = \"{idle}ms\", interval = \"{interval}ms\", probes = {probes} }}")
+                }
+            };
+            let mut text = format!(
+                "buffer = \"{kib}KiB\", keep_alive = {keep_alive}, mss = {mss}, initial_window = {window}, \
+             congestion = \"{}\", nodelay = {nodelay}, slow_start_after_idle = {slow_start}, ecn = {ecn}",
+                if newreno { "newreno" } else { "cubic" }
+            );
+            if of_listener {
+                (record.backlog, record.fast_open, record.syn_cookies) = (backlog, fast_open.into(), cookies);
+                let cookies = ["auto", "always", "never"][usize::from(cookies)];
+                let _ = write!(
+                    text,
+                    ", backlog = {backlog}, fast_open = {fast_open}, syn_cookies = \"{cookies}\""
+                );
+            }
+            (record, text)
+        },
+    )
+}
+
+fn proxy_config() -> impl Strategy<Value = RandomProxy> {
+    let time = || 100u32..=86_400_000;
+    let engine = (1u32..=1 << 24, 1u64..=1 << 20, (time(), time(), time(), 10u32..=10_000));
+    let times = (time(), time(), time(), time());
+    let queue = prop::option::of((1u32..=1 << 20, time()));
+    let numbers = (any::<u32>(), any::<u32>(), 0u8..=10, 0u8..4, 0u8..3, 0u8..5);
+    let trusted = prop::collection::vec((any::<u32>(), 1u8..=32), 1..4);
+    let sides = (tcp_settings(true), tcp_settings(false));
+    (engine, times, queue, numbers, trusted, sides).prop_map(
+        |((connections, gib, more), times, queue, numbers, trusted, ((client, client_text), (upstream, upstream_text)))| {
+            let (most, backend_limit, retries, accept, send, algorithm) = numbers;
+            // above any buffer: what is wrong together has its own tests
+            let memory = gib.clamp(1, 1 << 10) << 30;
+            let (time_wait, fin_wait, user, rto) = more;
+            let (connect, idle, half_close, handshake) = times;
+            let accept_word = ["off", "v1", "v2", "any"][usize::from(accept)];
+            let trusted: Vec<String> = if AcceptProxy::from_u8(accept) == Some(AcceptProxy::Off) {
+                Vec::new()
+            } else {
+                let network = |(bits, length): (u32, u8)| {
+                    let mask = u32::MAX << (32 - u32::from(length));
+                    format!("{}/{length}", std::net::Ipv4Addr::from(bits & mask))
+                };
+                trusted.into_iter().map(network).collect()
+            };
+            let trusted_line = if trusted.is_empty() { String::new() } else { format!("trusted = {trusted:?}\n") };
+            let queue_line = queue.map_or(String::new(), |(size, timeout)| {
+                format!("queue = {{ size = {size}, timeout = \"{timeout}ms\" }}\n")
+            });
+            let (queue, queue_ms) = queue.unwrap_or_default();
+            let algorithm = Algorithm::from_u8(algorithm).unwrap();
+            let text = format!(
+                "[dataplane]\nworkers = 1\nidle = \"adaptive\"\ntcp_connections = {connections}\n\
+                 tcp_memory = \"{}KiB\"\n[timeouts]\ntcp_time_wait = \"{time_wait}ms\"\ntcp_fin_wait = \"{fin_wait}ms\"\n\
+                 tcp_user = \"{user}ms\"\ntcp_min_rto = \"{rto}ms\"\n\
+                 [[port]]\nname = \"wan\"\ndevice = \"null:\"\naddresses = [\"198.18.0.254/24\", \"2001:db8::fe/64\"]\n\
+                 [[vip]]\nname = \"v\"\naddress = \"2001:db8:100::1\"\n\
+                 [[listener]]\nname = \"l\"\nvip = \"v\"\nport = 80\nprotocol = \"tcp\"\nmode = \"proxy\"\npool = \"p\"\n\
+                 timeouts = {{ connect = \"{connect}ms\", idle = \"{idle}ms\", half_close = \"{half_close}ms\", \
+                 handshake = \"{handshake}ms\" }}\n{queue_line}max_connections = {most}\nretries = {retries}\n\
+                 accept_proxy = \"{accept_word}\"\n{trusted_line}tcp = {{ {client_text} }}\n\
+                 [[listener]]\nname = \"other\"\nvip = \"v\"\nport = 81\nprotocol = \"tcp\"\nmode = \"proxy\"\npool = \"p\"\n\
+                 accept_proxy = \"any\"\ntrusted = [\"2001:db8::/32\"]\n\
+                 [[pool]]\nname = \"p\"\nslots = 251\nalgorithm = \"{}\"\nsend_proxy = \"{}\"\ntcp = {{ {upstream_text} }}\n\
+                 [[pool.backend]]\nname = \"four\"\naddress = \"198.18.0.1\"\nmax_connections = {backend_limit}\n\
+                 [[pool.backend]]\nname = \"six\"\naddress = \"[2001:db8::1]:80\"\n",
+                memory >> 10,
+                weir_ctlplane::model::algorithm_name(algorithm),
+                ["off", "v1", "v2"][usize::from(send)],
+            );
+            let proxy = ProxyRecord {
+                client,
+                connect_ms: connect,
+                idle_ms: idle,
+                half_close_ms: half_close,
+                handshake_ms: handshake,
+                queue,
+                queue_ms,
+                max_connections: most,
+                trusted: trusted.len() as u32,
+                retries,
+                accept_proxy: accept,
+                ..ProxyRecord::DEFAULT
+            };
+            RandomProxy {
+                text,
+                engine: (connections, memory),
+                times_ms: [time_wait, fin_wait, user, rto],
+                proxy,
+                trusted,
+                algorithm,
+                send_proxy: SendProxy::from_u8(send).unwrap() as u8,
+                upstream,
+                backend_limit,
+            }
+        },
+    )
+}
+
+#[test]
+fn the_example_of_a_proxy_starts() {
+    let instance = Instance::new(include_str!("../../docs/weir.proxy.example.toml"));
+    let engine: Engine = instance.start();
+    let tables = instance.read(engine.generation());
+    assert_eq!(tables.listeners.proxies.len(), tables.listeners.listeners.len());
+    assert!(tables.listeners.proxies.len() >= 2);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Subcommand;
+use weir_abi::columns::{BackendColumn, UpstreamColumn};
 
 use super::{Exit, complain, failed, print, print_json, report, screen};
 use crate::api::{Applied, BackendRequest, Backends, percent_encode};
@@ -131,6 +132,13 @@ const POLL: Duration = Duration::from_millis(200);
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(2);
 
+/// L4 flows and proxied connections; `None` where nothing is counted.
+fn active(backend: &crate::status::Backend) -> Option<u64> {
+    let flows = backend.counters.get(BackendColumn::FlowsActive.name()).copied()?;
+    let proxied = backend.upstream.get(UpstreamColumn::Active.name()).copied().unwrap_or(0);
+    Some(flows.wrapping_add(proxied))
+}
+
 fn wait_until_empty(client: &Client, wanted: &str, limit: Duration) -> Result<Exit, ClientError> {
     let Some((pool, backend)) = resolve(client, wanted)? else { return Ok(Exit::Bad) };
     let started = Instant::now();
@@ -139,7 +147,7 @@ fn wait_until_empty(client: &Client, wanted: &str, limit: Duration) -> Result<Ex
         let backends: Backends = client.get("/v1/backends")?;
         let found = backends.pools.iter().filter(|p| p.name == pool).flat_map(|p| &p.backends);
         let mut found = found.filter(|b| b.name == backend);
-        let flows = found.next().and_then(|b| b.counters.get("flows_active").copied());
+        let flows = found.next().and_then(active);
         match flows {
             None => {
                 complain("active flows are not known: weir-dataplane has not written its counters; start it");

@@ -1,5 +1,7 @@
 //! What does `weir status` look like on one screen?
 
+mod tcp;
+
 use std::fmt::Write as _;
 
 use crate::status::{Columns, Health, Pool, Status};
@@ -59,6 +61,13 @@ fn cell(counters: &Columns, name: &str) -> String {
     counters.get(name).map_or_else(|| "-".to_owned(), |value| value.cast_signed().to_string())
 }
 
+/// L4 flows and proxied connections together.
+fn both(flows: (&Columns, &str), proxied: (&Columns, &str)) -> String {
+    let Some(flows) = flows.0.get(flows.1) else { return "-".to_owned() };
+    let proxied = proxied.0.get(proxied.1).copied().unwrap_or(0);
+    flows.wrapping_add(proxied).cast_signed().to_string()
+}
+
 fn title(text: &mut String, colour: bool, title: &str) {
     let _ = if colour { writeln!(text, "\n\x1b[1m{title}\x1b[0m") } else { writeln!(text, "\n{title}") };
 }
@@ -100,6 +109,7 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
         title(&mut text, colour, "pools");
         text.push_str(&backends(&status.pools));
     }
+    tcp::render(&mut text, colour, status);
     let drops: Vec<_> = status.drops.iter().filter(|(_, count)| **count > 0).collect();
     if !drops.is_empty() {
         title(&mut text, colour, "drops");
@@ -173,8 +183,12 @@ fn listeners(text: &mut String, colour: bool, status: &Status) {
             listener.mode.clone(),
             listener.pool.clone(),
         ];
-        let names = ["flows_total", "flows_active", "packets_in", "packets_out"];
-        row.extend(names.iter().map(|name| cell(&listener.counters, name)));
+        for (flows, proxied) in
+            [("flows_total", "connections_accepted"), ("flows_active", "connections_active")]
+        {
+            row.push(both((&listener.counters, flows), (&listener.proxy, proxied)));
+        }
+        row.extend(["packets_in", "packets_out"].iter().map(|name| cell(&listener.counters, name)));
         table.row(row);
     }
     table.render(text);
@@ -200,8 +214,10 @@ pub(super) fn backends(pools: &[Pool]) -> String {
                 state,
                 format!("{:.1}%", backend.slot_share * 100.0),
             ];
-            let names = ["flows_active", "flows_total", "packets_in", "packets_out"];
-            row.extend(names.iter().map(|name| cell(&backend.counters, name)));
+            for (flows, proxied) in [("flows_active", "active"), ("flows_total", "connects")] {
+                row.push(both((&backend.counters, flows), (&backend.upstream, proxied)));
+            }
+            row.extend(["packets_in", "packets_out"].iter().map(|name| cell(&backend.counters, name)));
             table.row(row);
         }
         if pool.backends.is_empty() {

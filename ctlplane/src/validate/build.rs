@@ -1,7 +1,9 @@
 //! The model of a schema: names become positions, absent fields their defaults.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use weir_abi::proxy::{AcceptProxy, ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 use weir_balance::maglev::DEFAULT_SLOTS;
 use weir_balance::round_robin::DEFAULT_MAX_LEN;
@@ -15,6 +17,18 @@ use crate::units::network;
 const DEFAULT_TIMEOUTS_MS: [u32; TIMEOUTS] =
     [10_000, 900_000, 30_000, 60_000, 2_000, 30_000, 60_000, 60_000, 300_000, 200];
 const DEFAULT_WEIGHT: u32 = 100;
+/// Connections of a worker's TCP engine.
+pub(super) const DEFAULT_TCP_CONNECTIONS: u32 = 65_536;
+/// Bytes that they hold at most.
+pub(super) const DEFAULT_TCP_MEMORY: u64 = 256 << 20;
+/// Idle timeout of a proxy listener.
+pub(super) const DEFAULT_IDLE: Duration = Duration::from_millis(ProxyRecord::DEFAULT.idle_ms as u64);
+/// As Linux: RFC 1122 §4.2.3.6 leaves it open.
+const DEFAULT_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(75);
+/// As Linux.
+const DEFAULT_KEEP_ALIVE_PROBES: u32 = 9;
+/// How long a connection may wait in a queue.
+const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The model of what was understood; `None` where something needed is missing (and was reported).
 pub(super) fn build(schema: &Schema, worker_cpus: Vec<u16>) -> Option<Model> {
@@ -38,8 +52,8 @@ pub(super) fn build(schema: &Schema, worker_cpus: Vec<u16>) -> Option<Model> {
         max_backends: or(&dataplane.max_backends, 65_536),
         snat_ports: dataplane.snat_ports.as_ref().map_or((1_024, 65_535), |ports| ports.value),
         timeouts_ms,
-        tcp_connections: 65_536,
-        tcp_memory_bytes: 256 << 20,
+        tcp_connections: or(&dataplane.tcp_connections, DEFAULT_TCP_CONNECTIONS),
+        tcp_memory_bytes: dataplane.tcp_memory.as_ref().map_or(DEFAULT_TCP_MEMORY, |memory| memory.value),
         ports: schema.ports.iter().map(build_port).collect::<Option<_>>()?,
     };
     let vips = schema
@@ -88,6 +102,7 @@ fn build_listener(schema: &Schema, listener: &schema::Listener) -> Option<model:
     let mode = listener.mode.as_ref()?.value;
     let protocol = listener.protocol.as_ref()?.value;
     let by_mode = match mode {
+        Mode::Proxy => OnDown::Reset,
         Mode::Nat | Mode::Fullnat if protocol == 6 => OnDown::Reset,
         _ => OnDown::Reselect,
     };
@@ -103,7 +118,61 @@ fn build_listener(schema: &Schema, listener: &schema::Listener) -> Option<model:
         gue_port: listener.gue_port.as_ref().map_or(6_080, |port| port.value as u16),
         gue_variant: listener.gue_variant.as_ref().map_or(1, |variant| variant.value as u8),
         on_down,
+        proxy: (mode == Mode::Proxy).then(|| build_proxy(&listener.proxy)),
     })
+}
+
+fn milliseconds(duration: Duration) -> u32 {
+    duration.as_millis() as u32
+}
+
+fn build_proxy(proxy: &schema::proxy::Proxy) -> model::Proxy {
+    let time = |field: &Option<Located<Duration>>, default: u32| {
+        field.as_ref().map_or(default, |field| milliseconds(field.value))
+    };
+    let default = ProxyRecord::DEFAULT;
+    let queue = proxy.queue.as_ref().map(|queue| queue.value).filter(|queue| queue.size > 0);
+    let settings = ProxyRecord {
+        client: build_tcp(&proxy.tcp, TcpRecord::LISTENER),
+        connect_ms: time(&proxy.timeouts.connect, default.connect_ms),
+        idle_ms: time(&proxy.timeouts.idle, default.idle_ms),
+        half_close_ms: time(&proxy.timeouts.half_close, default.half_close_ms),
+        handshake_ms: time(&proxy.timeouts.handshake, default.handshake_ms),
+        queue: queue.map_or(0, |queue| queue.size),
+        queue_ms: queue.map_or(0, |queue| milliseconds(queue.timeout.unwrap_or(DEFAULT_QUEUE_TIMEOUT))),
+        max_connections: proxy.max_connections.as_ref().map_or(0, |most| most.value),
+        retries: proxy.retries.as_ref().map_or(default.retries, |retries| retries.value as u8),
+        accept_proxy: proxy.accept_proxy.as_ref().map_or(AcceptProxy::Off, |accept| accept.value) as u8,
+        trusted: proxy.trusted.len() as u32,
+        ..default
+    };
+    model::Proxy { settings, trusted: proxy.trusted.iter().map(|prefix| prefix.value).collect() }
+}
+
+fn build_tcp(tcp: &schema::proxy::Tcp, default: TcpRecord) -> TcpRecord {
+    let flag = |field: &Option<Located<bool>>, default: u8| {
+        field.as_ref().map_or(default, |field| field.value.into())
+    };
+    let number = |field: &Option<Located<u32>>, default: u32| field.as_ref().map_or(default, |f| f.value);
+    let keep_alive = tcp.keep_alive.as_ref().and_then(|keep_alive| keep_alive.value);
+    let interval = |interval: Option<Duration>| interval.unwrap_or(DEFAULT_KEEP_ALIVE_INTERVAL);
+    TcpRecord {
+        buffer_bytes: number(&tcp.buffer, default.buffer_bytes),
+        backlog: number(&tcp.backlog, default.backlog),
+        keep_alive_idle_ms: keep_alive.map_or(0, |alive| milliseconds(alive.idle)),
+        keep_alive_interval_ms: keep_alive.map_or(0, |alive| milliseconds(interval(alive.interval))),
+        keep_alive_probes: keep_alive
+            .map_or(0, |alive| alive.probes.unwrap_or(DEFAULT_KEEP_ALIVE_PROBES) as u8),
+        mss: number(&tcp.mss, default.mss.into()) as u16,
+        initial_window: number(&tcp.initial_window, default.initial_window.into()) as u16,
+        congestion: tcp.congestion.as_ref().map_or(default.congestion, |congestion| congestion.value as u8),
+        nodelay: flag(&tcp.nodelay, default.nodelay),
+        fast_open: flag(&tcp.fast_open, default.fast_open),
+        slow_start_after_idle: flag(&tcp.slow_start_after_idle, default.slow_start_after_idle),
+        ecn: flag(&tcp.ecn, default.ecn),
+        syn_cookies: tcp.syn_cookies.as_ref().map_or(default.syn_cookies, |cookies| cookies.value as u8),
+        reserved: 0,
+    }
 }
 
 fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
@@ -118,6 +187,7 @@ fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
                 port,
                 weight: backend.weight.as_ref().map_or(DEFAULT_WEIGHT, |weight| weight.value) as u16,
                 state: backend.state.as_ref().map_or(AdminState::Ready, |state| state.value),
+                max_connections: backend.max_connections.as_ref().map_or(0, |most| most.value),
             })
         })
         .collect::<Option<_>>()?;
@@ -130,6 +200,8 @@ fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
         name: pool.name.as_ref()?.value.clone(),
         algorithm,
         slots: pool.slots.as_ref().map_or(default_slots, |slots| slots.value),
+        upstream: build_tcp(&pool.upstream.tcp, TcpRecord::POOL),
+        send_proxy: pool.upstream.send_proxy.as_ref().map_or(SendProxy::Off, |send| send.value),
         backends,
     }))
 }

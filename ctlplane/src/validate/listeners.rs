@@ -31,6 +31,7 @@ impl Rules<'_> {
             let vip = listener.vip.as_ref().and_then(|name| self.lookup("vip", name, &vips, "vip"));
             let pool = listener.pool.as_ref().and_then(|name| self.lookup("pool", name, &pools, "pool"));
             self.gue_fields(listener);
+            self.proxy_fields(listener);
             if let (Some(vip), Some(pool)) = (vip, pool) {
                 self.mode_fits(listener, vip, pool);
             }
@@ -84,6 +85,9 @@ impl Rules<'_> {
 
     fn mode_fits(&mut self, listener: &schema::Listener, vip: &schema::Vip, pool: &schema::Pool) {
         let Some(mode) = &listener.mode else { return };
+        if mode.value == Mode::Proxy {
+            return self.proxy_fits(listener, mode, vip, pool);
+        }
         let Some(vip_address) = vip.address.as_ref() else { return };
         for backend in &pool.backends {
             let Some(address) = &backend.address else { continue };

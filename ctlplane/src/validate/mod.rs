@@ -6,6 +6,7 @@ mod build;
 mod listeners;
 mod pools;
 mod ports;
+mod proxies;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -40,7 +41,9 @@ fn validate(schema: Schema, machine: &Machine, diagnostics: &mut Diagnostics) ->
     rules.ports();
     rules.pools();
     rules.listeners();
+    rules.proxied_pools();
     let workers = rules.workers(machine);
+    rules.proxy_capacity(workers.len());
     build::build(&schema, workers)
 }
 

@@ -33,7 +33,7 @@ impl Rules<'_> {
     fn pool(&mut self, pool: &schema::Pool) {
         let algorithm = pool.algorithm.as_ref().map_or(Algorithm::Maglev, |a| a.value);
         if let Some(slots) = &pool.slots {
-            if algorithm != Algorithm::RoundRobin && !is_prime(slots.value) {
+            if matches!(algorithm, Algorithm::Maglev | Algorithm::SourceHash) && !is_prime(slots.value) {
                 self.push(
                     Diagnostic::error(slots.span, format!("slots = {} is not a prime number", slots.value))
                         .help(format!("use {} (the default is {DEFAULT_SLOTS})", next_prime(slots.value))),

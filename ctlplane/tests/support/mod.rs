@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 use hugepages::generation::{Adopter, ControlError, RunState, WorkerAck};
 use hugepages::segment::{Access, AtomicWords, SegmentDir};
 use tempfile::TempDir;
-use weir_abi::columns::{BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, WorkerColumn};
+use weir_abi::columns::{
+    BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, ProxyColumn, TcpColumn, UpstreamColumn,
+    WorkerColumn,
+};
 use weir_abi::counters::{GroupSpec, Layout};
 use weir_abi::image::{MAX_ROOT_BYTES, MAX_TABLE_BYTES};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, root_name, table_name};
@@ -114,6 +117,9 @@ impl FakeDataplane {
             group(ListenerColumn::GROUP, 64, ListenerColumn::COLUMNS),
             group(BackendColumn::GROUP, 64, BackendColumn::COLUMNS),
             group(DROP_GROUP, 1, &["no_backend", "martian"]),
+            group(TcpColumn::GROUP, 1, TcpColumn::COLUMNS),
+            group(ProxyColumn::GROUP, 64, ProxyColumn::COLUMNS),
+            group(UpstreamColumn::GROUP, 64, UpstreamColumn::COLUMNS),
         ];
         let layout = Layout::new(workers + 1, groups);
         if directory.exists("counters") {
