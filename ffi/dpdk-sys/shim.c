@@ -30,6 +30,16 @@ void weir_mbuf_free(struct rte_mbuf *packet)
 	rte_pktmbuf_free(packet);
 }
 
+void weir_mbuf_share(struct rte_mbuf *packet)
+{
+	rte_pktmbuf_refcnt_update(packet, 1);
+}
+
+uint16_t weir_mbuf_owners(const struct rte_mbuf *packet)
+{
+	return rte_mbuf_refcnt_read(packet);
+}
+
 int weir_mbuf_linearize(struct rte_mbuf *packet)
 {
 	return rte_pktmbuf_linearize(packet);

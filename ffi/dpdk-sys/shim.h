@@ -27,6 +27,8 @@ struct rte_mbuf *weir_mbuf_alloc(struct rte_mempool *pool);
 /* 0 on success; all or nothing */
 int weir_mbuf_alloc_bulk(struct rte_mempool *pool, struct rte_mbuf **packets, unsigned int count);
 void weir_mbuf_free(struct rte_mbuf *packet);
+void weir_mbuf_share(struct rte_mbuf *packet);
+uint16_t weir_mbuf_owners(const struct rte_mbuf *packet);
 int weir_mbuf_linearize(struct rte_mbuf *packet);
 /* 0 on success; joins the tail's segments to the head, which owns them from then on */
 int weir_mbuf_chain(struct rte_mbuf *head, struct rte_mbuf *tail);

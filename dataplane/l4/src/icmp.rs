@@ -10,7 +10,7 @@ use crate::entry::{Address, Entry, Flow, NO_SNAT, Tuple};
 use crate::index::{Bucket, Candidate, Direction};
 use crate::lane::{Lane, Way};
 use crate::services::{Backend, Mode, address_of};
-use crate::verdict::{Delivery, DropReason, Verdict};
+use crate::verdict::{Delivery, DropReason, NO_LISTENER, Verdict};
 
 /// Whether this is an ICMP error that says something about a flow; redirects and source quench say nothing to an end
 /// behind a balancer.
@@ -98,9 +98,13 @@ where
         hash: u32,
     ) -> Verdict {
         let services = self.services;
-        let listener = services
-            .listener_for(tuple.dst.bits(), tuple.protocol, tuple.dst_port)
-            .filter(|listener| !listener.mode.sees_replies());
+        let sender = tuple.dst.bits();
+        let listener = services.listener_for(sender, tuple.protocol, tuple.dst_port);
+        let is_proxy = listener.is_none_or(|listener| listener.mode == Mode::Proxy);
+        if is_proxy && services.has_proxy() && (services.is_own(sender) || services.is_vip(sender)) {
+            return Verdict::Terminate(NO_LISTENER);
+        }
+        let listener = listener.filter(|listener| !listener.mode.sees_replies());
         let Some(listener) = listener else { return Verdict::Drop(DropReason::IcmpNoFlow) };
         let Some(backend) = self.shared.select_by_hash(services, listener, tuple) else {
             return Verdict::Drop(DropReason::NoBackend);

@@ -17,7 +17,7 @@ use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Services, addr
 use crate::snat::Snat;
 use crate::table::{FlowTable, Full};
 use crate::tunnel;
-use crate::verdict::{Delivery, DropReason, Verdict};
+use crate::verdict::{Delivery, DropReason, NO_LISTENER, Verdict};
 
 /// What both families use and change.
 #[derive(Debug)]
@@ -367,8 +367,17 @@ where
         if let Some(listener) = listener.or_else(found) {
             return self.begin(packet, parsed, &tuple, lookup, listener, None);
         }
+        let ends_here = services.has_proxy() && tuple.protocol == Protocol::TCP.0;
         if services.is_vip(destination) {
-            return Verdict::Drop(DropReason::NoListener);
+            // a connection of a removed listener may be left
+            return if ends_here {
+                Verdict::Terminate(NO_LISTENER)
+            } else {
+                Verdict::Drop(DropReason::NoListener)
+            };
+        }
+        if ends_here && services.is_own(destination) {
+            return Verdict::Terminate(NO_LISTENER);
         }
         let from_backend = services.is_backend(tuple.src.bits());
         if services.is_own(destination) {
@@ -389,7 +398,7 @@ where
         state: Option<State>,
     ) -> Verdict {
         if listener.mode == Mode::Proxy {
-            return Verdict::Drop(DropReason::NotBuilt);
+            return Verdict::Terminate(listener.index);
         }
         let is_tcp = tuple.protocol == Protocol::TCP.0;
         let is_syn = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
@@ -477,7 +486,7 @@ where
         let port = backend.serves(tuple.dst_port);
         match listener.mode {
             Mode::Dsr | Mode::Ipip | Mode::Gue => Ok(0),
-            Mode::Proxy => Err(DropReason::NotBuilt),
+            Mode::Proxy => Err(DropReason::NoListener),
             Mode::Nat => {
                 Ok(reverse_hash(backend, tuple.dst_port, tuple.src, tuple.src_port, tuple.protocol, seed))
             }
@@ -559,7 +568,7 @@ where
         let mut l3 = parsed.l3;
         let server = (A::from_bits(backend.address), backend.serves(parsed.dst_port));
         let rewritten = match listener.mode {
-            Mode::Proxy => return Verdict::Drop(DropReason::NotBuilt),
+            Mode::Proxy => return Verdict::Drop(DropReason::NoListener),
             Mode::Dsr => A::decrement_ttl(frame, parsed),
             Mode::Nat => {
                 clamp_mss(frame, parsed, self.services.smallest_mtu);

@@ -210,6 +210,7 @@ pub struct Parts {
 pub struct Services {
     generation: u64,
     has_nat: bool,
+    has_proxy: bool,
     listeners: Vec<Option<Listener>>,
     ranges: HashMap<(u128, u8), Box<[PortRange]>, FoldState>,
     pools: Vec<Option<Arc<Pool>>>,
@@ -275,6 +276,7 @@ impl Services {
         }
         Self {
             generation: parts.generation,
+            has_proxy: listeners.iter().flatten().any(|listener| listener.mode == Mode::Proxy),
             has_nat: listeners.iter().flatten().any(|listener| listener.mode == Mode::Nat),
             listeners,
             ranges: ranges.into_iter().map(|(key, ranges)| (key, sorted(ranges))).collect(),
@@ -327,6 +329,11 @@ impl Services {
     /// Whether some listener is in mode `nat`.
     pub fn has_nat(&self) -> bool {
         self.has_nat
+    }
+
+    /// Whether some listener, perhaps a removed one, is in mode `proxy`: then connections may end here.
+    pub fn has_proxy(&self) -> bool {
+        self.has_proxy
     }
 
     /// Whether an index of `self` means something else, or nothing, in `next`.

@@ -9,11 +9,17 @@ pub enum Verdict {
     ToClient(Delivery),
     /// The frame has become an answer to its sender (ICMP error, RST), link addresses swapped: send it where it came from.
     Reply,
+    /// It belongs to a connection that ends here, or to a listener of mode `proxy` (its index; [`NO_LISTENER`] where none has
+    /// it): an unchanged TCP segment, or an ICMP error about one of ours.
+    Terminate(u16),
     /// It is addressed to Weir itself: echo requests are answered, the rest is the exception path's.
     Local,
     /// Count it and free it.
     Drop(DropReason),
 }
+
+/// In [`Verdict::Terminate`]: no listener.
+pub const NO_LISTENER: u16 = u16::MAX;
 
 /// Whose packet it is and where its IP header stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +90,4 @@ drop_reasons! {
     IcmpUntranslatable "icmp_untranslatable",
     /// A rewrite found the packet not to be what it was parsed as.
     Rewrite "rewrite",
-    /// For a listener of mode `proxy`, and nothing terminates it.
-    NotBuilt "not_built",
 }

@@ -8,6 +8,7 @@
 //!        ├─ RxQueue ─ moved to a worker: burst in
 //!        └─ TxQueue ─ moved to a worker: burst out
 //!   Mbuf ─────────── one packet, owned: dropping it gives it back to its pool
+//!   SharedMbuf ───── one of several owners, none of whom changes it
 //! ```
 //!
 //! Everything that needs the environment holds an [`EalHandle`], so the environment outlives it. A packet is
@@ -24,6 +25,7 @@ pub mod ring;
 
 mod ethtool;
 mod offload;
+mod shared;
 mod text;
 
 pub use arrayvec::ArrayVec;
@@ -32,6 +34,7 @@ pub use eal::{Eal, EalConfig, EalHandle};
 pub use mbuf::Mbuf;
 pub use mempool::PacketPool;
 pub use port::{Port, RxQueue, TxQueue};
+pub use shared::SharedMbuf;
 pub use text::Errno;
 
 /// The burst size that DPDK's drivers and its own examples are tuned for.

@@ -130,6 +130,22 @@ impl Mbuf {
     }
 
     #[inline]
+    pub(crate) fn raw(&self) -> *mut sys::rte_mbuf {
+        self.0.as_ptr()
+    }
+
+    #[inline]
+    pub(crate) fn raw_nonnull(&self) -> NonNull<sys::rte_mbuf> {
+        self.0
+    }
+
+    /// Bytes of the first segment's buffer, headroom included.
+    #[inline]
+    pub fn room(&self) -> u32 {
+        u32::from(self.header().buf_len)
+    }
+
+    #[inline]
     fn header(&self) -> &sys::rte_mbuf {
         // SAFETY: the packet is valid while it is owned, and no driver touches it in that time.
         unsafe { self.0.as_ref() }
@@ -222,6 +238,23 @@ impl Mbuf {
         added.fill(0);
         self.header_mut().pkt_len = packet_len;
         Some(added)
+    }
+
+    /// Adds `length` bytes at the end of a packet of one segment, which hold whatever an older packet left there: for callers that write
+    /// all of them. `None`, and no change, where the packet has several segments or the tailroom is too small.
+    #[inline]
+    pub fn append_stale(&mut self, length: usize) -> Option<&mut [u8]> {
+        if self.segment_count() != 1 || length > self.tailroom() {
+            return None;
+        }
+        let header = self.header_mut();
+        let start = usize::from(header.data_off) + usize::from(header.data_len);
+        // the tailroom, and so the length, is below 2^16
+        header.data_len += length as u16;
+        header.pkt_len = u32::from(header.data_len);
+        // SAFETY: the tailroom check keeps start + length within the segment's buffer, which is exclusively ours and initialised
+        // pool memory.
+        Some(unsafe { slice::from_raw_parts_mut(header.buf_addr.cast::<u8>().add(start), length) })
     }
 
     /// Cuts `length` bytes off the front of the first segment. False, and no change, where it is shorter.

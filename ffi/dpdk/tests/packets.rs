@@ -11,7 +11,9 @@ use dpdk::mbuf::{self, Checksum};
 use dpdk::mempool::{HEADROOM, PoolError};
 use dpdk::port::{ConfigureError, OpenError, PortConfig, PortError};
 use dpdk::ring::Ring;
-use dpdk::{ArrayVec, Burst, Eal, EalConfig, EalHandle, Mbuf, PacketPool, Port, RxQueue, TxQueue};
+use dpdk::{
+    ArrayVec, Burst, Eal, EalConfig, EalHandle, Mbuf, PacketPool, Port, RxQueue, SharedMbuf, TxQueue,
+};
 
 /// The process's one environment, started by whichever test comes first and kept until the process ends.
 fn environment() -> &'static EalHandle {
@@ -95,6 +97,36 @@ fn a_packet_grows_and_shrinks_at_both_ends() {
     let tailroom = packet.tailroom();
     assert_eq!(packet.append(tailroom).unwrap().iter().map(|&byte| u64::from(byte)).sum::<u64>(), 0);
     assert_eq!((packet.tailroom(), packet.packet_len()), (0, 2048));
+}
+
+#[test]
+fn a_shared_packet_lives_until_its_last_owner_lets_go() {
+    let pool = pool(15);
+    let before = mbuf::ledger();
+    let first = SharedMbuf::new(packet(&pool, b"shared"));
+    assert!(first.cost() > 2_048);
+    let second = first.share();
+    assert_eq!((second.data(), mbuf::ledger() - before, pool.in_use()), (&b"shared"[..], 2, 1));
+    let first = first.into_unique().unwrap_err();
+    drop(second);
+    assert_eq!((mbuf::ledger() - before, pool.in_use()), (1, 1));
+    let mut only = first.into_unique().unwrap();
+    only.data_mut()[0] = b'S';
+    assert_eq!(only.data(), b"Shared");
+    drop(only);
+    assert_eq!((mbuf::ledger(), pool.in_use()), (before, 0));
+}
+
+#[test]
+fn stale_bytes_are_the_callers_to_write() {
+    let pool = pool(15);
+    let mut packet = packet(&pool, b"head");
+    let room = packet.tailroom();
+    assert!(packet.append_stale(room + 1).is_none());
+    packet.append_stale(4).unwrap().copy_from_slice(b"tail");
+    assert_eq!((packet.data(), packet.packet_len(), packet.tailroom()), (&b"headtail"[..], 8, room - 4));
+    assert_eq!(packet.append_stale(room - 4).unwrap().len(), room - 4);
+    assert!(packet.append_stale(1).is_none());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use weir_l4::{DropReason, Mode, Parts};
+use weir_l4::{Mode, Parts, Verdict};
 
 use crate::packets::{ACK, Ip, LINK, Packet, RST, SYN, TCP, UDP, framed, transport_checksum};
 use crate::world::{WEIR_V4, WEIR_V6, World, address, names, single};
@@ -250,13 +250,13 @@ fn a_backend_without_a_port_keeps_the_clients() {
 
 /// What a proxy listener's connections are, others know: this engine keeps nothing of them and forwards nothing.
 #[test]
-fn packets_of_a_proxy_listener_are_a_counted_drop() {
+fn packets_of_a_proxy_listener_end_here() {
     for family in [4, 6] {
         let names = names(family);
         let mut world = World::new(single(Mode::Proxy, TCP, names.vip, names.backend), 4);
         for flags in [SYN, ACK, RST] {
             let outcome = world.packet(&Packet::tcp(names.client, names.vip, flags));
-            assert_eq!(outcome.drop_reason(), DropReason::NotBuilt);
+            assert_eq!(outcome.verdict, Verdict::Terminate(0));
         }
         assert_eq!((world.live(), world.ledger.created.len()), (0, 0));
     }
