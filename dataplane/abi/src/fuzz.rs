@@ -2,6 +2,8 @@
 
 use crate::counters::Reader;
 use crate::image::{ListenersTable, NodeTable, PoolTable, Root, TableKind, TableRef};
+use crate::proxy::{AcceptProxy, Congestion, SendProxy};
+use crate::record::Mode;
 use std::sync::atomic::AtomicU64;
 
 /// Feeds `data` to every parser, once as it is and once resealed with right lengths and checksums,
@@ -15,11 +17,34 @@ pub fn snapshot(data: &[u8]) {
     }
     for kind in [TableKind::Node, TableKind::Listeners, TableKind::Pool] {
         let image = crate::image::seal_raw(kind, data);
-        let _ = NodeTable::parse(&image.reference, &image.bytes);
-        let _ = ListenersTable::parse(&image.reference, &image.bytes);
-        let _ = PoolTable::parse(&image.reference, &image.bytes);
+        if let Ok(table) = NodeTable::parse(&image.reference, &image.bytes) {
+            assert_eq!(table.encode(), image, "a node table that parses encodes to the same bytes");
+        }
+        if let Ok(table) = ListenersTable::parse(&image.reference, &image.bytes) {
+            assert_eq!(table.encode(), image, "a listeners table that parses encodes to the same bytes");
+            proxies(&table);
+        }
+        if let Ok(table) = PoolTable::parse(&image.reference, &image.bytes) {
+            assert_eq!(table.encode(), image, "a pool table that parses encodes to the same bytes");
+            assert!(SendProxy::from_u8(table.pool.send_proxy).is_some());
+        }
         let wild = TableRef { id: 0, length: data.len() as u64, checksum: 0, kind: kind as u32, reserved: 0 };
         let _ = PoolTable::parse(&wild, data);
+    }
+}
+
+/// What a reader relies on without looking: references lead somewhere, and settings are ones that it knows.
+fn proxies(table: &ListenersTable) {
+    for listener in &table.listeners {
+        let proxy = table.proxies.get(listener.proxy as usize);
+        assert_eq!(proxy.is_some(), listener.mode == Mode::Proxy as u8);
+    }
+    for proxy in &table.proxies {
+        let trusted =
+            table.trusted.get(proxy.trusted_first as usize..).and_then(|t| t.get(..proxy.trusted as usize));
+        assert_eq!(trusted.is_some_and(<[_]>::is_empty), proxy.accept_proxy() == AcceptProxy::Off);
+        assert!(trusted.is_some_and(|prefixes| prefixes.iter().all(|prefix| prefix.ip().is_some())));
+        assert!(Congestion::from_u8(proxy.client.congestion).is_some() && proxy.client.buffer_bytes > 0);
     }
 }
 

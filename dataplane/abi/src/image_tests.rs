@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::proxy::{AcceptProxy, TcpRecord};
+use crate::record::{Mode, NO_INDEX, NO_POSITION, OnDown};
 use crate::text::{Name, Text};
 use zerocopy::FromZeros;
 
@@ -84,6 +85,17 @@ fn each_flipped_bit_and_each_cut_is_refused() {
         assert!(Root::parse(7, &copy).is_err(), "flipped byte {at}");
         assert!(Root::parse(7, &bytes[..at]).is_err(), "cut at {at}");
     }
+}
+
+#[test]
+fn a_table_is_not_taken_for_one_of_another_kind() {
+    let mut image = seal_raw(TableKind::Listeners, &node().encode().bytes[32..]);
+    assert!(matches!(
+        NodeTable::parse(&image.reference, &image.bytes),
+        Err(SnapshotError::Value { field: "kind", .. })
+    ));
+    image.reference.kind = TableKind::Node as u32;
+    assert!(NodeTable::parse(&image.reference, &image.bytes).is_err());
 }
 
 #[test]

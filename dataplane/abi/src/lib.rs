@@ -11,6 +11,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod columns;
 pub mod counters;
 pub mod fuzz;

@@ -5,7 +5,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::image::{SnapshotError, ensure};
+use crate::check::ensure;
+use crate::image::SnapshotError;
 use crate::record::from_u8;
 
 /// Most that a time here may be: 24 hours.
