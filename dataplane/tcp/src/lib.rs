@@ -25,6 +25,7 @@ mod output;
 pub mod queue;
 mod quiet;
 pub mod rack;
+mod relayed;
 pub mod rtt;
 pub mod secret;
 pub mod segment;
