@@ -181,16 +181,25 @@ impl Leases {
 
     /// Begins a connection, if it may.
     pub fn acquire(&mut self, key: Key) -> Acquired {
+        self.ask(key, 1)
+    }
+
+    /// Whether a connection may begin; the ledger is asked where it may not yet.
+    pub fn probe(&mut self, key: Key) -> Acquired {
+        self.ask(key, 0)
+    }
+
+    fn ask(&mut self, key: Key, takes: u32) -> Acquired {
         let acquired = self.change(key, |lease| {
             if !lease.is_limited {
-                lease.used += 1;
+                lease.used += takes;
                 return Acquired::Yes;
             }
             let surplus = lease.surplus();
             // asks before the last is gone, so that the next connection needn't wait
             lease.wants |= surplus <= lease.chunk / 4;
             if surplus > 0 {
-                lease.used += 1;
+                lease.used += takes;
                 Acquired::Yes
             } else if lease.is_denied {
                 Acquired::Exhausted
