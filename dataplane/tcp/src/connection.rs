@@ -284,12 +284,15 @@ impl Connection {
         self.flags.has(Flags::FIN_SENT) && self.send.is_empty() && self.snd_una == self.snd_nxt
     }
 
-    /// Whether the application has read so much that the peer should hear of it: half the space or two segments.
+    /// Whether the application has read so much that the peer should hear of it: twice what was announced, and two segments
+    /// more. A peer that has to wait hears of one segment or half the space (RFC 9293 §3.8.6.2.2).
     #[inline(always)]
     pub(crate) fn window_opened(&self) -> bool {
         let announced = self.rcv_edge.since(self.rcv_nxt);
         let free = self.receive_space.saturating_sub(self.receive.len());
-        self.state.receives() && free >= announced.saturating_mul(2).max(announced + 2 * u32::from(self.mss))
+        let mss = u32::from(self.mss);
+        let step = (if announced < mss { mss } else { 2 * mss }).min(self.receive_space / 2);
+        self.state.receives() && free >= announced.saturating_mul(2).max(announced + step)
     }
 
     /// Whether something that was sent takes sequence space and is not acknowledged.

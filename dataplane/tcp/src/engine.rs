@@ -193,6 +193,13 @@ impl<B: Buffer> Engine<B> {
         }
     }
 
+    /// Puts new secrets under SYN cookies (RFC 4987 §3.6) and fast open cookies (RFC 7413 §4.1.2); what was given under the
+    /// ones before stays good. To be called every few minutes, not within two minutes.
+    pub fn rotate_secrets(&mut self, now: Instant) {
+        self.secrets.rotate(now);
+        self.secrets.rotate_fast_open();
+    }
+
     /// What has happened since the start.
     pub fn counters(&self) -> &Counters {
         &self.counters

@@ -266,6 +266,8 @@ impl<B: Buffer> Work<'_, B> {
         }
         if segment.payload_len > 0 {
             if !self.c.state.receives() {
+                // §3.10.7.4, seventh: nothing comes after a FIN; it was sent again because our acknowledgement got lost
+                self.c.flags.set(Flags::ACK_NOW);
                 return Outcome::Alive;
             }
             let is_new = segment.end().is_after(self.c.rcv_nxt);
@@ -330,10 +332,13 @@ impl<B: Buffer> Work<'_, B> {
             return Outcome::Alive;
         }
         if segment.payload_len > 0 || segment.has(tcp::FIN) {
-            self.note_duplicate(
-                segment.payload_seq(),
-                segment.payload_seq() + u32::from(segment.payload_len),
-            );
+            // RFC 2883 §4: only what had arrived before is a duplicate; what is refused for its timestamp, or lies beyond the
+            // window, must not look as if it were here
+            let start = segment.payload_seq();
+            let end = (start + u32::from(segment.payload_len)).min(c.rcv_nxt);
+            if start.is_before(end) {
+                self.note_duplicate(start, end);
+            }
             self.c.flags.set(Flags::ACK_NOW);
         } else if segment.has(tcp::SYN) {
             self.challenge();
@@ -367,7 +372,9 @@ impl<B: Buffer> Work<'_, B> {
                 // the answer of a simultaneous open (RFC 9293 §3.5, figure 8)
                 return None;
             }
-            if is_of_handshake && !segment.has(tcp::ACK) {
+            // data of a fast open SYN has moved RCV.NXT on
+            let is_again = is_of_handshake || (c.flags.has(Flags::FAST_OPEN) && segment.seq.is_before(c.rcv_nxt));
+            if c.state == State::SynReceived && is_again && !segment.has(tcp::ACK) {
                 c.flags.set(Flags::SYN_DUE);
                 return Some(Outcome::Alive);
             }
@@ -378,10 +385,13 @@ impl<B: Buffer> Work<'_, B> {
         Some(Outcome::Alive)
     }
 
-    /// RFC 5961 §3, §4, §5: an acknowledgement, within the rate.
+    /// RFC 5961 §3, §4, §5: an acknowledgement, within the rate of the connection and that of all (§7).
     #[cold]
     pub(crate) fn challenge(&mut self) {
-        if self.challenge.take(tick(self.now)) {
+        let now = tick(self.now);
+        let is_soon = now.wrapping_sub(self.c.challenged_at) < OUT_OF_PLACE_MS;
+        if !is_soon && self.challenge.take(now) {
+            self.c.challenged_at = now;
             self.counters.challenge_acks += 1;
             self.c.flags.set(Flags::ACK_NOW);
         } else {
@@ -450,6 +460,9 @@ impl<B: Buffer> Work<'_, B> {
         }
         let c = &mut *self.c;
         if !c.is_outstanding() {
+            if segment.has_more_options && c.flags.has(Flags::SACK) {
+                self.late_duplicate(frame, segment);
+            }
             return;
         }
         let has_sack = segment.has_more_options && c.flags.has(Flags::SACK);
@@ -559,6 +572,25 @@ impl<B: Buffer> Work<'_, B> {
         }
     }
 
+    /// All is acknowledged, and a D-SACK tells that what was sent again had arrived before: a repair or a probe was needless.
+    #[cold]
+    fn late_duplicate(&mut self, frame: &[u8], segment: &Segment) {
+        let Some(block) = duplicate_block(&segment.sack_blocks(frame), segment.ack) else { return };
+        let c = &mut *self.c;
+        c.rack.on_probe_ack(segment.ack, Some(block), false);
+        self.sent_needlessly(block);
+    }
+
+    /// A D-SACK (RFC 2883): more patience with reordering (RFC 8985 §6.2 step 4), and the reaction to the loss is undone once all
+    /// that was sent again has proved needless (RFC 3708 §2).
+    fn sent_needlessly(&mut self, block: (SeqNumber, SeqNumber)) {
+        let c = &mut *self.c;
+        c.rack.on_duplicate(c.snd_una, c.snd_nxt);
+        if c.send.duplicate(block) && c.flags.has(Flags::UNDOABLE) {
+            self.undo();
+        }
+    }
+
     /// RFC 8985 §7.4.2: the probe repaired a loss: one reaction to it.
     fn probe_repaired(&mut self) {
         let c = &mut *self.c;
@@ -585,12 +617,8 @@ impl<B: Buffer> Work<'_, B> {
             delivered = delivered.and(&sacked);
         }
         let rtt = self.round_trip(segment, &delivered, in_flight_before);
-        let c = &mut *self.c;
         if let Some(block) = duplicate {
-            c.rack.on_duplicate(c.snd_una, c.snd_nxt);
-            if c.send.duplicate(block) && c.flags.has(Flags::RECOVERY.and(Flags::UNDOABLE)) {
-                self.undo();
-            }
+            self.sent_needlessly(block);
         }
         let c = &mut *self.c;
         if c.rack.is_probing() && c.rack.on_probe_ack(segment.ack, duplicate, false) {
@@ -694,7 +722,8 @@ impl<B: Buffer> Work<'_, B> {
 
     fn end_recovery(&mut self) {
         let c = &mut *self.c;
-        c.flags.clear(Flags::RECOVERY.and(Flags::TIMED_OUT).and(Flags::UNDOABLE));
+        // what was needless may show after the repair (UNDOABLE stays until the next one begins)
+        c.flags.clear(Flags::RECOVERY.and(Flags::TIMED_OUT));
         c.rack.on_recovery_end();
         c.congestion.leave_recovery();
         c.duplicate_acks = 0;
@@ -882,12 +911,17 @@ impl<B: Buffer> Work<'_, B> {
     /// RFC 9293 §3.10.7.4, eighth: the FIN, once all before it is here.
     fn fin(&mut self, segment: &Segment) -> Outcome {
         let c = &mut *self.c;
+        if c.flags.has(Flags::FIN_RECEIVED) {
+            // first check of §3.10.7.4: the peer has not heard our acknowledgement
+            c.flags.set(Flags::ACK_NOW);
+            return Outcome::Alive;
+        }
         if segment.has(tcp::FIN) && !c.flags.has(Flags::CUT) {
             c.remote_fin = segment.payload_seq() + u32::from(segment.payload_len);
             c.flags.set(Flags::FIN_PENDING);
         }
         c.flags.clear(Flags::CUT);
-        if !c.flags.has(Flags::FIN_PENDING) || c.remote_fin != c.rcv_nxt || c.flags.has(Flags::FIN_RECEIVED) {
+        if !c.flags.has(Flags::FIN_PENDING) || c.remote_fin != c.rcv_nxt {
             return Outcome::Alive;
         }
         c.flags.clear(Flags::FIN_PENDING);

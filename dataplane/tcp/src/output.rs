@@ -113,8 +113,9 @@ impl<B: Buffer> Work<'_, B> {
         {
             return false;
         }
-        if self.c.flags.has(Flags::ACK_NOW) && self.c.state.is_synchronized() && !self.acknowledge_now(id, tx)
-        {
+        // in SYN-RECEIVED it is a challenge (RFC 5961 §3.2)
+        let acknowledges = self.c.state.is_synchronized() || self.c.state == State::SynReceived;
+        if self.c.flags.has(Flags::ACK_NOW) && acknowledges && !self.acknowledge_now(id, tx) {
             return false;
         }
         if self.c.flags.has(Flags::REARM) {
@@ -159,7 +160,12 @@ impl<B: Buffer> Work<'_, B> {
                 break;
             }
             let in_flight = c.send.in_flight();
-            if in_flight > 0 && c.congestion.window() < in_flight + len {
+            let mut window = c.congestion.window();
+            if c.duplicate_acks != 0 && !c.flags.has(Flags::RECOVERY) {
+                // RFC 3042 §2: what has left the path without SACK telling; two segments at most
+                window += u32::from(c.duplicate_acks.min(2)) * u32::from(c.mss);
+            }
+            if in_flight > 0 && window < in_flight + len {
                 limited = true;
                 break;
             }
@@ -422,7 +428,25 @@ impl<B: Buffer> Work<'_, B> {
 
     /// A segment without data before the window, which a living peer answers: as Linux probes windows and silent peers (RFC 9293
     /// §3.8.4; §3.8.6.1 sends a byte of data instead).
+    ///
+    /// Where the window has some room, and only silly-window avoidance holds the data back, it is data that leaves (RFC 9293
+    /// §3.8.6.2.1: the override time-out).
     fn send_probe(&mut self, id: u16, tx: &mut impl Transmit<B>) -> bool {
+        let c = &mut *self.c;
+        let edge = c.snd_una + c.snd_wnd;
+        if c.waiting == Waiting::Window && edge.is_after(c.snd_nxt) && c.send.unsent() > 0 {
+            let room = edge.since(c.snd_nxt).min(u32::from(c.mss));
+            if let Some(gather) = c.send.fresh(self.nodes, room, self.now) {
+                if !self.emit(&gather, id, tx) {
+                    self.c.send.unsend(self.nodes, gather);
+                    return false;
+                }
+                self.counters.bytes_out += u64::from(gather.len);
+                self.c.flags.clear(Flags::PROBE_DUE);
+                self.c.flags.set(Flags::REARM);
+                return true;
+            }
+        }
         let seq = self.c.snd_una - 1;
         if !self.bare(seq, 0, id, tx) {
             return false;
