@@ -373,7 +373,8 @@ impl<B: Buffer> Work<'_, B> {
                 return None;
             }
             // data of a fast open SYN has moved RCV.NXT on
-            let is_again = is_of_handshake || (c.flags.has(Flags::FAST_OPEN) && segment.seq.is_before(c.rcv_nxt));
+            let is_again =
+                is_of_handshake || (c.flags.has(Flags::FAST_OPEN) && segment.seq.is_before(c.rcv_nxt));
             if c.state == State::SynReceived && is_again && !segment.has(tcp::ACK) {
                 c.flags.set(Flags::SYN_DUE);
                 return Some(Outcome::Alive);

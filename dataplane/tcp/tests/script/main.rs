@@ -9,6 +9,7 @@ mod bound;
 mod language;
 mod runner;
 mod stack;
+mod states;
 mod wire;
 
 use language::Case;
@@ -49,16 +50,31 @@ fn cases(file: &'static str, text: &str) -> Vec<Case> {
 fn run_file(file: &str) {
     let (file, text) =
         FILES.iter().find(|(name, _)| *name == file).copied().expect("the file is in the list");
+    run_cases(cases(file, text));
+}
+
+fn run_cases(cases: Vec<Case>) {
     let wanted = std::env::var("WEIR_CASE").unwrap_or_default();
     let mut failures = Vec::new();
     let mut ran = 0;
-    for case in cases(file, text).iter().filter(|case| case.name.contains(&wanted)) {
+    for case in cases.iter().filter(|case| case.name.contains(&wanted)) {
         ran += 1;
-        if let Err(report) = runner::run(case, &|| Box::new(bound::EngineStack::new())) {
+        if let Some(report) = report(case) {
             failures.push(report);
         }
     }
     assert!(failures.is_empty(), "{} of {ran} cases fail\n\n{}", failures.len(), failures.join("\n"));
+}
+
+/// What is wrong with a case: at the first of all times at which it fails.
+fn report(case: &Case) -> Option<String> {
+    let fails = |start| runner::run(case, start, &|| Box::new(bound::EngineStack::new())).err();
+    runner::STARTS.into_iter().find_map(fails)
+}
+
+#[test]
+fn every_state_answers_every_kind_of_segment() {
+    run_cases(cases("states", &states::text()));
 }
 
 #[test]
@@ -89,7 +105,7 @@ fn there_are_hundreds_of_cases_with_names_of_their_own() {
 /// The report of a script that must fail.
 fn failure(text: &str) -> String {
     let cases = cases("broken.tcp", text);
-    runner::run(&cases[0], &|| Box::new(bound::EngineStack::new())).expect_err("the script fails")
+    report(&cases[0]).expect("the script fails")
 }
 
 #[test]

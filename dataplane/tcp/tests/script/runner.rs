@@ -9,8 +9,14 @@ use super::language::{Case, Number, OptionShape, Place, Shape, Span, Statement, 
 use super::stack::Stack;
 use super::wire::{Opt, Packet, icmp_error, is_v4};
 
-/// When cases begin, unless `our isn` asks for another time.
-const START: Instant = Instant(1_000_000_000);
+/// When cases begin, unless `our isn` asks for another time: at an ordinary time, and shortly before the records' clocks of
+/// microseconds and of milliseconds pass 2^32.
+pub(crate) const STARTS: [Instant; 4] = [
+    Instant(1_000_000_000),
+    Instant(4_294_967_000 - 150_000),
+    Instant((1 << 32) * 1_000 - 150_000),
+    Instant((1 << 31) * 1_000 - 1_100_000),
+];
 /// Calls of `advance` at one instant after which the stack is said to hang.
 const STILL: usize = 100;
 /// What the clock of a peer with `peer timestamps run` shows at the start of a case.
@@ -107,8 +113,7 @@ struct Runner<'a> {
 }
 
 /// Runs a case on a stack that `new` makes. The error is a text for people.
-pub(crate) fn run(case: &Case, new: &dyn Fn() -> Box<dyn Stack>) -> Result<(), String> {
-    let mut start = START;
+pub(crate) fn run(case: &Case, mut start: Instant, new: &dyn Fn() -> Box<dyn Stack>) -> Result<(), String> {
     if let Some(wanted) = wanted_isn(case) {
         // RFC 9293 §3.4.1: initial numbers follow a clock of 4 µs, so the time of the start chooses them
         let mut stack = new();
@@ -140,7 +145,10 @@ pub(crate) fn run(case: &Case, new: &dyn Fn() -> Box<dyn Stack>) -> Result<(), S
     }
     match failed {
         None => Ok(()),
-        Some((place, text, problem)) => Err(report(case, &place, &text, &problem, &runner.trace)),
+        Some((place, text, problem)) => {
+            let begin = format!("{problem}\n  the clock began at {} µs", start.0);
+            Err(report(case, &place, &text, &begin, &runner.trace))
+        }
     }
 }
 
