@@ -1,0 +1,340 @@
+//! Connections without TCP: a test says what happens to each, and sees what the proxy does with it.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use weir_l7::connections::{
+    Accepted, Accounts, BackendCount, Cause, Connections, ListenerCount, Surroundings,
+};
+use weir_tcp::buffer::HeapBuffer;
+use weir_tcp::{Buffer, Chunk, ConnectError, Ended, Endpoint, Events, Instant};
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) local: Endpoint,
+    pub(crate) remote: Endpoint,
+    pub(crate) listener: u16,
+    pub(crate) token: u32,
+    pub(crate) inbox: VecDeque<Chunk<HeapBuffer>>,
+    /// What the proxy has sent, and not read by the peer.
+    pub(crate) outbox: Vec<u8>,
+    /// All that was ever sent.
+    pub(crate) sent: Vec<u8>,
+    pub(crate) limit: usize,
+    pub(crate) wants_room: bool,
+    pub(crate) is_shut: bool,
+    pub(crate) is_aborted: bool,
+    pub(crate) is_released: bool,
+    pub(crate) is_open: bool,
+    pub(crate) ended: Ended,
+    news: Events,
+}
+
+/// All connections; a handle is a place, never reused.
+#[derive(Debug, Default)]
+pub(crate) struct Fake {
+    pub(crate) connections: Vec<Connection>,
+    queue: VecDeque<usize>,
+    /// How many there may be at once.
+    pub(crate) capacity: Option<usize>,
+}
+
+impl Fake {
+    fn add(&mut self, local: Endpoint, remote: Endpoint, listener: u16, token: u32) -> usize {
+        self.connections.push(Connection {
+            local,
+            remote,
+            listener,
+            token,
+            inbox: VecDeque::new(),
+            outbox: Vec::new(),
+            sent: Vec::new(),
+            limit: 1 << 16,
+            wants_room: false,
+            is_shut: false,
+            is_aborted: false,
+            is_released: false,
+            is_open: true,
+            ended: Ended::No,
+            news: Events::default(),
+        });
+        self.connections.len() - 1
+    }
+
+    pub(crate) fn tell(&mut self, handle: usize, events: Events) {
+        self.connections[handle].news |= events;
+        self.queue.push_back(handle);
+    }
+
+    /// A client's handshake is complete.
+    pub(crate) fn client(&mut self, remote: Endpoint, local: Endpoint, listener: u16) -> usize {
+        let handle = self.add(local, remote, listener, u32::MAX);
+        self.tell(handle, Events::ACCEPTED);
+        handle
+    }
+
+    /// The peer sends.
+    pub(crate) fn arrives(&mut self, handle: usize, bytes: &[u8]) {
+        self.connections[handle].inbox.push_back(Chunk::whole(HeapBuffer::from(bytes)));
+        self.tell(handle, Events::READABLE);
+    }
+
+    /// The peer has sent everything.
+    pub(crate) fn finishes(&mut self, handle: usize) {
+        self.tell(handle, Events::FINISHED);
+        self.close_if_done(handle, true);
+    }
+
+    /// The connection ends, not in order.
+    pub(crate) fn dies(&mut self, handle: usize, ended: Ended) {
+        let connection = &mut self.connections[handle];
+        connection.ended = ended;
+        connection.is_open = false;
+        connection.inbox.clear();
+        connection.outbox.clear();
+        self.tell(handle, Events::CLOSED);
+    }
+
+    /// Both FINs are there, all is acknowledged.
+    pub(crate) fn close_if_done(&mut self, handle: usize, peer_is_done: bool) {
+        let connection = &mut self.connections[handle];
+        if peer_is_done && connection.is_shut && connection.is_open {
+            connection.ended = Ended::Finished;
+            connection.is_open = false;
+            self.tell(handle, Events::CLOSED);
+        }
+    }
+
+    /// The peer reads so much of what it was sent.
+    pub(crate) fn peer_reads(&mut self, handle: usize, bytes: usize) -> Vec<u8> {
+        let connection = &mut self.connections[handle];
+        let bytes = bytes.min(connection.outbox.len());
+        let read = connection.outbox.drain(..bytes).collect();
+        if connection.wants_room && connection.outbox.len() < connection.limit {
+            connection.wants_room = false;
+            self.tell(handle, Events::WRITABLE);
+        }
+        read
+    }
+
+    /// Connections that the proxy still holds.
+    pub(crate) fn held(&self) -> usize {
+        self.connections.iter().filter(|connection| !connection.is_released).count()
+    }
+
+    /// The upstream connections, in the order of their SYNs.
+    pub(crate) fn upstreams(&self) -> Vec<usize> {
+        (0..self.connections.len()).filter(|at| self.connections[*at].listener == u16::MAX).collect()
+    }
+}
+
+impl Connections for Fake {
+    type Buffer = HeapBuffer;
+    type Handle = usize;
+
+    fn poll_event(&mut self) -> Option<(usize, Events)> {
+        loop {
+            let handle = self.queue.pop_front()?;
+            let connection = &mut self.connections[handle];
+            let news = std::mem::take(&mut connection.news);
+            if !news.is_empty() && !connection.is_released {
+                return Some((handle, news));
+            }
+        }
+    }
+
+    fn accepted(&self, handle: usize) -> Option<Accepted> {
+        let connection = &self.connections[handle];
+        Some(Accepted { listener: connection.listener, local: connection.local, remote: connection.remote })
+    }
+
+    fn token(&self, handle: usize) -> Option<u32> {
+        Some(self.connections[handle].token)
+    }
+
+    fn set_token(&mut self, handle: usize, token: u32) {
+        self.connections[handle].token = token;
+    }
+
+    fn ended(&self, handle: usize) -> Ended {
+        self.connections[handle].ended
+    }
+
+    fn is_taken(&self, local: Endpoint, remote: Endpoint) -> bool {
+        self.connections.iter().any(|other| other.is_open && other.local == local && other.remote == remote)
+    }
+
+    fn connect(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        _profile: u16,
+        token: u32,
+        _now: Instant,
+    ) -> Result<usize, ConnectError> {
+        if self.is_taken(local, remote) {
+            return Err(ConnectError::InUse);
+        }
+        if self.capacity.is_some_and(|capacity| self.held() >= capacity) {
+            return Err(ConnectError::Full);
+        }
+        Ok(self.add(local, remote, u16::MAX, token))
+    }
+
+    fn receive(&mut self, handle: usize) -> Option<Chunk<HeapBuffer>> {
+        self.connections[handle].inbox.pop_front()
+    }
+
+    fn peek(&self, handle: usize) -> Option<&[u8]> {
+        self.connections[handle].inbox.front().map(Chunk::bytes)
+    }
+
+    fn consume(&mut self, handle: usize, bytes: u32) {
+        let inbox = &mut self.connections[handle].inbox;
+        let Some(chunk) = inbox.front_mut() else { return };
+        chunk.offset += bytes as u16;
+        chunk.len -= bytes as u16;
+        if chunk.len == 0 {
+            inbox.pop_front();
+        }
+    }
+
+    fn receivable(&self, handle: usize) -> u32 {
+        self.connections[handle].inbox.iter().map(|chunk| u32::from(chunk.len)).sum()
+    }
+
+    fn room(&self, handle: usize) -> u32 {
+        let connection = &self.connections[handle];
+        connection.limit.saturating_sub(connection.outbox.len()) as u32
+    }
+
+    fn await_room(&mut self, handle: usize) {
+        self.connections[handle].wants_room = true;
+    }
+
+    fn unsent(&self, handle: usize) -> u32 {
+        self.connections[handle].outbox.len() as u32
+    }
+
+    fn send(&mut self, handle: usize, chunk: Chunk<HeapBuffer>) -> Result<(), Chunk<HeapBuffer>> {
+        let room = self.room(handle);
+        let connection = &mut self.connections[handle];
+        if connection.is_shut || !connection.is_open || room == 0 {
+            return Err(chunk);
+        }
+        connection.outbox.extend(chunk.bytes());
+        connection.sent.extend(chunk.bytes());
+        Ok(())
+    }
+
+    fn shutdown(&mut self, handle: usize) {
+        assert!(!self.connections[handle].is_released, "shut after its release");
+        self.connections[handle].is_shut = true;
+    }
+
+    fn abort(&mut self, handle: usize) {
+        let connection = &mut self.connections[handle];
+        assert!(!connection.is_released, "aborted after its release");
+        connection.is_aborted |= connection.is_open;
+        connection.is_open = false;
+    }
+
+    fn release(&mut self, handle: usize) {
+        let connection = &mut self.connections[handle];
+        assert!(!connection.is_released, "released twice");
+        connection.is_released = true;
+        connection.is_open = false;
+    }
+}
+
+/// Buffers, and ends that others use.
+#[derive(Debug, Default)]
+pub(crate) struct Around {
+    pub(crate) has_no_buffers: bool,
+    pub(crate) taken: Vec<(Endpoint, Endpoint)>,
+}
+
+impl<B: Buffer + for<'a> From<&'a [u8]>> Surroundings<B> for Around {
+    fn copy(&mut self, bytes: &[u8]) -> Option<B> {
+        (!self.has_no_buffers).then(|| B::from(bytes))
+    }
+
+    fn is_taken(&self, local: Endpoint, remote: Endpoint) -> bool {
+        self.taken.contains(&(local, remote))
+    }
+}
+
+/// Who counts, for the test to read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Books(Rc<RefCell<Inner>>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    listeners: HashMap<(u16, ListenerCount), u64>,
+    backends: HashMap<(u32, BackendCount), u64>,
+    active: HashMap<u16, i64>,
+    queued: HashMap<u16, i64>,
+    backend_active: HashMap<u32, i64>,
+    snat_exhausted: u64,
+    aborted: HashMap<Cause, u64>,
+}
+
+impl Books {
+    pub(crate) fn of(&self, count: ListenerCount) -> u64 {
+        self.0.borrow().listeners.iter().filter(|((_, of), _)| *of == count).map(|(_, by)| by).sum()
+    }
+
+    pub(crate) fn backend(&self, backend: u32, count: BackendCount) -> u64 {
+        self.0.borrow().backends.get(&(backend, count)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn active(&self) -> i64 {
+        self.0.borrow().active.values().sum()
+    }
+
+    pub(crate) fn queued(&self) -> i64 {
+        self.0.borrow().queued.values().sum()
+    }
+
+    pub(crate) fn backend_active(&self, backend: u32) -> i64 {
+        self.0.borrow().backend_active.get(&backend).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn all_backends_active(&self) -> i64 {
+        self.0.borrow().backend_active.values().sum()
+    }
+
+    pub(crate) fn snat_exhausted(&self) -> u64 {
+        self.0.borrow().snat_exhausted
+    }
+
+    pub(crate) fn aborted(&self, cause: Cause) -> u64 {
+        self.0.borrow().aborted.get(&cause).copied().unwrap_or(0)
+    }
+}
+
+impl Accounts for Books {
+    fn listener(&mut self, listener: u16, count: ListenerCount, by: u64) {
+        *self.0.borrow_mut().listeners.entry((listener, count)).or_default() += by;
+    }
+    fn listener_active(&mut self, listener: u16, by: i64) {
+        *self.0.borrow_mut().active.entry(listener).or_default() += by;
+    }
+    fn listener_queued(&mut self, listener: u16, by: i64) {
+        *self.0.borrow_mut().queued.entry(listener).or_default() += by;
+    }
+    fn backend(&mut self, backend: u32, count: BackendCount, by: u64) {
+        *self.0.borrow_mut().backends.entry((backend, count)).or_default() += by;
+    }
+    fn backend_active(&mut self, backend: u32, by: i64) {
+        *self.0.borrow_mut().backend_active.entry(backend).or_default() += by;
+    }
+    fn snat_exhausted(&mut self) {
+        self.0.borrow_mut().snat_exhausted += 1;
+    }
+    fn aborted(&mut self, cause: Cause) {
+        *self.0.borrow_mut().aborted.entry(cause).or_default() += 1;
+    }
+}
