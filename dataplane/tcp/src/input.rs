@@ -612,8 +612,15 @@ impl<B: Buffer> Work<'_, B> {
     ) {
         let mut duplicate = None;
         if has_sack {
-            let blocks = segment.sack_blocks(frame);
+            let mut blocks = segment.sack_blocks(frame);
             duplicate = duplicate_block(&blocks, segment.ack);
+            if self.c.flags.has(Flags::FIN_SENT) {
+                // the queue knows of data only, a block may reach over the FIN
+                let end = self.c.send.sent_end();
+                for block in &mut blocks {
+                    block.1 = block.1.min(end);
+                }
+            }
             let sacked = self.c.send.sack(self.nodes, &blocks);
             delivered = delivered.and(&sacked);
         }

@@ -258,8 +258,9 @@ impl<B: Buffer> Work<'_, B> {
         let c = &*self.c;
         let mss = u32::from(c.mss);
         if c.flags.has(Flags::DUPLICATE) || c.receive.has_out_of_order() {
-            // as many SACK blocks as there may be beside timestamps
-            return mss.saturating_sub(28).max(1);
+            // three SACK blocks beside timestamps, four without
+            let blocks = if c.flags.has(Flags::TIMESTAMPS) { 28 } else { 36 };
+            return mss.saturating_sub(blocks).max(1);
         }
         mss
     }

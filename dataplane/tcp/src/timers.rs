@@ -75,7 +75,9 @@ impl<B: Buffer> Work<'_, B> {
             Waiting::Nothing => Outcome::Alive,
             Waiting::Window => self.probe_window(),
             Waiting::Reordering => {
-                self.c.waiting = Waiting::Retransmit;
+                // armed here, since the repair may have to wait for room in the transmit queue
+                let timeout = self.c.rtt.timeout_us(&self.bounds());
+                self.wait(Waiting::Retransmit, timeout);
                 let flight = self.c.send.sent() - self.c.send.sacked();
                 self.lose(flight);
                 if self.c.waiting != Waiting::Reordering {
@@ -159,7 +161,9 @@ impl<B: Buffer> Work<'_, B> {
         if c.send.sent() == 0 && c.flags.has(Flags::FIN_SENT) {
             self.send_fin(id, tx);
         }
-        self.c.waiting = Waiting::Retransmit;
+        // armed here, since the segment may have to wait for room in the transmit queue
+        let timeout = self.c.rtt.timeout_us(&self.bounds());
+        self.wait(Waiting::Retransmit, timeout);
         self.c.flags.set(Flags::REARM);
         Outcome::Alive
     }

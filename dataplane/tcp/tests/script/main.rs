@@ -33,7 +33,7 @@ macro_rules! scripts {
 }
 
 scripts! {
-    close congestion cookies fast_open handshake icmp keep_alive options receive recovery reset send tail_loss time_wait timeout
+    close congestion cookies corners fast_open handshake icmp keep_alive limits options receive recovery reset send tail_loss time_wait timeout
     timestamps window
 }
 

@@ -19,6 +19,8 @@ pub(crate) const STARTS: [Instant; 4] = [
 ];
 /// Calls of `advance` at one instant after which the stack is said to hang.
 const STILL: usize = 100;
+/// An MSS below this is not kept to (as Linux, CVE-2019-11479).
+const LEAST_MSS: usize = 48;
 /// What the clock of a peer with `peer timestamps run` shows at the start of a case.
 const PEER_CLOCK_MS: u64 = 1_000;
 
@@ -38,6 +40,8 @@ struct Talk {
     timestamps_run: bool,
     first_timestamp: Option<u32>,
     last_timestamp: u32,
+    /// What the peer takes in a segment, options included (RFC 6691).
+    peer_mss: usize,
     peer_scale: Option<u8>,
     our_scale: Option<u8>,
     /// Right edge of the window that the peer has granted, relative.
@@ -63,6 +67,7 @@ impl Talk {
             timestamps_run: false,
             first_timestamp: None,
             last_timestamp: 0,
+            peer_mss: usize::MAX,
             peer_scale: None,
             our_scale: None,
             edge: 0,
@@ -396,6 +401,13 @@ impl<'a> Runner<'a> {
             talk.our_edge = edge;
         }
         let talk = &self.talks[&label];
+        let with_options = packet.payload.len() + packet.options_len();
+        if !packet.payload.is_empty() && with_options > talk.peer_mss {
+            return Err(format!(
+                "sent {with_options} bytes of options and data, but the peer's MSS is {} (RFC 6691)",
+                talk.peer_mss
+            ));
+        }
         if !packet.dont_fragment {
             return Err("sent a packet that may be fragmented: RFC 1191 §3 needs don't-fragment".into());
         }
@@ -427,6 +439,12 @@ impl<'a> Runner<'a> {
                 Opt::WindowScale(shift) => Some((*shift).min(14)),
                 _ => None,
             });
+            let mss = packet.options.iter().find_map(|option| match option {
+                Opt::Mss(mss) if *mss > 0 => Some(usize::from(*mss)),
+                _ => None,
+            });
+            let default = if is_v4(talk.remote.address) { tcp::DEFAULT_MSS_V4 } else { tcp::DEFAULT_MSS_V6 };
+            talk.peer_mss = mss.unwrap_or(usize::from(default)).max(LEAST_MSS);
             talk.edge = talk.edge.max(1 + i64::from(packet.window));
         }
         if packet.flags & tcp::ACK != 0 {
@@ -500,6 +518,7 @@ impl<'a> Runner<'a> {
             payload: (0..end - seq).map(|index| pattern(false, first + index) ^ flip).collect(),
             hop_limit: shape.hop_limit.unwrap_or(64),
             dont_fragment: true,
+            options_len: 0,
         })
     }
 

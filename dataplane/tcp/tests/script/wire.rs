@@ -37,6 +37,8 @@ pub(crate) struct Packet {
     pub(crate) payload: Vec<u8>,
     pub(crate) hop_limit: u8,
     pub(crate) dont_fragment: bool,
+    /// As received; 0 in what is still to be written.
+    pub(crate) options_len: usize,
 }
 
 const FRAME_HEADER: usize = 14;
@@ -81,6 +83,11 @@ impl Packet {
         out
     }
 
+    /// Bytes of options, padding included.
+    pub(crate) fn options_len(&self) -> usize {
+        self.options_len
+    }
+
     /// Reads a frame, and refuses one that no stack may send.
     pub(crate) fn read(frame: &[u8]) -> Result<Packet, String> {
         let parsed = parse(frame, &ParseOptions { l3_checksum_ok: false })
@@ -116,6 +123,7 @@ impl Packet {
             payload: segment[header_len..].to_vec(),
             hop_limit: parsed.ttl,
             dont_fragment: parsed.dont_fragment,
+            options_len: header_len - 20,
         })
     }
 
