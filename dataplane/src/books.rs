@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use hugepages::segment::AtomicWords;
-use weir_abi::columns::{BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, WorkerColumn};
+use weir_abi::columns::{
+    BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, ProxyColumn, TcpColumn, UpstreamColumn,
+    WorkerColumn,
+};
 use weir_abi::counters::{GroupSpec, Layout, Writer};
 use weir_abi::record::MAX_PORTS;
 use weir_l4::{Accounts, Delivery, Ended};
+use weir_l7::{BackendCount, Cause, ListenerCount};
 
 use crate::drops::{self, Drop};
 
@@ -38,6 +42,9 @@ pub fn layout(workers: usize, backend_rows: usize) -> Layout {
             group(PortColumn::GROUP, MAX_PORTS, PortColumn::COLUMNS),
             group(ListenerColumn::GROUP, LISTENER_ROWS, ListenerColumn::COLUMNS),
             group(BackendColumn::GROUP, backend_rows, BackendColumn::COLUMNS),
+            group(TcpColumn::GROUP, 1, TcpColumn::COLUMNS),
+            group(ProxyColumn::GROUP, LISTENER_ROWS, ProxyColumn::COLUMNS),
+            group(UpstreamColumn::GROUP, backend_rows, UpstreamColumn::COLUMNS),
         ],
     )
 }
@@ -82,6 +89,9 @@ pub struct Books {
     port: Writer<Words>,
     listener: Writer<Words>,
     backend: Writer<Words>,
+    tcp: Writer<Words>,
+    proxy: Writer<Words>,
+    upstream: Writer<Words>,
     /// By backend and way, so that the few backends of one pool don't meet.
     tallies: [Tally; TALLIES],
     /// Which of them hold something.
@@ -98,6 +108,9 @@ impl Books {
             port: writer(PortColumn::GROUP)?,
             listener: writer(ListenerColumn::GROUP)?,
             backend: writer(BackendColumn::GROUP)?,
+            tcp: writer(TcpColumn::GROUP)?,
+            proxy: writer(ProxyColumn::GROUP)?,
+            upstream: writer(UpstreamColumn::GROUP)?,
             tallies: [Tally::default(); TALLIES],
             pending: 0,
         })
@@ -136,6 +149,25 @@ impl Books {
     pub fn dropped(&self, reason: impl Into<Drop>, packets: u64) {
         self.worker.add(0, WorkerColumn::Dropped as usize, packets);
         self.drop.add(0, usize::from(reason.into().0), packets);
+    }
+
+    /// Sets a column of the TCP engine.
+    pub fn set_tcp(&self, column: TcpColumn, value: u64) {
+        self.tcp.set(0, column as usize, value);
+    }
+
+    /// Adds to a column of the TCP engine.
+    pub fn add_tcp(&self, column: TcpColumn, amount: u64) {
+        self.tcp.add(0, column as usize, amount);
+    }
+
+    /// Moves a gauge.
+    fn shift(writer: &Writer<Words>, row: usize, column: usize, by: i64) {
+        if by < 0 {
+            writer.subtract(row, column, by.unsigned_abs());
+        } else {
+            writer.add(row, column, by.unsigned_abs());
+        }
     }
 
     /// Counts a delivered packet; written out by [`Books::settle`] at the latest.
@@ -252,6 +284,66 @@ impl Accounts for Books {
 
     fn no_backend(&mut self, listener: u16) {
         self.listener.add(usize::from(listener), ListenerColumn::NoBackend as usize, 1);
+    }
+}
+
+impl weir_l7::Accounts for &Books {
+    #[inline]
+    fn listener(&mut self, listener: u16, count: ListenerCount, by: u64) {
+        let column = match count {
+            ListenerCount::Accepted => ProxyColumn::ConnectionsAccepted,
+            ListenerCount::RefusedLimit => ProxyColumn::ConnectionsRefusedLimit,
+            ListenerCount::QueueTimeouts => ProxyColumn::QueueTimeouts,
+            ListenerCount::HandshakeTimeouts => ProxyColumn::HandshakeTimeouts,
+            ListenerCount::IdleTimeouts => ProxyColumn::IdleTimeouts,
+            ListenerCount::HalfCloseTimeouts => ProxyColumn::HalfCloseTimeouts,
+            ListenerCount::ClientResets => ProxyColumn::ClientResets,
+            ListenerCount::BytesIn => ProxyColumn::BytesIn,
+            ListenerCount::BytesOut => ProxyColumn::BytesOut,
+            ListenerCount::ProxyHeaderRefused => ProxyColumn::ProxyHeaderRefused,
+            ListenerCount::NoBackend => ProxyColumn::NoBackend,
+        };
+        self.proxy.add(usize::from(listener), column as usize, by);
+    }
+
+    fn listener_active(&mut self, listener: u16, by: i64) {
+        Books::shift(&self.proxy, usize::from(listener), ProxyColumn::ConnectionsActive as usize, by);
+    }
+
+    fn listener_queued(&mut self, listener: u16, by: i64) {
+        Books::shift(&self.proxy, usize::from(listener), ProxyColumn::Queued as usize, by);
+    }
+
+    #[inline]
+    fn backend(&mut self, backend: u32, count: BackendCount, by: u64) {
+        let column = match count {
+            BackendCount::Connects => UpstreamColumn::Connects,
+            BackendCount::ConnectFailures => UpstreamColumn::ConnectFailures,
+            BackendCount::ConnectTimeouts => UpstreamColumn::ConnectTimeouts,
+            BackendCount::Retries => UpstreamColumn::Retries,
+            BackendCount::ServerResets => UpstreamColumn::ServerResets,
+            BackendCount::BytesIn => UpstreamColumn::BytesIn,
+            BackendCount::BytesOut => UpstreamColumn::BytesOut,
+        };
+        self.upstream.add(backend as usize, column as usize, by);
+    }
+
+    fn backend_active(&mut self, backend: u32, by: i64) {
+        Books::shift(&self.upstream, backend as usize, UpstreamColumn::Active as usize, by);
+    }
+
+    fn snat_exhausted(&mut self) {
+        self.add_tcp(TcpColumn::SnatExhausted, 1);
+    }
+
+    fn aborted(&mut self, cause: Cause) {
+        let column = match cause {
+            Cause::Aborted => TcpColumn::ResetsAborted,
+            Cause::Timeout => TcpColumn::ResetsTimeout,
+            Cause::Limit => TcpColumn::ResetsLimit,
+            Cause::Memory => TcpColumn::ResetsMemory,
+        };
+        self.add_tcp(column, 1);
     }
 }
 

@@ -26,6 +26,7 @@ use crate::memory::{self, remember_snat};
 use crate::messages::{FromWorker, ToWorker};
 use crate::output::{Output, PortOut, Way};
 use crate::snapshot::Snapshot;
+use crate::terminate::{Sizes, Terminator};
 use crate::view::View;
 use crate::worker::{Input, Peers, Worker, tick_now};
 
@@ -37,6 +38,12 @@ const MESSAGES: usize = 4_096;
 const DEFAULT_BUFFERS: u32 = 16_383;
 /// Buffers that each worker's cache of a pool holds.
 const POOL_CACHE: u32 = 256;
+
+/// Buffers of all workers for small pieces of data, and their bytes.
+const SMALL_BUFFERS: u32 = 16_383;
+const SMALL_BYTES: u16 = 512;
+/// Bytes of DPDK's header of a buffer.
+const MBUF_HEADER: u64 = 128;
 
 /// Why the dataplane can't start.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +80,29 @@ pub struct Place<'a> {
     pub log_level: dpdk::eal::LogLevel,
 }
 
+/// Makes terminators: at the start, or with the first generation that has a proxy.
+#[derive(Clone, Debug)]
+pub struct Foundry {
+    small: PacketPool,
+    spread: Arc<Spread>,
+    workers: u16,
+    secret: [u8; 32],
+    tsc_hz: u64,
+    connections: usize,
+    /// What the buffers of a port allow: half of them may wait in queues, the rest is for receiving and sending.
+    memory: u64,
+}
+
+impl Foundry {
+    /// The terminator of a worker.
+    pub fn terminator(&self, worker: u16, view: &View, memory: u64) -> Box<Terminator> {
+        let owner = reply_owner(&self.spread, worker, self.workers);
+        let sizes = Sizes { connections: self.connections, memory: memory.min(self.memory) };
+        let small = self.small.clone();
+        Box::new(Terminator::new(&sizes, view, owner, self.secret, small, self.tsc_hz))
+    }
+}
+
 /// A worker as the management thread knows it.
 pub struct Handle {
     /// Orders to it.
@@ -97,6 +127,8 @@ pub struct Running {
     pub ports: Vec<Port>,
     /// Link addresses of the ports.
     pub macs: Vec<Mac>,
+    /// Makes terminators.
+    pub foundry: Foundry,
     /// The management thread's counters.
     pub books: Books,
     /// DPDK; must be dropped last.
@@ -171,6 +203,7 @@ pub fn launch(
         deal_queues(index as u16, part, &mut lots, &mut wiring)?;
     }
     let pools: Vec<PacketPool> = parts.iter().map(|part| part.pool.clone()).collect();
+    let foundry = foundry(&eal.handle(), &spread, workers as u16, buffers, node)?;
     adopter.set_workers(workers);
     let mut handles = Vec::new();
     for (index, lot) in lots.into_iter().enumerate() {
@@ -193,11 +226,13 @@ pub fn launch(
             reports: reports_out,
             ack,
             reply_owner: reply_owner(&spread, index as u16, workers as u16),
+            foundry: foundry.clone(),
+            tcp_memory: node.tcp_memory_bytes,
         };
         handles.push(Handle { orders, reports, thread: spawn(plan, place.tables.path(), eal.handle())? });
     }
     let ports = parts.into_iter().map(|part| part.port).collect();
-    Ok(Running { workers: handles, ports, macs, books, eal, _locks: locks })
+    Ok(Running { workers: handles, ports, macs, foundry, books, eal, _locks: locks })
 }
 
 fn start_eal(
@@ -212,7 +247,8 @@ fn start_eal(
         .collect();
     // mbuf header, headroom and alignment beside the data room
     let each = u64::from(buffer_bytes(node)) + 128 + 128 + 64;
-    let megabytes = devices.len() as u64 * u64::from(buffers) * each / (1 << 20) + 64;
+    let small = u64::from(SMALL_BUFFERS) * (u64::from(SMALL_BYTES) + 320);
+    let megabytes = (devices.len() as u64 * u64::from(buffers) * each + small) / (1 << 20) + 64;
     let config = EalConfig {
         file_prefix: format!("weir-{}", place.instance),
         no_huge: place.no_huge,
@@ -223,6 +259,32 @@ fn start_eal(
         ..EalConfig::default()
     };
     Eal::init(&config).map_err(|error| failed("DPDK")(&error))
+}
+
+/// What terminators of any worker are made from.
+fn foundry(
+    environment: &EalHandle,
+    spread: &Arc<Spread>,
+    workers: u16,
+    buffers: u32,
+    node: &NodeRecord,
+) -> Result<Foundry, LaunchError> {
+    let small = PacketPool::new(environment, "small", SMALL_BUFFERS, POOL_CACHE, SMALL_BYTES, None)
+        .map_err(|error| failed("buffers for small pieces")(&error))?;
+    let mut secret = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut secret))
+        .map_err(|error| failed("/dev/urandom")(&error))?;
+    let each = u64::from(buffer_bytes(node)) + u64::from(dpdk::mempool::HEADROOM) + MBUF_HEADER;
+    Ok(Foundry {
+        small,
+        spread: Arc::clone(spread),
+        workers,
+        secret,
+        tsc_hz: lcore::tsc_hz(environment),
+        connections: node.tcp_connections as usize,
+        memory: u64::from(buffers / 2) * each / u64::from(workers.max(1)),
+    })
 }
 
 fn buffer_bytes(node: &NodeRecord) -> u16 {
@@ -473,6 +535,8 @@ struct Plan {
     reports: spsc::Producer<FromWorker>,
     ack: WorkerAck,
     reply_owner: ReplyOwner,
+    foundry: Foundry,
+    tcp_memory: u64,
 }
 
 /// Starts a worker and waits until it is ready, so that its errors are the caller's.
@@ -534,6 +598,8 @@ fn become_worker(
         recovery.recovered,
         recovery.discarded
     );
+    let has_proxy = plan.view.services.has_proxy();
+    let terminator = has_proxy.then(|| plan.foundry.terminator(plan.index, &plan.view, plan.tcp_memory));
     let worker = Worker {
         index: plan.index,
         inputs: plan.lot.inputs,
@@ -548,6 +614,8 @@ fn become_worker(
         ack: plan.ack,
         adaptive: plan.adaptive,
         links: Links::default(),
+        terminator,
+        small: plan.foundry.small,
     };
     Ok((worker, guard))
 }

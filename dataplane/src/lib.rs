@@ -3,6 +3,7 @@
 //! ```text
 //! management ── adopts generations (snapshot → view), neighbours, statistics
 //!   └ launch ─▶ worker × n ── the loop: classify, engine (weir-l4), output
+//!                  ├ terminate  connections that end here: TCP (weir-tcp) and the proxy (weir-l7)
 //!                  ├ local   answers to ARP, NDP, echo
 //!                  ├ links   next hops' addresses, packets that wait for one
 //!                  └ books   counters; drops: every reason
@@ -20,8 +21,10 @@ pub mod messages;
 pub mod neighbour;
 pub mod output;
 pub mod packet;
+pub mod proxied;
 #[cfg(test)]
 mod sample;
 pub mod snapshot;
+pub mod terminate;
 pub mod view;
 pub mod worker;

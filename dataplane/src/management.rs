@@ -13,6 +13,7 @@ use hugepages::generation::{Adopter, RunState, monotonic_ns};
 use hugepages::segment::SegmentDir;
 use weir_abi::columns::PortColumn;
 use weir_abi::record::Timeout;
+use weir_l7::Ledger;
 use weir_net::arp::NeighborFrame;
 use weir_net::{Mac, arp, ndp};
 
@@ -53,6 +54,8 @@ pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
     adopter.adopted(snapshot.generation);
     adopter.set_state(RunState::Running);
     tracing::info!("running generation {}, {} workers", snapshot.generation, running.workers.len());
+    let ledger = Ledger::new(running.workers.len());
+    let terminates = view.services.has_proxy();
     let mut management = Management {
         directory: place.shared,
         adopter,
@@ -60,11 +63,15 @@ pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
         snapshot,
         view,
         neighbours,
+        ledger,
+        terminates,
         refused: 0,
         announced: HashSet::new(),
         announcements: VecDeque::new(),
         next_statistics_ms: 0,
     };
+    let view = Arc::clone(&management.view);
+    management.limit(&view);
     management.announce();
     while !stop.load(Ordering::Relaxed) {
         management.round();
@@ -132,6 +139,10 @@ struct Management<'a> {
     snapshot: Snapshot,
     view: Arc<View>,
     neighbours: Neighbours,
+    /// Limits of connections, lent to workers.
+    ledger: Ledger,
+    /// Whether workers have terminators.
+    terminates: bool,
     /// The last generation that was refused.
     refused: u64,
     announced: HashSet<(u16, IpAddr)>,
@@ -155,6 +166,7 @@ impl Management<'_> {
             self.adopt(published);
         }
         self.reports(now);
+        self.lend();
         self.resolve(now);
         self.send_announcements(now);
         if now >= self.next_statistics_ms {
@@ -177,9 +189,16 @@ impl Management<'_> {
         let previous = Arc::clone(&self.view.services);
         let view = Arc::new(View::build(&snapshot, Some(&previous), &mut self.neighbours, now));
         self.neighbours.retain_configured(&view.next_hops, now);
-        for worker in &mut self.running.workers {
+        let terminates = view.services.has_proxy() && !self.view.services.has_proxy() && !self.terminates;
+        for (index, worker) in (0u16..).zip(&mut self.running.workers) {
+            if terminates {
+                let memory = snapshot.node.node.tcp_memory_bytes;
+                push(worker, ToWorker::Terminate(self.running.foundry.terminator(index, &view, memory)));
+            }
             push(worker, ToWorker::Adopt(Arc::clone(&view)));
         }
+        self.terminates |= terminates;
+        self.limit(&view);
         tracing::debug!("generation {generation} handed to the workers");
         self.view = view;
         self.snapshot = snapshot;
@@ -197,7 +216,7 @@ impl Management<'_> {
     }
 
     fn reports(&mut self, now: u64) {
-        for worker in &mut self.running.workers {
+        for (index, worker) in self.running.workers.iter_mut().enumerate() {
             while let Some(report) = worker.reports.pop() {
                 match report {
                     FromWorker::Retired(view) => drop(view),
@@ -205,6 +224,35 @@ impl Management<'_> {
                         self.neighbours.received(port, address, mac, answers, now);
                     }
                     FromWorker::Wanted { port, address } => self.neighbours.wanted(port, address, now),
+                    FromWorker::Limit(message) => self.ledger.receive(index, message),
+                }
+            }
+        }
+    }
+
+    /// Tells the ledger the limits of a generation.
+    fn limit(&mut self, view: &View) {
+        let gone: Vec<weir_l7::Key> = self
+            .ledger
+            .limits()
+            .map(|(key, _)| key)
+            .filter(|key| !view.proxied.limits.iter().any(|(kept, _)| kept == key))
+            .collect();
+        for key in gone {
+            self.ledger.set_limit(key, 0);
+        }
+        for &(key, limit) in &view.proxied.limits {
+            self.ledger.set_limit(key, limit);
+        }
+    }
+
+    /// Sends the ledger's messages.
+    fn lend(&mut self) {
+        for (index, worker) in self.running.workers.iter_mut().enumerate() {
+            while let Some(message) = self.ledger.poll(index) {
+                if let Err(ToWorker::Limit(message)) = worker.orders.push(ToWorker::Limit(message)) {
+                    self.ledger.unpoll(index, message);
+                    break;
                 }
             }
         }

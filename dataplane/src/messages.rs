@@ -7,6 +7,7 @@ use weir_net::Mac;
 use weir_net::arp::NeighborFrame;
 
 use crate::neighbour::Update;
+use crate::terminate::Terminator;
 use crate::view::View;
 
 /// To a worker.
@@ -18,6 +19,10 @@ pub enum ToWorker {
     Neighbour(Update),
     /// Send this frame on this port.
     Send(u16, NeighborFrame),
+    /// Connections end here from now on.
+    Terminate(Box<Terminator>),
+    /// The ledger of limits says.
+    Limit(weir_l7::ToWorker),
     /// Send what waits, let go of everything and end.
     Stop,
 }
@@ -38,6 +43,8 @@ pub enum FromWorker {
         /// It was an answer to us.
         answers: bool,
     },
+    /// To the ledger of limits.
+    Limit(weir_l7::ToLedger),
     /// A packet waits for this neighbour.
     Wanted {
         /// On which port.

@@ -13,6 +13,7 @@ use weir_l4::{Backend, Listener, Parts, Pool, Services, bits_of};
 use weir_net::Prefix;
 
 use crate::neighbour::{NeighbourId, Neighbours};
+use crate::proxied::Proxied;
 use crate::snapshot::Snapshot;
 
 /// One generation for the workers.
@@ -28,6 +29,8 @@ pub struct View {
     pub vips: HashSet<u128, FoldState>,
     /// Longest prefix first.
     routes: Vec<Route>,
+    /// What is proxied.
+    pub proxied: Proxied,
     /// Next hops that this generation names.
     pub next_hops: HashSet<NeighbourId>,
 }
@@ -111,6 +114,7 @@ impl View {
             routes,
             ports,
             next_hops,
+            proxied: Proxied::default(),
         };
         let mut backends = Vec::new();
         for table in &snapshot.pools {
@@ -145,6 +149,8 @@ impl View {
             icmp_rate: node.node.icmp_rate,
             smallest_mtu: view.ports.iter().map(|port| port.mtu).min().unwrap_or(1_500),
         };
+        let mtu = parts.smallest_mtu;
+        view.proxied = Proxied::of(snapshot, &parts.pools, mtu);
         view.services = Arc::new(Services::new(parts));
         view
     }

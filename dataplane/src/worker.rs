@@ -23,13 +23,14 @@ use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, icmpv6, par
 
 use crate::books::{Books, Way};
 use crate::drops::{Drop, WorkerReason};
-use crate::links::{Hold, Links};
+use crate::links::Links;
 use crate::local::{self, Outcome};
 use crate::memory::{SegmentMemory, remember_snat};
 use crate::messages::{FromWorker, ToWorker};
 use crate::neighbour::NeighbourId;
 use crate::output::{Output, PortOut};
 use crate::packet::Packet;
+use crate::terminate::{self, Terminator, Wire};
 use crate::view::{Hop, View};
 
 /// Nanoseconds of a tick of the engine's clock.
@@ -104,6 +105,10 @@ pub struct Worker {
     pub adaptive: bool,
     /// Link addresses.
     pub links: Links,
+    /// Connections that end here, once a generation has a proxy.
+    pub terminator: Option<Box<Terminator>>,
+    /// Buffers for small pieces of their data.
+    pub small: PacketPool,
 }
 
 /// A burst between the stages: arrays that are written in place, because copying a record that was just written field by field stalls.
@@ -191,6 +196,12 @@ impl Worker {
         }
         if found {
             self.flush_steering(&mut stage.steering);
+        }
+        if self.terminator.as_ref().is_some_and(|terminator| terminator.is_busy()) {
+            found = true;
+            self.terminated(Terminator::run);
+        }
+        if found {
             self.output.flush(&self.books);
             self.books.settle();
         }
@@ -279,6 +290,19 @@ impl Worker {
             let verdict = self.engine.process(&mut packet, parsed, lookup, tick, &mut self.books);
             self.execute(packet, parsed, *port, verdict, tick);
         }
+        if self.terminator.as_ref().is_some_and(|terminator| terminator.has_taken()) {
+            self.terminated(Terminator::arrive);
+        }
+    }
+
+    /// Calls the terminator with the worker's way out.
+    #[inline(never)]
+    fn terminated(&mut self, call: impl FnOnce(&mut Terminator, &mut Wire<'_>)) {
+        let Some(mut terminator) = self.terminator.take() else { return };
+        let Self { output, links, view, pools, small, books, reports, .. } = self;
+        let mut wire = Wire { output, links, view, pools, small, books, reports };
+        call(&mut terminator, &mut wire);
+        self.terminator = Some(terminator);
     }
 
     /// First stage of nearly every packet: whether it is plain IPv4 for this worker. All others, good or bad, go through
@@ -460,12 +484,22 @@ impl Worker {
                 self.deliver_to_client(packet, parsed, port, delivery.l3, tick);
             }
             Verdict::Reply => self.answer(packet, port),
+            Verdict::Terminate(listener) => self.terminate(packet, parsed, listener),
             Verdict::Local => {
                 let mut packet = packet;
                 let outcome = local::other(&mut packet, parsed);
                 self.conclude(outcome, packet, port);
             }
             Verdict::Drop(reason) => self.drop_one(reason),
+        }
+    }
+
+    /// A packet of a connection that ends here.
+    fn terminate(&mut self, packet: Packet, parsed: &Parsed, listener: u16) {
+        match &mut self.terminator {
+            Some(terminator) if !terminator.is_full() => terminator.take(packet, parsed, listener),
+            // no burst is longer than the batch, so this is a generation without its terminator
+            _ => self.drop_one(weir_l4::DropReason::NoListener),
         }
     }
 
@@ -518,17 +552,7 @@ impl Worker {
                 return;
             }
         };
-        let (hold, refused) = self.links.hold(packet, l3, port, address);
-        if hold == Hold::First {
-            let address = weir_l4::address_of(address);
-            // a full ring costs a repetition: housekeeping asks again for all that wait
-            let _ = self.reports.push(FromWorker::Wanted { port, address });
-        }
-        if let Some(refused) = refused {
-            self.books.dropped(WorkerReason::NeighbourQueueFull, 1);
-            drop(refused);
-        }
-        self.books.set(WorkerColumn::Held, self.links.held() as u64);
+        terminate::hold(&mut self.links, &mut self.reports, &self.books, packet, l3, port, address);
     }
 
     /// Sends an answer that stands in its question's buffer.
@@ -568,6 +592,10 @@ impl Worker {
                 ToWorker::Adopt(view) => self.adopt(view),
                 ToWorker::Neighbour(update) => self.neighbour(&update),
                 ToWorker::Send(port, frame) => self.send_frame(port, &frame),
+                ToWorker::Terminate(terminator) => self.terminator = Some(terminator),
+                ToWorker::Limit(message) => {
+                    self.terminated(|terminator, wire| terminator.receive(message, wire.books));
+                }
                 ToWorker::Stop => return false,
             }
         }
@@ -581,6 +609,9 @@ impl Worker {
         remember_snat(self.engine.storage_v4().header_mut(), &names);
         for (out, port) in self.output.ports.iter_mut().zip(&view.ports) {
             out.vlan = port.vlan;
+        }
+        if let Some(terminator) = &mut self.terminator {
+            terminator.adopt(&view, &self.books);
         }
         let generation = view.generation;
         let previous = std::mem::replace(&mut self.view, view);
@@ -638,6 +669,14 @@ impl Worker {
         for (port, address) in self.links.waiting_for().filter(|_| new_tick) {
             let _ = self.reports.push(FromWorker::Wanted { port, address });
         }
+        if self.terminator.is_some() {
+            self.terminated(|terminator, wire| {
+                terminator.advance(wire);
+                terminator.report(wire.reports);
+                terminator.publish(wire.books);
+            });
+            self.output.flush(&self.books);
+        }
         let (flows_v4, flows_v6) = self.engine.live();
         self.books.set(WorkerColumn::FlowsIpv4, u64::from(flows_v4));
         self.books.set(WorkerColumn::FlowsIpv6, u64::from(flows_v6));
@@ -650,6 +689,8 @@ impl Worker {
 
     /// Lets go of everything, so that the ledger ends at zero.
     fn end(mut self) {
+        // packets that wait to be read or acknowledged were consumed when they came
+        drop(self.terminator.take());
         let held = self.links.take_held();
         self.books.set(WorkerColumn::Held, 0);
         self.books.dropped(WorkerReason::Shutdown, held.len() as u64);

@@ -38,6 +38,9 @@ pub enum State {
 }
 
 impl State {
+    /// How many there are.
+    pub const COUNT: usize = Self::LastAck as usize + 1;
+
     /// Whether the handshake is over and the connection is not.
     #[inline(always)]
     pub const fn is_synchronized(self) -> bool {
@@ -122,6 +125,8 @@ flags! {
     RST_DUE = 25;
     /// A D-SACK is due: `duplicate` holds its block.
     DUPLICATE = 26;
+    /// In the list of those that wait for pieces to send.
+    STARVED = 27;
     /// The SYN or SYN+ACK was sent more than once.
     SYN_REPEATED = 28;
     /// The retransmission timer has to be set anew.
@@ -256,6 +261,15 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Whether these are its ends.
+    #[inline(always)]
+    pub(crate) fn is_between(&self, remote: Endpoint, local: Endpoint) -> bool {
+        (self.remote == remote.address)
+            & (self.local == local.address)
+            & (self.remote_port == remote.port)
+            & (self.local_port == local.port)
+    }
+
     #[inline(always)]
     pub(crate) fn local(&self) -> Endpoint {
         Endpoint { address: self.local, port: self.local_port }

@@ -111,6 +111,35 @@ pub struct Census {
     pub closed: u32,
     /// In TIME_WAIT.
     pub time_wait: u32,
+    states: States,
+}
+
+impl Census {
+    /// Connections in a state; those that are [`State::Closed`] wait for the application to let go of them.
+    pub fn of(&self, state: State) -> u32 {
+        self.states.of(state)
+    }
+}
+
+/// How many connections are in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct States([u32; State::COUNT]);
+
+impl States {
+    fn of(&self, state: State) -> u32 {
+        self.0.get(state as usize).copied().unwrap_or(0)
+    }
+
+    /// A connection goes from one state to another; `None` is none.
+    #[inline]
+    pub(crate) fn moves(&mut self, from: Option<State>, to: Option<State>) {
+        if let Some(count) = from.and_then(|state| self.0.get_mut(state as usize)) {
+            *count = count.saturating_sub(1);
+        }
+        if let Some(count) = to.and_then(|state| self.0.get_mut(state as usize)) {
+            *count += 1;
+        }
+    }
 }
 
 /// TCP of one worker.
@@ -124,13 +153,15 @@ pub struct Engine<B> {
     pub(crate) profiles: Vec<Option<Profile>>,
     pub(crate) secrets: Secrets,
     pub(crate) counters: Counters,
-    pub(crate) census: Census,
+    pub(crate) states: States,
     pub(crate) config: EngineConfig,
     pub(crate) challenge: ChallengeLimit,
     /// Slots that may have something to send.
     pub(crate) ready: Vec<u32>,
     /// Slots with news.
-    news: VecDeque<u32>,
+    pub(crate) news: VecDeque<u32>,
+    /// Slots that wait for pieces to send, the longest first.
+    pub(crate) starved: VecDeque<u32>,
     seed: [u64; 2],
     pub(crate) identification: u16,
     /// An empty list, kept for its memory.
@@ -167,11 +198,12 @@ impl<B: Buffer> Engine<B> {
             profiles: Vec::new(),
             secrets: Secrets::new(secret),
             counters: Counters::default(),
-            census: Census::default(),
+            states: States::default(),
             challenge: ChallengeLimit::new(config.challenge_acks, a ^ d),
             config,
             ready: Vec::new(),
             news: VecDeque::new(),
+            starved: VecDeque::new(),
             seed: [a.rotate_left(13) ^ c, b.rotate_left(29) ^ d],
             identification: a as u16,
             spare: Vec::new(),
@@ -207,13 +239,28 @@ impl<B: Buffer> Engine<B> {
 
     /// Connections by state.
     pub fn census(&self) -> Census {
-        let census = self.census;
-        Census { time_wait: self.time_waits.live() as u32, ..census }
+        let states = self.states;
+        let (half_open, established) =
+            (states.of(State::SynSent) + states.of(State::SynReceived), states.of(State::Established));
+        let closed = states.of(State::Closed);
+        Census {
+            half_open,
+            established,
+            closing: states.0.iter().sum::<u32>() - half_open - established - closed,
+            closed,
+            time_wait: self.time_waits.live() as u32,
+            states,
+        }
     }
 
     /// Records in use; the capacity is [`EngineConfig::connections`].
     pub fn live(&self) -> usize {
         self.slab.live()
+    }
+
+    /// Most connections.
+    pub fn capacity(&self) -> usize {
+        self.config.connections
     }
 
     /// Bytes of buffers that the queues hold.
@@ -273,16 +320,26 @@ impl<B: Buffer> Engine<B> {
 
     /// The record of these addresses.
     #[inline(always)]
-    pub(crate) fn find(&self, hash: u32, remote: Endpoint, local: Endpoint) -> Option<u32> {
+    pub(crate) fn find(&self, lookup: Lookup, remote: Endpoint, local: Endpoint) -> Option<u32> {
+        // the guess is nearly always right, and its line was asked for
+        if let Some(candidate) = Index::<Vec<Bucket>>::candidate(lookup.guess)
+            && candidate.direction == Direction::Forward
+            && let Some(record) = self.slab.at(candidate.slot)
+            && record.state != State::Closed
+            && record.is_between(remote, local)
+        {
+            return Some(candidate.slot);
+        }
+        self.look_up(lookup.hash, remote, local)
+    }
+
+    /// As [`Engine::find`], without a guess.
+    #[inline(never)]
+    pub(crate) fn look_up(&self, hash: u32, remote: Endpoint, local: Endpoint) -> Option<u32> {
         let records = self.slab.records();
         let found = self.index.find(hash, |candidate| {
             candidate.direction == Direction::Forward
-                && records.get(candidate.slot as usize).is_some_and(|record| {
-                    (record.remote == remote.address)
-                        & (record.local == local.address)
-                        & (record.remote_port == remote.port)
-                        & (record.local_port == local.port)
-                })
+                && records.get(candidate.slot as usize).is_some_and(|record| record.is_between(remote, local))
         });
         found.map(|candidate| candidate.slot)
     }
@@ -317,7 +374,7 @@ impl<B: Buffer> Engine<B> {
             return Handled::Done;
         };
         let (remote, local) = endpoints(frame, parsed);
-        if let Some(slot) = self.find(lookup.hash, remote, local) {
+        if let Some(slot) = self.find(lookup, remote, local) {
             self.counters.segments_in += 1;
             self.arrived(slot, buffer, &segment, now, tx);
             return Handled::Done;
@@ -418,10 +475,35 @@ impl<B: Buffer> Engine<B> {
         }
         if let Err(chunk) = record.send.push(&mut self.nodes, chunk) {
             record.flags.set(Flags::WANTS_ROOM);
+            if !record.flags.has(Flags::STARVED) {
+                record.flags.set(Flags::STARVED);
+                self.starved.push_back(handle.slot);
+            }
             return Err(chunk);
         }
         self.mark_ready(handle.slot);
         Ok(())
+    }
+
+    /// Tells as many of those that wait for pieces as there are pieces: no acknowledgement would, where they have nothing
+    /// outstanding.
+    #[cold]
+    pub(crate) fn feed(&mut self) {
+        let mut left = self.nodes.left_to_send();
+        while left > 0
+            && let Some(slot) = self.starved.pop_front()
+        {
+            let Some(record) = self.slab.at_mut(slot) else { continue };
+            // the slot may be another connection's by now
+            if record.flags.has(Flags::STARVED) {
+                record.flags.clear(Flags::STARVED);
+                if record.flags.has(Flags::WANTS_ROOM) {
+                    record.flags.clear(Flags::WANTS_ROOM);
+                    self.announce(slot, Events::WRITABLE);
+                    left -= 1;
+                }
+            }
+        }
     }
 
     /// Ends our side: a FIN follows the data that waits.
@@ -527,7 +609,8 @@ impl<B: Buffer> Engine<B> {
             self.slab.remove(slot);
             return None;
         }
-        self.census.half_open += 1;
+        let state = self.slab.at(slot).map(|record| record.state);
+        self.states.moves(None, state);
         Some(slot)
     }
 
@@ -541,21 +624,7 @@ impl<B: Buffer> Engine<B> {
         {
             profile.half_open = profile.half_open.saturating_sub(1);
         }
-        if let Some(count) = self.counted(before) {
-            *count = count.saturating_sub(1);
-        }
-        if let Some(count) = self.counted(state) {
-            *count += 1;
-        }
-    }
-
-    fn counted(&mut self, state: State) -> Option<&mut u32> {
-        Some(match state {
-            State::Closed => &mut self.census.closed,
-            State::SynSent | State::SynReceived => &mut self.census.half_open,
-            State::Established => &mut self.census.established,
-            _ => &mut self.census.closing,
-        })
+        self.states.moves(Some(before), Some(state));
     }
 
     /// The connection is over: out of the index and the wheel, its data to be sent freed. The record stays while the
@@ -601,7 +670,7 @@ impl<B: Buffer> Engine<B> {
         record.receive.clear(&mut self.nodes);
         record.send.clear(&mut self.nodes);
         // lists may still name the slot: what they find there is another's or nothing, and harmless
-        self.census.closed = self.census.closed.saturating_sub(1);
+        self.states.moves(Some(State::Closed), None);
         self.slab.remove(slot);
     }
 }
