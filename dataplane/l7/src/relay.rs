@@ -33,17 +33,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if events.has(Events::CLOSED) {
             let ended = self.connections.ended(handle);
             if ended != Ended::Finished {
-                let (listener, backend) = (session.listener, session.backend);
-                match (side, ended) {
-                    (Side::Client, Ended::Reset) => {
-                        self.accounts.listener(listener, ListenerCount::ClientResets, 1);
-                    }
-                    (Side::Upstream, Ended::Reset) => {
-                        self.accounts.backend(backend, BackendCount::ServerResets, 1);
-                    }
-                    _ => {}
-                }
-                return self.lost(slot, side);
+                return self.lost(slot, side, ended);
             }
             session.flags.set(Flags::CLOSED, side);
         }
@@ -71,8 +61,17 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     }
 
     /// A side is gone without a FIN: so goes the other.
-    fn lost(&mut self, slot: u32, side: Side) {
+    fn lost(&mut self, slot: u32, side: Side, ended: Ended) {
         let Some(session) = self.proxy.sessions.at_mut(slot) else { return };
+        match (side, ended) {
+            (Side::Client, Ended::Reset) => {
+                self.accounts.listener(session.listener, ListenerCount::ClientResets, 1);
+            }
+            (Side::Upstream, Ended::Reset) => {
+                self.accounts.backend(session.backend, BackendCount::ServerResets, 1);
+            }
+            _ => {}
+        }
         // the lost one has nothing to abort any more
         match side {
             Side::Client => {
@@ -132,9 +131,12 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             let Some(chunk) = self.connections.receive(source) else { break };
             let len = u64::from(chunk.len);
             if self.connections.send(target, chunk).is_err() {
-                // there was room, so the target can't send any more (its end is among the next news), or there is no
-                // memory: what can't be kept must not be passed over
-                return self.end(slot, Some(Cause::Memory));
+                // there was room: the target has just died, its news are behind these; else there is no memory, and
+                // what can't be kept must not be passed over
+                return match self.connections.ended(target) {
+                    Ended::No | Ended::Finished => self.end(slot, Some(Cause::Memory)),
+                    ended => self.lost(slot, to, ended),
+                };
             }
             bytes += len;
         }
