@@ -223,6 +223,10 @@ impl<B: Buffer> Engine<B> {
         now: Instant,
         tx: &mut impl Transmit<B>,
     ) {
+        // what waits in TIME_WAIT under these addresses has let the SYN pass
+        let hash = self.hash(remote, local);
+        let old = self.find_time_wait(hash, remote, local);
+        let least_iss = old.and_then(|slot| self.succeed(slot));
         let Some(profile) = self.profile(listener) else { return };
         let config = profile.config;
         let options = segment.options(buffer.bytes());
@@ -240,13 +244,15 @@ impl<B: Buffer> Engine<B> {
             return;
         }
         let mut record = self.fresh(local, remote, listener, now);
+        if let Some(least) = least_iss.filter(|least| record.snd_nxt.is_before(*least)) {
+            record.number_from(least);
+        }
         record.state = State::SynReceived;
         record.flags.set(Flags::PASSIVE.and(Flags::SYN_DUE));
         record.take_syn(segment, &options, &config, now);
         // RFC 3168 §6.1.1: an ECN-setup SYN has both bits
         let asks_ecn = segment.flags & (tcp::ECE | tcp::CWR) == tcp::ECE | tcp::CWR;
         record.flags.put(Flags::ECN, config.ecn && asks_ecn);
-        let hash = self.hash(remote, local);
         let opened =
             if config.fast_open { self.check_fast_open(segment, &options, &mut record) } else { false };
         let Some(slot) = self.open(record, hash) else {
@@ -376,10 +382,8 @@ impl<B: Buffer> Engine<B> {
         record.take_syn(&syn, &options, &config, now);
         record.ts_offset = restored.timestamp_offset.unwrap_or(0);
         record.flags.put(Flags::ECN, restored.ecn);
-        record.snd_una = iss;
+        record.number_from(iss);
         record.snd_nxt = iss + 1;
-        record.recover = iss;
-        record.send = SendQueue::new(iss + 1);
         // the round trip of the handshake is not known
         record.flags.set(Flags::SYN_UNTIMED);
         let hash = self.hash(remote, local);
@@ -413,6 +417,14 @@ impl<B: Buffer> Engine<B> {
 }
 
 impl Connection {
+    /// Chooses the initial sequence number; nothing was sent.
+    fn number_from(&mut self, iss: SeqNumber) {
+        self.snd_una = iss;
+        self.snd_nxt = iss;
+        self.recover = iss;
+        self.send = SendQueue::new(iss + 1);
+    }
+
     /// Takes over what a peer's SYN says (RFC 9293 §3.10.7.2): sequence numbers, window and options that both want.
     pub(crate) fn take_syn(
         &mut self,

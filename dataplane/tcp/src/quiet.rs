@@ -11,6 +11,7 @@ use crate::header::{Header, NOT_ECT};
 use crate::limit::OUT_OF_PLACE_MS;
 use crate::options::{OptionBytes, Timestamps};
 use crate::segment::Segment;
+use crate::seq::SeqNumber;
 use crate::time::Instant;
 use crate::time_wait::TimeWait;
 use crate::transmit::{Payload, Transmit};
@@ -80,7 +81,15 @@ impl<B: Buffer> Engine<B> {
         }
     }
 
-    /// RFC 9293 §3.10.7.4 for TIME-WAIT. `false`: a SYN that may begin anew; the entry is gone.
+    /// A new connection takes the place of an old one: the least initial sequence number that is beyond all that the old one
+    /// has sent (RFC 9293 §3.6.1), with a window between as in Linux.
+    pub(crate) fn succeed(&mut self, slot: u32) -> Option<SeqNumber> {
+        let entry = self.forget(slot)?;
+        self.counters.time_wait_reused += 1;
+        Some(entry.snd_nxt + 65_537)
+    }
+
+    /// RFC 9293 §3.10.7.4 for TIME-WAIT. `false`: a SYN that may begin anew.
     pub(crate) fn in_time_wait(
         &mut self,
         slot: u32,
@@ -103,8 +112,6 @@ impl<B: Buffer> Engine<B> {
                 _ => segment.seq.is_after(entry.rcv_nxt),
             };
             if is_newer {
-                self.forget(slot);
-                self.counters.time_wait_reused += 1;
                 return false;
             }
         }

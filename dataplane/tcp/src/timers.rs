@@ -8,6 +8,10 @@ use crate::input::{Outcome, Work};
 use crate::time::Instant;
 use crate::transmit::Transmit;
 
+/// Probes of a closed window that a connection gets which the application has let go of, as Linux's tcp_orphan_retries. RFC 9293
+/// §3.8.6.1 would go on for ever; RFC 6429 §3 allows to end it.
+const RELEASED_PROBES: u8 = 8;
+
 impl<B: Buffer> Engine<B> {
     /// Runs the timers that are due, and sends what that makes due.
     pub fn advance(&mut self, now: Instant, tx: &mut impl Transmit<B>) {
@@ -203,6 +207,12 @@ impl<B: Buffer> Work<'_, B> {
             return Outcome::Over(Ended::TimedOut);
         }
         let c = &mut *self.c;
+        if !c.flags.has(Flags::OWNED) && c.rtt.timeouts() >= RELEASED_PROBES {
+            // a peer that never reads would hold memory for ever that nobody asks for any more (CVE-2008-4609)
+            self.counters.timed_out += 1;
+            self.counters.resets_timeout += 1;
+            return Outcome::Reset(Ended::TimedOut);
+        }
         c.flags.set(Flags::PROBE_DUE);
         c.rtt.back_off();
         let timeout = self.c.rtt.timeout_us(&self.bounds());
