@@ -63,7 +63,6 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             client: Some(handle),
             upstream: None,
             link: Link::IDLE,
-            generation: 0,
             setup: at,
             pool,
             backend: NO_BACKEND,

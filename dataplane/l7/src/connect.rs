@@ -21,6 +21,9 @@ const REHASHES: u64 = 8;
 /// Sessions of a queue that are looked at when one can go: the first may wait for a backend that others don't want.
 const LOOK_AHEAD: usize = 16;
 
+/// What sessions wait for a backend whose listener is gone: the default of a connect.
+const ORPHAN_MS: u32 = 5_000;
+
 /// What became of an attempt to find a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Placed {
@@ -111,6 +114,13 @@ impl Selector {
 impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// Finds the session a backend, a place in the queue, or its end.
     pub(crate) fn place(&mut self, slot: u32) {
+        // those who wait come first
+        if let Some(session) = self.proxy.sessions.at(slot) {
+            let pool = session.pool;
+            if self.proxy.queues.get(pool as usize).is_some_and(|queue| !queue.is_empty()) {
+                self.serve_queue(pool);
+            }
+        }
         let placed = self.try_connect(slot);
         match placed {
             Placed::Connecting => {}
@@ -138,7 +148,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             };
             let listener = rules.listener(session.listener);
             let (retries, connect_ms) =
-                listener.map_or((0, 5_000), |rules| (rules.retries, rules.connect_ms));
+                listener.map_or((0, ORPHAN_MS), |rules| (rules.retries, rules.connect_ms));
             if setup.tried.len() > usize::from(retries) || setup.tried.is_full() {
                 return Placed::Nowhere;
             }
@@ -273,7 +283,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let proxy = &mut *self.proxy;
         let Some(session) = proxy.sessions.at_mut(slot) else { return };
         let (listener, pool, setup) = (session.listener, session.pool, session.setup);
-        let (size, wait_ms) = proxy.rules.listener(listener).map_or((0, 0), |rules| {
+        let (size, wait_ms) = proxy.rules.listener(listener).map_or((0, ORPHAN_MS), |rules| {
             (rules.queue, if rules.queue == 0 { rules.connect_ms } else { rules.queue_ms })
         });
         if proxy.queued.len() <= usize::from(listener) {

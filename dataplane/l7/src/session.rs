@@ -99,7 +99,6 @@ pub(crate) struct Session<H> {
     pub(crate) client: Option<H>,
     pub(crate) upstream: Option<H>,
     pub(crate) link: Link,
-    pub(crate) generation: u32,
     /// Its [`Setup`], until it relays; in a free record the next free one.
     pub(crate) setup: u32,
     pub(crate) pool: u32,
@@ -129,7 +128,8 @@ impl<H: Copy> Session<H> {
     }
 }
 
-/// Sessions; the memory for all is set aside at the start.
+/// Sessions; the memory for all is set aside at the start. A slot is known by the handle that its connection's news come with:
+/// the engine checks those by generation, so a slot needs none.
 #[derive(Debug)]
 pub(crate) struct Sessions<H> {
     records: Vec<Session<H>>,
@@ -164,11 +164,10 @@ impl<H> Sessions<H> {
     }
 
     /// Takes a record; `None` where all are in use.
-    pub(crate) fn insert(&mut self, mut record: Session<H>) -> Option<u32> {
+    pub(crate) fn insert(&mut self, record: Session<H>) -> Option<u32> {
         let slot = self.free;
         if let Some(place) = self.records.get_mut(slot as usize) {
             self.free = place.setup;
-            record.generation = place.generation.wrapping_add(1);
             *place = record;
             self.live += 1;
             return Some(slot);

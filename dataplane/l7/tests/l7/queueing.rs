@@ -131,3 +131,18 @@ fn who_waits_for_the_ledger_can_leave_or_run_out_of_time() {
     assert!(world.is_reset(waiter));
     world.is_clean();
 }
+
+/// A place that becomes free in the same round as a client arrives is not the newcomer's.
+#[test]
+fn nobody_overtakes() {
+    let mut world = World::new(plan(1, 1, 10));
+    let (first, _) = world.session();
+    let waiting = world.client();
+    world.arrives(waiting, b"waiting");
+    world.fake.dies(first, Ended::Reset);
+    let newcomer = world.client();
+    world.arrives(newcomer, b"newcomer");
+    world.answer(world.syn());
+    assert_eq!(world.sent(world.syn()), b"waiting");
+    assert_eq!(world.books.queued(), 1);
+}
