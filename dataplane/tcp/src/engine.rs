@@ -16,6 +16,7 @@ use crate::config::{ConnectionConfig, EngineConfig};
 use crate::connection::{Connection, Flags, State};
 use crate::counters::Counters;
 use crate::event::{Ended, Events, Handle};
+use crate::header::Header;
 use crate::limit::ChallengeLimit;
 use crate::queue::Nodes;
 use crate::rtt::Bounds;
@@ -166,6 +167,8 @@ pub struct Engine<B> {
     pub(crate) identification: u16,
     /// An empty list, kept for its memory.
     pub(crate) spare: Vec<u32>,
+    /// The segment that is sent next, kept for its place.
+    pub(crate) header: Header,
 }
 
 /// The clock of the timers: milliseconds modulo 2^32.
@@ -207,6 +210,7 @@ impl<B: Buffer> Engine<B> {
             seed: [a.rotate_left(13) ^ c, b.rotate_left(29) ^ d],
             identification: a as u16,
             spare: Vec::new(),
+            header: Header::default(),
         }
     }
 
@@ -256,6 +260,11 @@ impl<B: Buffer> Engine<B> {
     /// Records in use; the capacity is [`EngineConfig::connections`].
     pub fn live(&self) -> usize {
         self.slab.live()
+    }
+
+    /// Sets how much memory buffers in queues may keep from other use: [`EngineConfig::memory`].
+    pub fn set_memory(&mut self, bytes: u64) {
+        self.config.memory = bytes;
     }
 
     /// Most connections.

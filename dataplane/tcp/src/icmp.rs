@@ -59,7 +59,7 @@ impl<B: Buffer> Engine<B> {
         };
         let seq = SeqNumber(u32::from_be_bytes(seq));
         let hash = self.hash(remote, local);
-        let Some(slot) = self.find(hash, remote, local) else { return false };
+        let Some(slot) = self.look_up(hash, remote, local) else { return false };
         let Some(record) = self.slab.at(slot) else { return false };
         if seq.is_before(record.snd_una) || !seq.is_before(record.snd_nxt) {
             return true;

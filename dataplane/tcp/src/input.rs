@@ -9,6 +9,7 @@ use crate::connection::{Connection, Flags, State, Waiting};
 use crate::counters::Counters;
 use crate::engine::{Engine, tick};
 use crate::event::{Ended, Events};
+use crate::header::Header;
 use crate::limit::{ChallengeLimit, OUT_OF_PLACE_MS};
 use crate::queue::{Delivered, Nodes};
 use crate::rtt::Bounds;
@@ -22,7 +23,8 @@ use crate::transmit::Transmit;
 const TIMESTAMP_LIFE_MS: u32 = 24 * 24 * 3_600 * 1_000;
 /// Duplicate acknowledgements that mean a loss, for peers without SACK (RFC 5681 §3.2).
 const DUPLICATES: u8 = 3;
-/// Data in a buffer that is at least so many times larger is copied out, so that small writes don't pin large buffers.
+/// Data in a buffer that is at least so many times larger is copied out, so that small writes don't pin large buffers. The
+/// first piece is not, while there is memory: most applications read it at once.
 const COPY_RATIO: u32 = 4;
 
 /// What has to be done beyond the record.
@@ -50,6 +52,8 @@ pub(crate) struct Work<'a, B> {
     pub(crate) secrets: &'a Secrets,
     pub(crate) memory: u64,
     pub(crate) now: Instant,
+    /// The segment that is sent next, kept for its place.
+    pub(crate) header: &'a mut Header,
 }
 
 impl<B: Buffer> Engine<B> {
@@ -67,6 +71,7 @@ impl<B: Buffer> Engine<B> {
             secrets: &self.secrets,
             memory: self.config.memory,
             now,
+            header: &mut self.header,
         })
     }
 
@@ -83,15 +88,19 @@ impl<B: Buffer> Engine<B> {
         let Some(mut work) = self.work(slot, now) else { return };
         let before = work.c.state;
         let outcome = work.segment(buffer, segment, tx);
-        let (after, events, flags) = (work.c.state, work.c.events, work.c.flags);
+        let c = &mut *work.c;
+        let (after, flags) = (c.state, c.flags);
+        let has_news = !c.events.is_empty() && !flags.has(Flags::NEWS);
+        c.flags.set(Flags::READY);
+        c.flags.put(Flags::NEWS, has_news || flags.has(Flags::NEWS));
         if before != after {
             self.entered(slot, before, after);
         }
-        if !events.is_empty() && !flags.has(Flags::NEWS) {
-            self.announce(slot, Events::default());
+        if has_news {
+            self.news.push_back(slot);
         }
         if !flags.has(Flags::READY) {
-            self.mark_ready(slot);
+            self.ready.push(slot);
         }
         if outcome != Outcome::Alive {
             self.conclude(slot, outcome, Some(segment), now, tx);
@@ -477,15 +486,20 @@ impl<B: Buffer> Work<'_, B> {
         }
         let in_flight_before = c.send.in_flight();
         let flight_size = c.send.sent() - c.send.sacked();
+        let is_calm = !has_sack && !c.flags.has(Flags::RECOVERY) && !c.rack.is_probing();
         let mut delivered = Delivered::default();
         if advances {
-            delivered = c.send.acknowledge(self.nodes, ack);
             c.snd_una = ack;
             c.retries = 0;
             c.duplicate_acks = 0;
+            let originals = c.send.acknowledge_originals(self.nodes, ack);
+            if is_calm && c.send.first() == ack && c.send.sacked() == 0 {
+                return self.plain_acknowledgement(segment, &originals.delivered(), in_flight_before);
+            }
+            delivered = originals.delivered().and(&c.send.acknowledge(self.nodes, ack));
         }
-        if !has_sack && !c.flags.has(Flags::RECOVERY) && !c.rack.is_probing() && c.send.sacked() == 0 {
-            return self.plain_acknowledgement(segment, &delivered, in_flight_before);
+        if is_calm && c.send.sacked() == 0 {
+            return self.seldom_acknowledgement(segment, &delivered, in_flight_before);
         }
         self.eventful_acknowledgement(frame, segment, delivered, (in_flight_before, flight_size), has_sack);
     }
@@ -513,6 +527,12 @@ impl<B: Buffer> Work<'_, B> {
         }
         c.flags.set(Flags::REARM);
         self.make_room();
+    }
+
+    /// As [`Self::plain_acknowledgement`], of a FIN or part of a piece.
+    #[inline(never)]
+    fn seldom_acknowledgement(&mut self, segment: &Segment, delivered: &Delivered, in_flight_before: u32) {
+        self.plain_acknowledgement(segment, delivered, in_flight_before);
     }
 
     /// A valid sample of the round trip, if the acknowledgement gives one (RFC 6298 §3; RFC 7323 §4.3 where the data was sent
@@ -798,12 +818,18 @@ impl<B: Buffer> Work<'_, B> {
         let len = u32::from(chunk.len);
         let is_over_budget = self.nodes.pinned() > self.memory;
         let in_order = start == c.rcv_nxt;
-        if is_over_budget && (!in_order || !c.receive.is_empty()) {
+        if (is_over_budget && (!in_order || !c.receive.is_empty())) || (!in_order && self.nodes.is_scarce()) {
             self.counters.no_memory += 1;
             c.flags.set(Flags::ACK_NOW);
             return;
         }
-        if len * COPY_RATIO < chunk.buffer.cost()
+        if in_order && self.nodes.is_full() {
+            // RFC 2018 §8: what waits behind a gap goes before what fills it
+            c.receive.drop_out_of_order(self.nodes);
+        }
+        let is_kept = !c.receive.is_empty() || self.nodes.pinned() > self.memory / 4;
+        if (is_kept || !in_order)
+            && len * COPY_RATIO < chunk.buffer.cost()
             && let Some(small) = tx.copy(chunk.bytes())
         {
             chunk = Chunk { buffer: small, offset: 0, len: chunk.len };

@@ -147,7 +147,7 @@ impl<B: Buffer> Engine<B> {
     }
 
     fn is_in_use(&self, hash: u32, remote: Endpoint, local: Endpoint) -> bool {
-        self.find(hash, remote, local).is_some() || self.find_time_wait(hash, remote, local).is_some()
+        self.look_up(hash, remote, local).is_some() || self.find_time_wait(hash, remote, local).is_some()
     }
 
     /// A segment that [`Engine::segment`] did not know: for the listener, if its destination has one, else refused with a
@@ -175,12 +175,15 @@ impl<B: Buffer> Engine<B> {
             if segment.has(tcp::SYN) && !segment.has(tcp::ACK) {
                 return self.begin(buffer, &segment, (local, remote), listener, now, tx);
             }
+            if self.may_follow_cookie(&segment, (local, remote), listener, now) {
+                return;
+            }
             if segment.has(tcp::ACK)
                 && !segment.has(tcp::SYN)
                 && self.accept_cookie(&buffer, &segment, (local, remote), listener, now, tx)
             {
                 let lookup = self.prepare(buffer.bytes(), parsed);
-                if let Some(slot) = self.find(lookup.hash, remote, local) {
+                if let Some(slot) = self.find(lookup, remote, local) {
                     self.arrived(slot, buffer, &segment, now, tx);
                 }
                 return;
@@ -342,6 +345,27 @@ impl<B: Buffer> Engine<B> {
             self.counters.segments_out += 1;
             self.counters.syn_cookies_sent += 1;
         }
+    }
+
+    /// Whether a segment has perhaps overtaken the one that brings back a cookie: it is dropped then, since a RST would end what the
+    /// peer holds for an open connection. It comes again.
+    fn may_follow_cookie(
+        &self,
+        segment: &Segment,
+        (local, remote): (Endpoint, Endpoint),
+        listener: u16,
+        now: Instant,
+    ) -> bool {
+        if segment.flags & (tcp::SYN | tcp::ACK) != tcp::ACK {
+            return false;
+        }
+        let until = self.profile(listener).and_then(|profile| profile.cookies_until);
+        if until.is_none_or(|until| is_due(until, tick(now))) {
+            return false;
+        }
+        let echo = segment.timestamps.map(|timestamps| timestamps.echo);
+        self.secrets.resembles_cookie(local, remote, segment.ack - 1, echo, now)
+            && self.secrets.check(local, remote, segment.seq - 1, segment.ack - 1, echo, now).is_none()
     }
 
     /// Whether an acknowledgement of no connection brings back a cookie of ours: then there is a connection now, half open, which the

@@ -18,6 +18,9 @@ use crate::transmit::{Payload, Transmit};
 impl<B: Buffer> Engine<B> {
     /// Sends what has become due since the last call: data, acknowledgements, resets. What the network does not take stays due.
     pub fn transmit(&mut self, now: Instant, tx: &mut impl Transmit<B>) {
+        if !self.starved.is_empty() {
+            self.feed();
+        }
         let mut ready = std::mem::replace(&mut self.ready, std::mem::take(&mut self.spare));
         let mut done = 0;
         for &slot in &ready {
@@ -265,37 +268,36 @@ impl<B: Buffer> Work<'_, B> {
         mss
     }
 
-    /// The header of a segment: all that every segment says. It acknowledges all that has arrived.
+    /// Writes the header of a segment: all that every segment says. It acknowledges all that has arrived.
     #[inline(always)]
-    fn header(&mut self, seq: SeqNumber, flags: u8, id: u16) -> Header {
+    fn address(&mut self, seq: SeqNumber, flags: u8, id: u16) {
         let window = self.window();
         let c = &mut *self.c;
         let timestamps = Timestamps { value: c.ts_now(self.now), echo: c.ts_recent };
         let has_blocks = c.flags.has(Flags::DUPLICATE) || c.receive.has_out_of_order();
-        let options = if has_blocks {
-            self.options_with_blocks(timestamps)
+        if has_blocks {
+            self.header.options = self.options_with_blocks(timestamps);
         } else if c.flags.has(Flags::TIMESTAMPS) {
-            OptionBytes::timestamps(timestamps)
+            self.header.options.set_timestamps(timestamps);
         } else {
-            OptionBytes::NONE
-        };
+            self.header.options.clear();
+        }
         let c = &mut *self.c;
         let echo = if c.flags.has(Flags::ECN_ECHO) { tcp::ECE } else { 0 };
         c.flags.clear(Flags::ACK_NOW.and(Flags::ACK_DELAYED));
         c.unacked_bytes = 0;
         c.last_ack = c.rcv_nxt;
-        Header {
-            local: c.local(),
-            remote: c.remote(),
-            seq,
-            ack: c.rcv_nxt,
-            window,
-            identification: id,
-            flags: flags | tcp::ACK | echo,
-            ecn: NOT_ECT,
-            hop_limit: self.config.hop_limit,
-            options,
-        }
+        // field by field into a place that stays: a header that is built and moved costs as much as the rest
+        let header = &mut *self.header;
+        header.local = c.local();
+        header.remote = c.remote();
+        header.seq = seq;
+        header.ack = c.rcv_nxt;
+        header.window = window;
+        header.identification = id;
+        header.flags = flags | tcp::ACK | echo;
+        header.ecn = NOT_ECT;
+        header.hop_limit = self.config.hop_limit;
     }
 
     #[inline(never)]
@@ -322,8 +324,9 @@ impl<B: Buffer> Work<'_, B> {
     fn window(&mut self) -> u16 {
         let c = &mut *self.c;
         let mut space = c.receive_space.saturating_sub(c.receive.len());
-        if self.nodes.pinned() > self.memory {
-            space = 0;
+        if self.nodes.pinned() > self.memory || self.nodes.is_scarce() {
+            // one segment for who has none, so that two such hosts never wait for each other for ever
+            space = if c.receive.is_empty() { space.min(u32::from(c.mss)) } else { 0 };
         }
         let current = c.rcv_edge.since(c.rcv_nxt);
         let step = u32::from(c.mss).min(c.receive_space / 2);
@@ -356,12 +359,12 @@ impl<B: Buffer> Work<'_, B> {
         if is_ecn && c.flags.has(Flags::ECN_CWR) {
             flags |= tcp::CWR;
         }
-        let mut header = self.header(gather.seq, flags, id);
+        self.address(gather.seq, flags, id);
         if is_ecn {
             // RFC 3168 §6.1.5: not on what is sent again
-            header.ecn = ECT_0;
+            self.header.ecn = ECT_0;
         }
-        if !tx.transmit(&header, Payload::of(gather, self.nodes)) {
+        if !tx.transmit(self.header, Payload::of(gather, self.nodes)) {
             self.c.flags.set(Flags::ACK_NOW);
             return false;
         }
@@ -394,8 +397,8 @@ impl<B: Buffer> Work<'_, B> {
     /// The FIN alone, for the first time or again.
     pub(crate) fn send_fin(&mut self, id: u16, tx: &mut impl Transmit<B>) -> bool {
         let seq = self.c.fin_seq();
-        let header = self.header(seq, tcp::FIN, id);
-        if !tx.transmit(&header, Payload::empty()) {
+        self.address(seq, tcp::FIN, id);
+        if !tx.transmit(self.header, Payload::empty()) {
             self.c.flags.set(Flags::ACK_NOW);
             return false;
         }
@@ -418,8 +421,8 @@ impl<B: Buffer> Work<'_, B> {
     }
 
     fn bare(&mut self, seq: SeqNumber, flags: u8, id: u16, tx: &mut impl Transmit<B>) -> bool {
-        let header = self.header(seq, flags, id);
-        if !tx.transmit(&header, Payload::empty()) {
+        self.address(seq, flags, id);
+        if !tx.transmit(self.header, Payload::empty()) {
             self.c.flags.set(Flags::ACK_NOW);
             return false;
         }
@@ -459,9 +462,9 @@ impl<B: Buffer> Work<'_, B> {
     /// The RST of a connection that we end (RFC 9293 §3.10.5).
     fn send_reset(&mut self, id: u16, tx: &mut impl Transmit<B>) -> bool {
         let seq = self.c.snd_nxt;
-        let mut header = self.header(seq, tcp::RST, id);
-        header.window = 0;
-        let went = tx.transmit(&header, Payload::empty());
+        self.address(seq, tcp::RST, id);
+        self.header.window = 0;
+        let went = tx.transmit(self.header, Payload::empty());
         self.counters.segments_out += u64::from(went);
         went
     }

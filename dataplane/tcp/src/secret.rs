@@ -28,6 +28,8 @@ const SACK_BIT: u32 = 1 << 4;
 const ECN_BIT: u32 = 1 << 5;
 /// Below the bits of the counter's parity and the MSS: what a cookie holds of its hash.
 const HASH_MASK: u32 = (1 << 28) - 1;
+/// Each of its halves.
+const HALF_BITS: u32 = 14;
 
 /// What a SYN asked for, to be kept in a cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,11 +186,7 @@ impl Secrets {
         echo: Option<u32>,
         now: Instant,
     ) -> Option<Restored> {
-        let current = now.0 / COOKIE_PERIOD_US;
-        let is_current = iss.0 >> 31 == current as u32 & 1;
-        let counter = if is_current { current } else { current.checked_sub(1)? };
-        let mss = iss.0 >> 28 & 0b111;
-        let kept = echo.map(|echo| echo & ((1 << OPTION_BITS) - 1));
+        let (counter, mss, kept) = shown(iss, echo, now)?;
         if self.cookie_hash(local, remote, peer_isn, counter, mss, kept) != iss.0 & HASH_MASK {
             return None;
         }
@@ -204,6 +202,23 @@ impl Secrets {
         })
     }
 
+    /// Whether an acknowledgment number looks like one of our cookies that is still good, whatever the peer's ISN was: so
+    /// does that of a segment which has overtaken the one that shows the cookie. One in 16,384 other numbers does, too.
+    pub fn resembles_cookie(
+        &self,
+        local: Endpoint,
+        remote: Endpoint,
+        iss: SeqNumber,
+        echo: Option<u32>,
+        now: Instant,
+    ) -> bool {
+        shown(iss, echo, now).is_some_and(|(counter, mss, kept)| {
+            let hash = self.half_hash(local, remote, None, counter, mss, kept);
+            hash == (iss.0 & HASH_MASK) >> HALF_BITS
+        })
+    }
+
+    /// One half without the peer's ISN, one half with it.
     fn cookie_hash(
         &self,
         local: Endpoint,
@@ -213,13 +228,27 @@ impl Secrets {
         mss: u32,
         kept: Option<u32>,
     ) -> u32 {
+        self.half_hash(local, remote, None, counter, mss, kept) << HALF_BITS
+            | self.half_hash(local, remote, Some(peer_isn), counter, mss, kept)
+    }
+
+    fn half_hash(
+        &self,
+        local: Endpoint,
+        remote: Endpoint,
+        peer_isn: Option<SeqNumber>,
+        counter: u64,
+        mss: u32,
+        kept: Option<u32>,
+    ) -> u32 {
         let key = if counter >= self.cookie_since { &self.cookie } else { &self.cookie_before };
         // Bit 6 tells no timestamps from timestamps that keep nothing.
         let options = kept.map_or(0, |bits| bits | 1 << OPTION_BITS) << 3 | mss;
+        let (isn, half) = peer_isn.map_or((0, 1 << 31), |isn| (isn.0, 0));
         let mut rest = [0; 16];
         rest[..8].copy_from_slice(&counter.to_le_bytes());
-        rest[8..12].copy_from_slice(&peer_isn.0.to_le_bytes());
-        rest[12..].copy_from_slice(&options.to_le_bytes());
+        rest[8..12].copy_from_slice(&isn.to_le_bytes());
+        rest[12..].copy_from_slice(&(options | half).to_le_bytes());
         let hash = if local.is_v4() {
             let mut input = [0; 28];
             input[..12].copy_from_slice(&tuple_v4(local, remote));
@@ -231,7 +260,7 @@ impl Secrets {
             input[36..].copy_from_slice(&rest);
             key.hash(&input)
         };
-        hash as u32 & HASH_MASK
+        hash as u32 & (HASH_MASK >> HALF_BITS)
     }
 
     /// Puts a new secret under SYN cookies, from the next counter on, so that every counter has one key and cookies under
@@ -309,6 +338,15 @@ fn tuple_v6(local: Endpoint, remote: Endpoint) -> [u8; 36] {
     bytes
 }
 
+/// The counter, the MSS and the options that an acknowledgment's cookie and echoed timestamp would have.
+fn shown(iss: SeqNumber, echo: Option<u32>, now: Instant) -> Option<(u64, u32, Option<u32>)> {
+    let current = now.0 / COOKIE_PERIOD_US;
+    let is_current = iss.0 >> 31 == current as u32 & 1;
+    let counter = if is_current { current } else { current.checked_sub(1)? };
+    let kept = echo.map(|echo| echo & ((1 << OPTION_BITS) - 1));
+    Some((counter, iss.0 >> 28 & 0b111, kept))
+}
+
 /// The options in the low bits of a timestamp.
 fn option_bits(asked: &Asked) -> u32 {
     let shift = asked.window_scale.map_or(NO_WINDOW_SCALE, |shift| u32::from(shift.min(14)));
@@ -362,8 +400,8 @@ mod tests {
         let (secrets, now) = (secrets(), Instant(1_000_000_000));
         let without = Asked { timestamps: false, ..ASKED };
         for (endpoints, iss, offset, plain, cookie, timestamp) in [
-            (V4, 0x1990_49d5, 0x3694_98f7, 0xe42b_16e7, 0xe7cf_ca07, 0x36a3_db17),
-            (V6, 0x15c1_54d6, 0xa448_9068, 0xe65e_8867, 0xedc9_eadb, 0xa457_d297),
+            (V4, 0x1990_49d5, 0x3694_98f7, 0xe131_96e7, 0xedf6_8a07, 0x36a3_db17),
+            (V6, 0x15c1_54d6, 0xa448_9068, 0xeb5b_4867, 0xeb4d_6adb, 0xa457_d297),
         ] {
             let (local, remote) = endpoints;
             assert_eq!(secrets.connection(local, remote, now), (SeqNumber(iss), offset));
@@ -469,6 +507,22 @@ mod tests {
         assert_eq!(check(&secrets, Cookie { timestamp: None, ..cookie }, now), None);
         let without = give(&secrets, &Asked { timestamps: false, ..ASKED }, now);
         assert_eq!(check(&secrets, Cookie { timestamp: Some(0), ..without }, now), None);
+    }
+
+    #[test]
+    fn data_that_overtook_a_cookie_is_told_from_strangers() {
+        let (secrets, now) = (secrets(), 5_000);
+        for asked in [ASKED, Asked { timestamps: false, ..ASKED }] {
+            let cookie = give(&secrets, &asked, now);
+            let resembles = |(local, remote): (Endpoint, Endpoint), iss, at| {
+                secrets.resembles_cookie(local, remote, iss, cookie.timestamp, Instant(at))
+            };
+            assert!(resembles(V4, cookie.iss, now));
+            assert!(!resembles(V4, cookie.iss, now + 2 * COOKIE_PERIOD_US));
+            assert!(!resembles(V6, cookie.iss, now));
+            let others = (0..100_000).filter(|&add| resembles(V4, cookie.iss + (1 << 14) + add * 7_919, now));
+            assert!((0..30).contains(&others.count()));
+        }
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub struct Segment {
 
 impl Segment {
     /// Reads the segment of a frame. `checksum_is_verified` says that the NIC did so.
-    #[inline]
+    #[inline(always)]
     pub fn read(frame: &[u8], parsed: &Parsed, checksum_is_verified: bool) -> Result<Self, Refused> {
         if (parsed.protocol != Protocol::TCP) | parsed.is_fragment() {
             return Err(if parsed.is_fragment() { Refused::Fragment } else { Refused::NotTcp });

@@ -18,7 +18,7 @@ pub(super) const RETRANSMITTED: u8 = 4;
 /// The first piece of a segment, as it was sent last.
 pub(super) const SEGMENT_START: u8 = 8;
 /// Shares its buffer with a later piece, which answers for the buffer's cost.
-const UNCOUNTED: u8 = 16;
+pub(super) const UNCOUNTED: u8 = 16;
 
 /// A piece of a stream. 32 bytes with a buffer of 8, so that two share a cache line.
 #[derive(Debug)]
@@ -97,7 +97,8 @@ pub struct Nodes<B> {
 
 impl<B: Buffer> Nodes<B> {
     /// At most that many pieces that come from outside. What splits a piece that is held already may exceed the limit:
-    /// at most once per segment sent, and per 512 bytes that a selective acknowledgement cuts.
+    /// at most once per segment sent, and per 512 bytes that a selective acknowledgement cuts; so may the first piece that a
+    /// receive queue holds for its application.
     pub const fn new(limit: u32) -> Self {
         Self { slots: Vec::new(), free: NONE, used: 0, limit, insertions: 0, pinned: 0 }
     }
@@ -112,6 +113,26 @@ impl<B: Buffer> Nodes<B> {
     #[inline]
     pub const fn limit(&self) -> u32 {
         self.limit
+    }
+
+    /// Whether the limit is reached.
+    #[inline(always)]
+    pub const fn is_full(&self) -> bool {
+        self.used >= self.limit
+    }
+
+    /// Whether pieces are so few that windows close and nothing more is taken out of order. The last eighth is for what
+    /// arrives in order, which makes progress where all else waits.
+    #[inline(always)]
+    pub const fn is_scarce(&self) -> bool {
+        self.used >= self.limit - self.limit / 8
+    }
+
+    /// Pieces that may still be given to be sent: a quarter stays for what arrives, without which two such hosts could wait
+    /// for each other for ever.
+    #[inline(always)]
+    pub const fn left_to_send(&self) -> u32 {
+        (self.limit - self.limit / 4).saturating_sub(self.used)
     }
 
     /// Bytes of memory that the pieces keep from other use: the cost of their buffers. A buffer that a queue split counts
@@ -161,9 +182,15 @@ impl<B: Buffer> Nodes<B> {
     /// Holds a piece; gives it back where the slab is full.
     #[inline]
     pub(super) fn insert(&mut self, chunk: Chunk<B>, seq: SeqNumber) -> Result<u32, Chunk<B>> {
-        if self.used >= self.limit {
+        if self.is_full() {
             return Err(chunk);
         }
+        Ok(self.insert_anyway(chunk, seq))
+    }
+
+    /// Holds a piece, even beyond the limit.
+    #[inline]
+    pub(super) fn insert_anyway(&mut self, chunk: Chunk<B>, seq: SeqNumber) -> u32 {
         let Chunk { buffer, offset, len } = chunk;
         self.pinned += u64::from(buffer.cost());
         let node = Node {
@@ -176,7 +203,7 @@ impl<B: Buffer> Nodes<B> {
             len,
             flags: 0,
         };
-        Ok(self.place(node))
+        self.place(node)
     }
 
     #[inline]

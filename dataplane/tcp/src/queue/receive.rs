@@ -102,7 +102,7 @@ impl ReceiveQueue {
         nodes.prefetch(self.ready_tail);
     }
 
-    /// Adds the bytes that were expected next; gives them back where the slab is full. The fast path while nothing is out of
+    /// Adds the bytes that were expected next; gives them back where the slab is full and others wait to be read. The fast path while nothing is out of
     /// order: else [`Self::insert`] and [`Self::advance`], so that bytes which came first stay.
     #[inline]
     pub fn append<B: Buffer>(&mut self, nodes: &mut Nodes<B>, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
@@ -111,7 +111,12 @@ impl ReceiveQueue {
             return Ok(());
         }
         let cost = chunk.buffer.cost();
-        let id = nodes.insert(chunk, SeqNumber(0))?;
+        // a connection without any can always take one, so that each makes progress
+        let id = if self.ready_len == 0 {
+            nodes.insert_anyway(chunk, SeqNumber(0))
+        } else {
+            nodes.insert(chunk, SeqNumber(0))?
+        };
         self.link_ready(nodes, id, id);
         self.ready_len += len;
         self.count(cost);

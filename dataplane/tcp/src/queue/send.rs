@@ -12,7 +12,7 @@ mod losses;
 
 use arrayvec::ArrayVec;
 
-use super::nodes::{LOST, NONE, Node, Nodes, RETRANSMITTED, SACKED, SEGMENT_START};
+use super::nodes::{LOST, NONE, Node, Nodes, RETRANSMITTED, SACKED, SEGMENT_START, UNCOUNTED};
 use crate::buffer::{Buffer, Chunk};
 use crate::rack::DeliveredSegments;
 use crate::seq::SeqNumber;
@@ -126,10 +126,44 @@ pub struct Delivered {
     pub segments: DeliveredSegments,
 }
 
+/// What [`SendQueue::acknowledge_originals`] let go of.
+#[derive(Clone, Copy, Debug)]
+pub struct Originals {
+    /// Bytes.
+    pub bytes: u32,
+    sent_at: u32,
+    first_end: SeqNumber,
+    end: SeqNumber,
+}
+
+impl Originals {
+    /// The same as other acknowledgements tell it.
+    #[inline(always)]
+    pub fn delivered(&self) -> Delivered {
+        if self.bytes == 0 {
+            return Delivered::default();
+        }
+        Delivered {
+            acked_bytes: self.bytes,
+            delivered_bytes: self.bytes,
+            segments: DeliveredSegments {
+                original: Some((self.sent_at, self.end)),
+                retransmitted: None,
+                lowest_original_end: Some(self.first_end),
+                highest_end: Some(self.end),
+            },
+        }
+    }
+}
+
 impl Delivered {
-    /// When the newest segment was sent that was sent once only: a sample of the round trip (RFC 6298 §3, Karn).
+    /// When the newest segment was sent that was sent once only: a sample of the round trip (RFC 6298 §3, Karn). None where
+    /// bytes sent again are acknowledged with it: it may have arrived long ago and waited for them.
     #[inline]
     pub fn rtt_sent_at(&self) -> Option<u32> {
+        if self.segments.retransmitted.is_some() {
+            return None;
+        }
         self.segments.original.map(|(sent_at, _)| sent_at)
     }
 
@@ -277,14 +311,14 @@ impl SendQueue {
         nodes.prefetch(self.head);
     }
 
-    /// Adds bytes at the end; gives them back where the slab or the queue is full. Nothing of an empty piece is kept.
+    /// Adds bytes at the end; gives them back where the slab has no more for sending, or the queue is full. Nothing of an empty piece is kept.
     #[inline]
     pub fn push<B: Buffer>(&mut self, nodes: &mut Nodes<B>, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
         let len = u32::from(chunk.len);
         if len == 0 {
             return Ok(());
         }
-        if self.len + len > MAX_BYTES {
+        if self.len + len > MAX_BYTES || nodes.left_to_send() == 0 {
             return Err(chunk);
         }
         let id = nodes.insert(chunk, self.end())?;
@@ -400,6 +434,41 @@ impl SendQueue {
             }
             GatherKind::Fresh | GatherKind::Probe => {}
         }
+    }
+
+    /// The first part of [`Self::acknowledge`], for what nearly every acknowledgement covers: whole pieces that were sent once and
+    /// of which nothing is known. It ends before the first other one.
+    #[inline(always)]
+    pub fn acknowledge_originals<B: Buffer>(&mut self, nodes: &mut Nodes<B>, ack: SeqNumber) -> Originals {
+        let mut originals = Originals { bytes: 0, sent_at: 0, first_end: self.first, end: self.first };
+        let acked = ack.since(self.first);
+        if acked > self.sent() {
+            return originals;
+        }
+        while let Some(node) = nodes.get(self.head) {
+            let len = u32::from(node.len);
+            if originals.bytes + len > acked || node.flags & !SEGMENT_START & !UNCOUNTED != 0 {
+                break;
+            }
+            if originals.bytes == 0 {
+                originals.first_end = node.end();
+            }
+            originals.bytes += len;
+            originals.sent_at = node.stamp;
+            let next = node.next;
+            nodes.release(self.head);
+            if self.resend == self.head {
+                self.resend = next;
+            }
+            self.head = next;
+        }
+        originals.end = self.first + originals.bytes;
+        self.first = originals.end;
+        self.len -= originals.bytes;
+        if self.head == NONE {
+            self.tail = NONE;
+        }
+        originals
     }
 
     /// Lets go of what is acknowledged cumulatively. What lies outside the bytes sent (SYN, FIN) is the caller's.
