@@ -95,9 +95,9 @@ pub struct Foundry {
 
 impl Foundry {
     /// The terminator of a worker.
-    pub fn terminator(&self, worker: u16, view: &View, memory: u64) -> Box<Terminator> {
+    pub fn terminator(&self, worker: u16, view: &View) -> Box<Terminator> {
         let owner = reply_owner(&self.spread, worker, self.workers);
-        let sizes = Sizes { connections: self.connections, memory: memory.min(self.memory) };
+        let sizes = Sizes { connections: self.connections, most_memory: self.memory };
         let small = self.small.clone();
         Box::new(Terminator::new(&sizes, view, owner, self.secret, small, self.tsc_hz))
     }
@@ -140,7 +140,7 @@ pub struct Running {
 impl Running {
     /// Stops workers and ports, in order. Returns how many packets were not given back: zero, or there is a leak.
     pub fn stop(self) -> u64 {
-        let Self { mut workers, mut ports, eal, _locks, .. } = self;
+        let Self { mut workers, mut ports, foundry, eal, _locks, .. } = self;
         for worker in &mut workers {
             while worker.orders.push(ToWorker::Stop).is_err() && !worker.thread.is_finished() {
                 std::thread::yield_now();
@@ -156,7 +156,7 @@ impl Running {
                 tracing::warn!("{error}");
             }
         }
-        drop(ports);
+        drop((ports, foundry));
         let lost = dpdk::mbuf::ledger_total();
         if let Err(error) = eal.end() {
             tracing::warn!("{error}");
@@ -227,7 +227,6 @@ pub fn launch(
             ack,
             reply_owner: reply_owner(&spread, index as u16, workers as u16),
             foundry: foundry.clone(),
-            tcp_memory: node.tcp_memory_bytes,
         };
         handles.push(Handle { orders, reports, thread: spawn(plan, place.tables.path(), eal.handle())? });
     }
@@ -536,7 +535,6 @@ struct Plan {
     ack: WorkerAck,
     reply_owner: ReplyOwner,
     foundry: Foundry,
-    tcp_memory: u64,
 }
 
 /// Starts a worker and waits until it is ready, so that its errors are the caller's.
@@ -599,7 +597,7 @@ fn become_worker(
         recovery.discarded
     );
     let has_proxy = plan.view.services.has_proxy();
-    let terminator = has_proxy.then(|| plan.foundry.terminator(plan.index, &plan.view, plan.tcp_memory));
+    let terminator = has_proxy.then(|| plan.foundry.terminator(plan.index, &plan.view));
     let worker = Worker {
         index: plan.index,
         inputs: plan.lot.inputs,

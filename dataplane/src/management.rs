@@ -192,8 +192,7 @@ impl Management<'_> {
         let terminates = view.services.has_proxy() && !self.view.services.has_proxy() && !self.terminates;
         for (index, worker) in (0u16..).zip(&mut self.running.workers) {
             if terminates {
-                let memory = snapshot.node.node.tcp_memory_bytes;
-                push(worker, ToWorker::Terminate(self.running.foundry.terminator(index, &view, memory)));
+                push(worker, ToWorker::Terminate(self.running.foundry.terminator(index, &view)));
             }
             push(worker, ToWorker::Adopt(Arc::clone(&view)));
         }

@@ -25,6 +25,8 @@ pub struct Proxied {
     pub profiles: Vec<(u16, ConnectionConfig)>,
     /// Most connections of what is limited.
     pub limits: Vec<(Key, u32)>,
+    /// Bytes that the queues of a worker's connections may hold.
+    pub memory: u64,
 }
 
 impl Proxied {
@@ -32,7 +34,7 @@ impl Proxied {
     pub fn of(snapshot: &Snapshot, pools: &[Arc<Pool>], mtu: u16) -> Self {
         let node = &snapshot.node;
         let workers = node.node.worker_count.max(1);
-        let mut proxied = Self::default();
+        let mut proxied = Self { memory: node.node.tcp_memory_bytes, ..Self::default() };
         let mut listeners = Vec::new();
         let mut used = std::collections::HashSet::new();
         for record in &snapshot.listeners.listeners {

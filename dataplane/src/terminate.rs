@@ -20,6 +20,7 @@ use weir_tcp::{
 use crate::books::Books;
 use crate::drops::WorkerReason;
 use crate::links::Links;
+use crate::memory::SegmentMemory;
 use crate::messages::FromWorker;
 use crate::output::Output;
 use crate::packet::Packet;
@@ -57,8 +58,8 @@ impl Buffer for PacketBuffer {
 pub struct Sizes {
     /// Connections of the worker.
     pub connections: usize,
-    /// Bytes that its queues may hold.
-    pub memory: u64,
+    /// Bytes that its queues may hold, whatever the configuration says.
+    pub most_memory: u64,
 }
 
 /// A segment that waits for its turn.
@@ -78,6 +79,7 @@ pub struct Terminator {
     lookups: Vec<weir_tcp::Lookup>,
     /// For small pieces of data.
     small: PacketPool,
+    most_memory: u64,
     clock: Microseconds,
     /// Something may be due to be sent.
     is_busy: bool,
@@ -119,8 +121,8 @@ impl Terminator {
             connections: sizes.connections,
             time_waits: sizes.connections,
             // no piece is smaller than a small buffer
-            pieces: (sizes.memory / 512).clamp(1 << 12, 1 << 24) as usize,
-            memory: sizes.memory,
+            pieces: (sizes.most_memory / 512).clamp(1 << 12, 1 << 24) as usize,
+            memory: sizes.most_memory.min(view.proxied.memory),
             ..EngineConfig::default()
         };
         let seed = secret.iter().fold(0u64, |seed, byte| seed.rotate_left(7) ^ u64::from(*byte));
@@ -133,7 +135,8 @@ impl Terminator {
         }
         let proxy = Proxy::new(proxy_config, services, Arc::clone(&view.proxied.rules), now);
         let (taken, lookups) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
-        Self { engine, proxy, taken, lookups, small, clock, is_busy: false }
+        let most_memory = sizes.most_memory;
+        Self { engine, proxy, taken, lookups, small, most_memory, clock, is_busy: false }
     }
 
     /// Runs a new generation from here on.
@@ -141,6 +144,7 @@ impl Terminator {
         for (index, profile) in &view.proxied.profiles {
             self.engine.set_listener(*index, *profile);
         }
+        self.engine.set_memory(self.most_memory.min(view.proxied.memory));
         let services = Arc::clone(&view.services);
         let rules = Arc::clone(&view.proxied.rules);
         // the old ones are still the old view's, which is dropped elsewhere
@@ -245,7 +249,7 @@ impl Terminator {
         let now = self.clock.now();
         let mut books = wire.books;
         self.is_busy = false;
-        let mut surroundings = Around { small: &self.small };
+        let mut surroundings = Around { small: &self.small, flows: wire.flows };
         self.proxy.run(&mut self.engine, &mut surroundings, &mut books, now);
         self.engine.transmit(now, wire);
     }
@@ -256,16 +260,17 @@ impl Terminator {
         let mut books = wire.books;
         self.engine.advance(now, wire);
         if self.proxy.next_deadline(now).is_some_and(|due| due <= now) {
-            let mut surroundings = Around { small: &self.small };
+            let mut surroundings = Around { small: &self.small, flows: wire.flows };
             self.proxy.advance(&mut self.engine, &mut surroundings, &mut books, now);
         }
         self.run(wire);
     }
 
     /// A message of the ledger of limits.
-    pub fn receive(&mut self, message: ToWorker, mut books: &Books) {
+    pub fn receive(&mut self, message: ToWorker, wire: &Wire<'_>) {
         let now = self.clock.now();
-        let mut surroundings = Around { small: &self.small };
+        let mut books = wire.books;
+        let mut surroundings = Around { small: &self.small, flows: wire.flows };
         self.proxy.receive(message, &mut self.engine, &mut surroundings, &mut books, now);
         self.is_busy = true;
     }
@@ -324,9 +329,10 @@ impl Terminator {
     }
 }
 
-/// Buffers for the proxy's own words.
+/// Buffers for the proxy's own words, and the flows of L4 that share its source addresses.
 struct Around<'a> {
     small: &'a PacketPool,
+    flows: &'a weir_l4::Engine<SegmentMemory>,
 }
 
 impl Surroundings<PacketBuffer> for Around<'_> {
@@ -334,8 +340,9 @@ impl Surroundings<PacketBuffer> for Around<'_> {
         copy_into(self.small, bytes)
     }
 
-    fn is_taken(&self, _local: Endpoint, _remote: Endpoint) -> bool {
-        false
+    fn is_taken(&self, local: Endpoint, remote: Endpoint) -> bool {
+        let (from, to) = ((remote.address, remote.port), (local.address, local.port));
+        self.flows.has_flow(from, to, Protocol::TCP.0)
     }
 }
 
@@ -357,6 +364,8 @@ pub struct Wire<'a> {
     pub pools: &'a [PacketPool],
     /// For small pieces of data.
     pub small: &'a PacketPool,
+    /// Flows of L4.
+    pub flows: &'a weir_l4::Engine<SegmentMemory>,
     /// Counters.
     pub books: &'a Books,
     /// To the management thread.

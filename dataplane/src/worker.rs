@@ -299,8 +299,8 @@ impl Worker {
     #[inline(never)]
     fn terminated(&mut self, call: impl FnOnce(&mut Terminator, &mut Wire<'_>)) {
         let Some(mut terminator) = self.terminator.take() else { return };
-        let Self { output, links, view, pools, small, books, reports, .. } = self;
-        let mut wire = Wire { output, links, view, pools, small, books, reports };
+        let Self { output, links, view, pools, small, engine, books, reports, .. } = self;
+        let mut wire = Wire { output, links, view, pools, small, flows: engine, books, reports };
         call(&mut terminator, &mut wire);
         self.terminator = Some(terminator);
     }
@@ -594,7 +594,7 @@ impl Worker {
                 ToWorker::Send(port, frame) => self.send_frame(port, &frame),
                 ToWorker::Terminate(terminator) => self.terminator = Some(terminator),
                 ToWorker::Limit(message) => {
-                    self.terminated(|terminator, wire| terminator.receive(message, wire.books));
+                    self.terminated(|terminator, wire| terminator.receive(message, wire));
                 }
                 ToWorker::Stop => return false,
             }

@@ -207,6 +207,37 @@ impl<M: Memory> Engine<M> {
         (self.v4.capacity(), self.v6.capacity())
     }
 
+    /// Whether packets from `src` to `dst` belong to a flow: a connection with these ends would never hear of its peer.
+    pub fn has_flow(&self, src: (u128, u16), dst: (u128, u16), protocol: u8) -> bool {
+        fn in_table<A, E, B>(
+            engine: (&Services, &Snat),
+            table: &FlowTable<A, E, B>,
+            (src, src_port): (u128, u16),
+            (dst, dst_port): (u128, u16),
+            protocol: u8,
+        ) -> bool
+        where
+            A: Address,
+            E: DerefMut<Target = [A::Entry]>,
+            B: DerefMut<Target = [Bucket]>,
+        {
+            let tuple =
+                Tuple { src: A::from_bits(src), dst: A::from_bits(dst), src_port, dst_port, protocol };
+            let hash = tuple.hash(table.seed());
+            table
+                .find(hash, |entry, direction| {
+                    crate::lane::matches(engine.0, engine.1, entry, direction, &tuple)
+                })
+                .is_some()
+        }
+        let engine = (&*self.services, &self.shared.snat);
+        if src.0 >> 32 == 0xffff {
+            in_table::<u32, _, _>(engine, &self.v4, src, dst, protocol)
+        } else {
+            in_table::<u128, _, _>(engine, &self.v6, src, dst, protocol)
+        }
+    }
+
     /// First step: hashes the packet's tuple and asks for the index line. `lookup` may be an earlier packet's.
     #[inline(always)]
     pub fn prepare(&self, frame: &[u8], parsed: &Parsed, lookup: &mut Lookup) {

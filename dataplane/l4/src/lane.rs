@@ -173,55 +173,19 @@ where
         }
     }
 
-    #[inline(always)]
-    fn matches(
-        services: &Services,
-        snat: &Snat,
-        entry: &A::Entry,
-        direction: Direction,
-        tuple: &Tuple<A>,
-    ) -> bool {
-        // a guess may be older than the flow's end: an earlier packet of the same burst can have freed the record
-        if entry.protocol() != tuple.protocol || entry.state() == State::Free as u8 {
-            return false;
-        }
-        match direction {
-            Direction::Forward => {
-                entry.client() == tuple.src
-                    && entry.client_port() == tuple.src_port
-                    && entry.vip_port() == tuple.dst_port
-                    && services.listener(entry.listener()).is_some_and(|l| A::from_bits(l.vip) == tuple.dst)
-            }
-            Direction::Reverse => {
-                let ours = match entry.snat() {
-                    NO_SNAT => entry.client() == tuple.dst && entry.client_port() == tuple.dst_port,
-                    index => {
-                        entry.snat_port() == tuple.dst_port
-                            && snat.address(index).is_some_and(|address| A::from_bits(address) == tuple.dst)
-                    }
-                };
-                ours && services.backend(entry.backend()).is_some_and(|backend| {
-                    A::from_bits(backend.address) == tuple.src
-                        && backend.serves(entry.vip_port()) == tuple.src_port
-                })
-            }
-        }
-    }
-
     /// The flow that a word of [`Index::guess`] names, if it is the tuple's.
     #[inline(always)]
     fn guessed(&self, tuple: &Tuple<A>, guess: u32) -> Option<Candidate> {
         let candidate = Index::<B>::candidate(guess)?;
         let entry = self.table.entry(candidate.slot)?;
-        Self::matches(self.services, &self.shared.snat, entry, candidate.direction, tuple)
-            .then_some(candidate)
+        matches(self.services, &self.shared.snat, entry, candidate.direction, tuple).then_some(candidate)
     }
 
     /// The flow of a tuple, by its hash.
     #[inline(always)]
     pub(crate) fn find(&self, tuple: &Tuple<A>, hash: u32) -> Option<Candidate> {
         let (services, snat) = (self.services, &self.shared.snat);
-        self.table.find(hash, |entry, direction| Self::matches(services, snat, entry, direction, tuple))
+        self.table.find(hash, |entry, direction| matches(services, snat, entry, direction, tuple))
     }
 
     #[inline(always)]
@@ -635,6 +599,41 @@ where
                 break;
             }
             end(services, self.table, slot, Ended::Expired, self.accounts);
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn matches<A: Address>(
+    services: &Services,
+    snat: &Snat,
+    entry: &A::Entry,
+    direction: Direction,
+    tuple: &Tuple<A>,
+) -> bool {
+    // a guess may be older than the flow's end: an earlier packet of the same burst can have freed the record
+    if entry.protocol() != tuple.protocol || entry.state() == State::Free as u8 {
+        return false;
+    }
+    match direction {
+        Direction::Forward => {
+            entry.client() == tuple.src
+                && entry.client_port() == tuple.src_port
+                && entry.vip_port() == tuple.dst_port
+                && services.listener(entry.listener()).is_some_and(|l| A::from_bits(l.vip) == tuple.dst)
+        }
+        Direction::Reverse => {
+            let ours = match entry.snat() {
+                NO_SNAT => entry.client() == tuple.dst && entry.client_port() == tuple.dst_port,
+                index => {
+                    entry.snat_port() == tuple.dst_port
+                        && snat.address(index).is_some_and(|address| A::from_bits(address) == tuple.dst)
+                }
+            };
+            ours && services.backend(entry.backend()).is_some_and(|backend| {
+                A::from_bits(backend.address) == tuple.src
+                    && backend.serves(entry.vip_port()) == tuple.src_port
+            })
         }
     }
 }

@@ -211,6 +211,7 @@ pub struct Services {
     generation: u64,
     has_nat: bool,
     has_proxy: bool,
+    has_fullnat: bool,
     listeners: Vec<Option<Listener>>,
     ranges: HashMap<(u128, u8), Box<[PortRange]>, FoldState>,
     pools: Vec<Option<Arc<Pool>>>,
@@ -276,6 +277,7 @@ impl Services {
         }
         Self {
             generation: parts.generation,
+            has_fullnat: listeners.iter().flatten().any(|listener| listener.mode == Mode::Fullnat),
             has_proxy: listeners.iter().flatten().any(|listener| listener.mode == Mode::Proxy),
             has_nat: listeners.iter().flatten().any(|listener| listener.mode == Mode::Nat),
             listeners,
@@ -329,6 +331,11 @@ impl Services {
     /// Whether some listener is in mode `nat`.
     pub fn has_nat(&self) -> bool {
         self.has_nat
+    }
+
+    /// Whether flows of `fullnat` and connections of a proxy share the source addresses.
+    pub fn shares_sources(&self) -> bool {
+        self.has_proxy && self.has_fullnat
     }
 
     /// Whether some listener, perhaps a removed one, is in mode `proxy`: then connections may end here.

@@ -75,6 +75,24 @@ impl ReplyOwner {
     }
 }
 
+/// Whose source ports they are. Where both kinds exist, flows have the lower half of the configured ports and connections the
+/// upper one, since neither looks into the other's table for each choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum User {
+    Flows,
+    Connections,
+}
+
+impl User {
+    fn share(self, (first, last): (u16, u16)) -> (u16, u16) {
+        let middle = first + (last.saturating_sub(first)) / 2;
+        match self {
+            Self::Flows => (first, middle),
+            Self::Connections => ((middle + 1).min(last), last),
+        }
+    }
+}
+
 /// Source addresses and the next port to try.
 #[derive(Debug)]
 pub struct Snat {
@@ -84,6 +102,7 @@ pub struct Snat {
     /// By the index of the port that leads to the backend.
     by_egress: Vec<Vec<u16>>,
     owner: ReplyOwner,
+    user: User,
     ports: (u16, u16),
     next: u32,
     /// Where [`Snat::foresee`] goes on; at `next` again with each choice.
@@ -94,7 +113,13 @@ impl Snat {
     /// Starts with the addresses that the records of a previous process may name, in order.
     pub fn new(interned: Vec<u128>, owner: ReplyOwner) -> Self {
         let (active, by_egress, ahead) = (Vec::new(), Vec::new(), Cell::new(0));
-        Self { interned, active, by_egress, owner, ports: (1_024, u16::MAX), next: 0, ahead }
+        let user = User::Flows;
+        Self { interned, active, by_egress, owner, user, ports: (1_024, u16::MAX), next: 0, ahead }
+    }
+
+    /// For connections that a proxy opens.
+    pub fn for_connections(owner: ReplyOwner) -> Self {
+        Self { user: User::Connections, ..Self::new(Vec::new(), owner) }
     }
 
     /// Takes the configured addresses over. Returns how many did not fit ([`MAX_ADDRESSES`]).
@@ -102,6 +127,9 @@ impl Snat {
         self.active.clear();
         self.by_egress.clear();
         self.ports = services.snat_ports;
+        if services.shares_sources() {
+            self.ports = self.user.share(self.ports);
+        }
         let mut refused = 0;
         for &address in &services.snat {
             let known = self.interned.iter().position(|&known| known == address);
@@ -221,6 +249,16 @@ mod tests {
             assert!(used.insert((snat.address(index).unwrap(), port)));
         }
         assert_eq!(used.len(), 20);
+    }
+
+    #[test]
+    fn flows_and_connections_never_choose_the_same_port() {
+        for (first, last) in [(1024, 65535), (1024, 1025), (7, 7)] {
+            let (lower, upper) = (User::Flows.share((first, last)), User::Connections.share((first, last)));
+            assert_eq!((lower.0, upper.1), (first, last));
+            assert!(lower.0 <= lower.1 && upper.0 <= upper.1);
+            assert!(lower.1 < upper.0 || first == last);
+        }
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl<H: Copy + Eq> Proxy<H> {
             setups: Setups::new(),
             wheel: Wheel::new(tick(now)),
             leases: Leases::default(),
-            snat: Snat::new(Vec::new(), config.owner),
+            snat: Snat::for_connections(config.owner),
             selector: Selector { key: StableKey::NONE, cursors: Vec::new(), random: config.seed },
             queues: Vec::new(),
             arrivals: Vec::new(),

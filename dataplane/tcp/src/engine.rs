@@ -191,10 +191,13 @@ impl<B: Buffer> Engine<B> {
             u64::from_le_bytes(bytes.unwrap_or_default())
         });
         let [a, b, c, d] = words;
-        let buckets = buckets_for((config.connections + config.time_waits).div_ceil(2));
+        let count = buckets_for((config.connections + config.time_waits).div_ceil(2));
+        let mut buckets = Vec::with_capacity(count);
+        hugepages::advise::huge(buckets.spare_capacity_mut());
+        buckets.resize(count, Bucket::EMPTY);
         Self {
             slab: Slab::new(config.connections),
-            index: Index::new(vec![Bucket::EMPTY; buckets]),
+            index: Index::new(buckets),
             wheel: Wheel::new(tick(now)),
             time_waits: TimeWaits::new(config.time_waits),
             nodes: Nodes::new(config.pieces as u32),
@@ -377,11 +380,12 @@ impl<B: Buffer> Engine<B> {
         tx: &mut impl Transmit<B>,
     ) -> Handled<B> {
         let frame = buffer.bytes();
-        let Ok(segment) = Segment::read(frame, parsed, checksum_is_verified) else {
+        let mut segment = Segment::default();
+        if segment.read_again(frame, parsed, checksum_is_verified).is_err() {
             self.counters.segments_in += 1;
             self.counters.malformed += 1;
             return Handled::Done;
-        };
+        }
         let (remote, local) = endpoints(frame, parsed);
         if let Some(slot) = self.find(lookup, remote, local) {
             self.counters.segments_in += 1;
