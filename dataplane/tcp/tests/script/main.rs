@@ -6,10 +6,13 @@
 #![cfg(test)]
 
 mod bound;
+mod compare;
+mod ladder;
 mod language;
 mod runner;
 mod stack;
 mod states;
+mod talk;
 mod wire;
 
 use language::Case;

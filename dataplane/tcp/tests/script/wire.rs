@@ -282,3 +282,26 @@ pub(crate) fn icmp_error(from: u128, quoted: &[u8], kind: u8, code: u8, rest: u3
     let protocol = if is_v4(to) { Protocol::ICMP } else { Protocol::ICMPV6 };
     frame(from, to, protocol, 0, 64, &body)
 }
+
+/// RFC 792 and RFC 4443 numbers by the names that scripts use.
+pub(crate) fn icmp_code(kind: &str, v4: bool) -> Result<(u8, u8), String> {
+    Ok(match (kind, v4) {
+        ("net-unreachable", true) => (3, 0),
+        ("host-unreachable", true) => (3, 1),
+        ("protocol-unreachable", true) => (3, 2),
+        ("port-unreachable", true) => (3, 3),
+        ("frag-needed", true) => (3, 4),
+        ("admin-prohibited", true) => (3, 13),
+        ("source-quench", true) => (4, 0),
+        ("redirect", true) => (5, 1),
+        ("time-exceeded", true) => (11, 0),
+        ("parameter-problem", true) => (12, 0),
+        ("no-route", false) => (1, 0),
+        ("admin-prohibited", false) => (1, 1),
+        ("address-unreachable", false) => (1, 3),
+        ("port-unreachable", false) => (1, 4),
+        ("too-big", false) => (2, 0),
+        ("time-exceeded", false) => (3, 0),
+        _ => return Err(format!("`{kind}` is no ICMP error of IPv{}", if v4 { 4 } else { 6 })),
+    })
+}
