@@ -327,7 +327,12 @@ impl<'a> Runner<'a> {
         let (remote, from) = (talk.remote, talk.sent);
         let data = (0..bytes as i64).map(|index| pattern(true, from + index)).collect::<Vec<_>>();
         let taken = self.stack.send(remote, &data, now)?;
-        self.talk(label).sent += taken as i64;
+        let talk = self.talk(label);
+        talk.sent += taken as i64;
+        if refused {
+            // what is told of room is told anew
+            talk.news.retain(|news| news != "writable");
+        }
         match (refused, taken == bytes) {
             (false, true) | (true, false) => Ok(()),
             (false, false) => Err(format!("expected: {bytes} bytes are taken\n  got:      {taken} were")),
