@@ -91,6 +91,11 @@ impl<H: Copy + Eq> Proxy<H> {
         self.sessions.live()
     }
 
+    /// Sessions that don't relay yet.
+    pub fn pending(&self) -> usize {
+        self.setups.live()
+    }
+
     /// Connections of a listener or to a backend, of this worker.
     pub fn used(&self, key: Key) -> u32 {
         self.leases.used(key)

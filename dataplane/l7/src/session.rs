@@ -225,11 +225,16 @@ pub(crate) struct Setup {
 pub(crate) struct Setups {
     records: Vec<Setup>,
     free: u32,
+    live: usize,
 }
 
 impl Setups {
     pub(crate) fn new() -> Self {
-        Self { records: Vec::new(), free: NONE }
+        Self { records: Vec::new(), free: NONE, live: 0 }
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.live
     }
 
     #[inline]
@@ -243,6 +248,7 @@ impl Setups {
     }
 
     pub(crate) fn insert(&mut self, setup: Setup) -> u32 {
+        self.live += 1;
         let at = self.free;
         if let Some(place) = self.records.get_mut(at as usize) {
             self.free = place.next;
@@ -261,6 +267,7 @@ impl Setups {
         setup.tried.clear();
         setup.next = free;
         self.free = at;
+        self.live -= 1;
     }
 }
 

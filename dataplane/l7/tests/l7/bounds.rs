@@ -124,6 +124,7 @@ fn play(steps: Vec<Step>, limit: u32) {
         }
         let sessions = world.proxy.live() as i64;
         assert_eq!(world.books.active(), sessions);
+        assert!(world.proxy.pending() as i64 <= sessions);
         assert!(world.books.all_backends_active() <= sessions);
         assert!(world.fake.held() as i64 <= sessions * 2);
         assert!(world.books.queued() <= sessions);

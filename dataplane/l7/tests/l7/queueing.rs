@@ -136,13 +136,16 @@ fn who_waits_for_the_ledger_can_leave_or_run_out_of_time() {
 #[test]
 fn nobody_overtakes() {
     let mut world = World::new(plan(1, 1, 10));
-    let (first, _) = world.session();
+    world.session();
     let waiting = world.client();
     world.arrives(waiting, b"waiting");
-    world.fake.dies(first, Ended::Reset);
+    let (services, rules) = plan(1, 0, 10).build();
+    world.proxy.adopt(services, rules, &mut world.fake, &mut world.books);
     let newcomer = world.client();
     world.arrives(newcomer, b"newcomer");
-    world.answer(world.syn());
-    assert_eq!(world.sent(world.syn()), b"waiting");
-    assert_eq!(world.books.queued(), 1);
+    let [_, second, third] = world.fake.upstreams()[..] else { panic!("both go") };
+    world.answer(second);
+    world.answer(third);
+    assert_eq!((world.sent(second), world.sent(third)), (b"waiting".as_slice(), b"newcomer".as_slice()));
+    assert_eq!((world.books.queued(), world.proxy.pending()), (0, 0));
 }

@@ -289,7 +289,7 @@ impl World {
 
     /// Nothing is left of anything.
     pub(crate) fn is_clean(&self) {
-        assert_eq!(self.proxy.live(), 0, "sessions");
+        assert_eq!((self.proxy.live(), self.proxy.pending()), (0, 0), "sessions");
         assert_eq!(self.fake.held(), 0, "connections");
         assert_eq!((self.books.active(), self.books.queued(), self.books.all_backends_active()), (0, 0, 0));
         assert_eq!(self.proxy.used(Key::Listener(LISTENER)), 0);
