@@ -6,6 +6,7 @@
 //! topology  namespaces, links and addresses (the only place that calls `ip`)
 //! supervisor, run, weir   processes, what belongs to a run, Weir's two processes and its command line
 //! traffic   clients, servers, frames
+//! wire      the TCP engine against the kernel, over a link of our own
 //! demo, scenario, bench, fuzz   what the user asked for
 //! ```
 #![forbid(unsafe_code)]
@@ -30,6 +31,7 @@ mod supervisor;
 mod topology;
 mod traffic;
 mod weir;
+mod wire;
 
 use std::process::ExitCode;
 

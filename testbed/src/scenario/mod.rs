@@ -14,6 +14,7 @@ mod raw;
 mod reach;
 mod rig;
 mod size;
+mod tcp;
 mod workers;
 mod workspace;
 
@@ -98,6 +99,7 @@ fn all() -> Vec<Scenario> {
         raw::scenarios(),
         flood::scenarios(),
         hostile::scenarios(),
+        tcp::scenarios(),
         fuzzing::scenarios(),
     ];
     groups.into_iter().flatten().collect()
