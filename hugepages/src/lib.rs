@@ -6,11 +6,13 @@
 //!  generation  which snapshot is published, adopted, refused: the control page of one instance
 //!  spsc        one producer, one consumer, inside one process
 //!  prefetch    ask the cache for a line without touching it
+//!  advise      ask the kernel for huge pages under private memory
 //! ```
 //!
 //! This is one of the few places where `unsafe` is allowed; what it exports is safe to call. Everything that another
 //! process can write is read as atomics or copied before anyone looks at it.
 
+pub mod advise;
 pub mod generation;
 pub mod prefetch;
 pub mod reserve;

@@ -181,11 +181,11 @@ pub(crate) enum Waiting {
     Window,
 }
 
-/// A connection.
+/// A connection: six cache lines, of which an ordinary segment leaves the last alone.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Connection {
-    // who: the look-up compares these
+    // line 0, who and receiving: the look-up compares the first
     pub(crate) remote: u128,
     pub(crate) local: u128,
     pub(crate) remote_port: u16,
@@ -196,18 +196,16 @@ pub(crate) struct Connection {
     pub(crate) waiting: Waiting,
     pub(crate) send_scale: u8,
     pub(crate) receive_scale: u8,
-    // receiving
     pub(crate) rcv_nxt: SeqNumber,
     /// Right edge of the window that was announced.
     pub(crate) rcv_edge: SeqNumber,
     /// The acknowledgement that was sent last.
     pub(crate) last_ack: SeqNumber,
-
     pub(crate) ts_recent: u32,
+    // line 1, the variables of RFC 9293 §3.3.1 and the timers
     /// Milliseconds at which `ts_recent` was taken.
     pub(crate) ts_recent_at: u32,
     pub(crate) ts_offset: u32,
-    // sending
     pub(crate) snd_una: SeqNumber,
     pub(crate) snd_nxt: SeqNumber,
     pub(crate) snd_wnd: u32,
@@ -222,43 +220,56 @@ pub(crate) struct Connection {
     pub(crate) retries: u8,
     pub(crate) ended: Ended,
     pub(crate) events: Events,
-    /// Losses up to here are one repair.
-    pub(crate) recover: SeqNumber,
-    pub(crate) send: SendQueue,
-    pub(crate) rtt: RttEstimator,
-    pub(crate) rack: Rack,
-    pub(crate) congestion: Congestion,
-    pub(crate) receive: ReceiveQueue,
-    /// Most bytes that may wait for the application now; grows to the ceiling.
-    pub(crate) receive_space: u32,
-    /// Where the measure of the reading rate began (sequence number of what was read).
-    pub(crate) rate_from: SeqNumber,
-    pub(crate) rate_at: u32,
+    /// When the peer was heard last.
+    pub(crate) heard_at: u32,
     /// Full segments since the last acknowledgement.
     pub(crate) unacked_bytes: u32,
     /// Ticks (milliseconds): when each timer is due.
     pub(crate) retransmit_at: u32,
     pub(crate) acknowledge_at: u32,
-    /// When the peer was heard last.
-    pub(crate) heard_at: u32,
-    /// When data that waits for its acknowledgement was first sent again, or the SYN.
-    pub(crate) trouble_since: u32,
+    /// Most bytes that may wait for the application now; grows to the ceiling.
+    pub(crate) receive_space: u32,
+    pub(crate) rate_at: u32,
+    // line 2, sending
+    pub(crate) send: SendQueue,
     /// Microseconds of the last SYN or data segment.
     pub(crate) sent_at: u32,
+    pub(crate) link: Link,
+    // line 3
+    pub(crate) receive: ReceiveQueue,
+    pub(crate) rtt: RttEstimator,
+    /// The application's own number.
+    pub(crate) token: u32,
+    pub(crate) keep_alives: u8,
+    pub(crate) duplicate_acks: u8,
+    /// With [`Flags::DUPLICATE`]: length of the block that has arrived twice (RFC 2883).
+    pub(crate) duplicate_len: u16,
+    // lines 4 and 5, the path: what an ordinary acknowledgement needs of it comes first
+    pub(crate) rack: Rack,
+    pub(crate) congestion: Congestion,
+    /// Losses up to here are one repair.
+    pub(crate) recover: SeqNumber,
+    /// Where the measure of the reading rate began (sequence number of what was read).
+    pub(crate) rate_from: SeqNumber,
+    /// When data that waits for its acknowledgement was first sent again, or the SYN.
+    pub(crate) trouble_since: u32,
     /// RFC 5961: when something out of place was answered last.
     pub(crate) challenged_at: u32,
     /// RFC 3522: our timestamp of the first segment that was sent again.
     pub(crate) undo_before: u32,
-    /// The application's own number.
-    pub(crate) token: u32,
-    /// A block that has arrived twice (RFC 2883).
-    pub(crate) duplicate: (SeqNumber, SeqNumber),
+    /// With [`Flags::DUPLICATE`]: where that block begins.
+    pub(crate) duplicate: SeqNumber,
     /// With [`Flags::FIN_PENDING`]: where the peer's FIN stands.
     pub(crate) remote_fin: SeqNumber,
-    pub(crate) keep_alives: u8,
-    pub(crate) duplicate_acks: u8,
-    pub(crate) link: Link,
 }
+
+/// Cache lines of a record; an idle connection costs little else.
+pub(crate) const LINES: usize = 6;
+const _: () = assert!(size_of::<Connection>() == LINES * 64);
+const _: () = assert!(std::mem::offset_of!(Connection, ts_recent_at) == 64);
+const _: () = assert!(std::mem::offset_of!(Connection, send) == 128);
+const _: () = assert!(std::mem::offset_of!(Connection, receive) == 192);
+const _: () = assert!(std::mem::offset_of!(Connection, rack) == 256);
 
 impl Connection {
     /// Whether these are its ends.

@@ -799,7 +799,8 @@ impl<B: Buffer> Work<'_, B> {
     fn note_duplicate(&mut self, start: SeqNumber, end: SeqNumber) {
         let c = &mut *self.c;
         if c.flags.has(Flags::SACK) && start != end {
-            c.duplicate = (start, end);
+            c.duplicate = start;
+            c.duplicate_len = end.since(start).min(u32::from(u16::MAX)) as u16;
             c.flags.set(Flags::DUPLICATE);
         }
     }

@@ -15,6 +15,7 @@ mod connection;
 pub mod counters;
 pub mod engine;
 pub mod event;
+pub mod fuzz;
 pub mod header;
 pub mod icmp;
 mod input;

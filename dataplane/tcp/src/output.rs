@@ -312,7 +312,7 @@ impl<B: Buffer> Work<'_, B> {
         if c.flags.has(Flags::DUPLICATE) {
             // RFC 2883 §4: the duplicate comes first
             blocks.truncate(most - 1);
-            blocks.insert(0, c.duplicate);
+            blocks.insert(0, (c.duplicate, c.duplicate + u32::from(c.duplicate_len)));
             c.flags.clear(Flags::DUPLICATE);
         }
         OptionBytes::acknowledgment(timestamps, &blocks)

@@ -29,7 +29,7 @@ pub enum Refused {
 const CONGESTION_EXPERIENCED: u8 = 0b11;
 
 /// A received segment. Its data stay in the frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Sequence number of its first byte, or of SYN.
     pub seq: SeqNumber,
@@ -57,6 +57,19 @@ impl Segment {
     /// Reads the segment of a frame. `checksum_is_verified` says that the NIC did so.
     #[inline(always)]
     pub fn read(frame: &[u8], parsed: &Parsed, checksum_is_verified: bool) -> Result<Self, Refused> {
+        let mut segment = Self::default();
+        segment.read_again(frame, parsed, checksum_is_verified).map(|()| segment)
+    }
+
+    /// As [`Segment::read`], into a place that the caller has: a `Result` of this size would be copied right after its narrow
+    /// parts were stored, and wait for them. After an error it holds nothing of use.
+    #[inline(always)]
+    pub fn read_again(
+        &mut self,
+        frame: &[u8],
+        parsed: &Parsed,
+        checksum_is_verified: bool,
+    ) -> Result<(), Refused> {
         if (parsed.protocol != Protocol::TCP) | parsed.is_fragment() {
             return Err(if parsed.is_fragment() { Refused::Fragment } else { Refused::NotTcp });
         }
@@ -80,18 +93,17 @@ impl Segment {
             None => (Timestamps::find(options), true),
         };
         let word = |a: u8, b: u8, c: u8, d: u8| SeqNumber(u32::from_be_bytes([a, b, c, d]));
-        Ok(Self {
-            seq: word(header[4], header[5], header[6], header[7]),
-            ack: word(header[8], header[9], header[10], header[11]),
-            timestamps,
-            window: u16::from_be_bytes([header[14], header[15]]),
-            payload_offset,
-            payload_len: payload.len() as u16,
-            flags,
-            options_len: options_len as u8,
-            ecn_ce: parsed.tos & 0b11 == CONGESTION_EXPERIENCED,
-            has_more_options,
-        })
+        self.seq = word(header[4], header[5], header[6], header[7]);
+        self.ack = word(header[8], header[9], header[10], header[11]);
+        self.timestamps = timestamps;
+        self.window = u16::from_be_bytes([header[14], header[15]]);
+        self.payload_offset = payload_offset;
+        self.payload_len = payload.len() as u16;
+        self.flags = flags;
+        self.options_len = options_len as u8;
+        self.ecn_ce = parsed.tos & 0b11 == CONGESTION_EXPERIENCED;
+        self.has_more_options = has_more_options;
+        Ok(())
     }
 
     /// How many sequence numbers it takes: its data, and one each for SYN and FIN (RFC 9293 §3.4).

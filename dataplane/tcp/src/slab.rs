@@ -16,7 +16,9 @@ pub(crate) struct Slab {
 
 impl Slab {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { records: Vec::with_capacity(capacity), capacity, free: NONE, live: 0 }
+        let mut records = Vec::with_capacity(capacity);
+        hugepages::advise::huge(records.spare_capacity_mut());
+        Self { records, capacity, free: NONE, live: 0 }
     }
 
     /// Records in use.
@@ -99,5 +101,12 @@ impl Entries for Slab {
     #[inline(always)]
     fn link_mut(&mut self, slot: u32) -> Option<&mut Link> {
         self.at_mut(slot).map(|record| &mut record.link)
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, slot: u32) {
+        if let Some(record) = self.at(slot) {
+            hugepages::prefetch::all(record);
+        }
     }
 }

@@ -50,14 +50,43 @@ impl<B: Buffer> Engine<B> {
         if before != after {
             self.entered(slot, before, after);
         }
-        self.mark_ready(slot);
-        if outcome != Outcome::Alive {
+        if outcome == Outcome::Alive {
+            self.settle(slot, now);
+        } else {
+            self.mark_ready(slot);
             self.conclude(slot, outcome, None, now, tx);
         }
     }
 }
 
+impl<B: Buffer> Engine<B> {
+    /// After a timer: on to what it made due; where it came too early, as nearly always, only the wheel has to know.
+    fn settle(&mut self, slot: u32, now: Instant) {
+        let Some(work) = self.work(slot, now) else { return };
+        if work.has_nothing_due() {
+            if let Some(at) = work.deadline() {
+                self.arm(slot, at);
+            }
+        } else {
+            self.mark_ready(slot);
+        }
+    }
+}
+
 impl<B: Buffer> Work<'_, B> {
+    /// Whether a look at what may be sent would find nothing.
+    fn has_nothing_due(&self) -> bool {
+        let c = &*self.c;
+        let due = Flags::ACK_NOW
+            .and(Flags::SYN_DUE)
+            .and(Flags::PROBE_DUE)
+            .and(Flags::RST_DUE)
+            .and(Flags::REARM)
+            .and(Flags::RELEASED)
+            .and(Flags::FIN_QUEUED);
+        !c.flags.has(due) && c.send.unsent() == 0 && c.send.lost() == 0
+    }
+
     fn timers(&mut self, id: u16, tx: &mut impl Transmit<B>) -> Outcome {
         let now = tick(self.now);
         if self.c.flags.has(Flags::ACK_DELAYED) && is_due(self.c.acknowledge_at, now) {

@@ -1,15 +1,45 @@
 //! Whose time has come? A hierarchical timing wheel over the slots of a slab: one entry per connection, all in O(1).
 //!
-//! Four levels of 256 places; a place is a doubly linked list through [`Link`]s that the records hold. The clock is in ticks, modulo
-//! 2^32. An entry of an upper level moves down when its place comes round. Called by the engine and, for its sessions, by the
+//! Four levels; a place is a doubly linked list through [`Link`]s that the records hold. The clock is in ticks, modulo 2^32. An
+//! entry of an upper level moves down when its place comes round. The lowest level is wide enough for the time-outs of
+//! ordinary connections, of which there are millions: they never move. Called by the engine and, for its sessions, by the
 //! proxy.
 
-/// Bits of a level.
-const BITS: u32 = 8;
-/// Places of a level.
-const PLACES: usize = 1 << BITS;
-/// Levels: together they cover all 32 bits of the clock.
-const LEVELS: usize = 4;
+/// A level: which bits of the clock say the place, where its places and their marks begin.
+#[derive(Clone, Copy)]
+struct Level {
+    shift: u32,
+    bits: u32,
+    first: usize,
+    first_word: usize,
+}
+
+impl Level {
+    const fn places(self) -> usize {
+        1 << self.bits
+    }
+
+    /// The place of a tick, counted from 0.
+    #[inline(always)]
+    const fn place(self, at: u32) -> usize {
+        (at >> self.shift) as usize & (self.places() - 1)
+    }
+}
+
+/// With ticks of a millisecond: 4 s, 65 s, 4 h 40, and the rest of the 32 bits. A place of the third, where keep-alive waits,
+/// comes down with what was armed within a minute, not with all.
+const LEVELS: [Level; 4] = [
+    Level { shift: 0, bits: 12, first: 0, first_word: 0 },
+    Level { shift: 12, bits: 4, first: 4_096, first_word: 64 },
+    Level { shift: 16, bits: 8, first: 4_112, first_word: 65 },
+    Level { shift: 24, bits: 8, first: 4_368, first_word: 69 },
+];
+/// The lowest.
+const LOWEST: Level = LEVELS[0];
+/// Places of all levels.
+const PLACES: usize = 4_624;
+/// Words of their marks.
+const WORDS: usize = 73;
 /// No entry.
 pub const NONE: u32 = u32::MAX;
 /// In [`Link::previous`], for the first of a list: the place, above all slots.
@@ -46,14 +76,16 @@ pub trait Entries {
     fn link(&self, slot: u32) -> Option<&Link>;
     /// The link of a slot, to change.
     fn link_mut(&mut self, slot: u32) -> Option<&mut Link>;
+    /// Asks for the memory of a slot that comes next.
+    fn prefetch(&self, _slot: u32) {}
 }
 
 /// The wheel.
 #[derive(Debug)]
 pub struct Wheel {
-    heads: Box<[[u32; PLACES]; LEVELS]>,
+    heads: Box<[u32; PLACES]>,
     /// Places that may hold something, a bit each.
-    filled: [[u64; PLACES / 64]; LEVELS],
+    filled: [u64; WORDS],
     now: u32,
     armed: usize,
 }
@@ -61,8 +93,7 @@ pub struct Wheel {
 impl Wheel {
     /// An empty wheel at a tick.
     pub fn new(now: u32) -> Self {
-        let heads = Box::new([[NONE; PLACES]; LEVELS]);
-        Self { heads, filled: [[0; PLACES / 64]; LEVELS], now, armed: 0 }
+        Self { heads: Box::new([NONE; PLACES]), filled: [0; WORDS], now, armed: 0 }
     }
 
     /// Entries in it.
@@ -70,12 +101,21 @@ impl Wheel {
         self.armed
     }
 
-    /// Where an entry due at `at` belongs: the level of the highest byte that differs from now.
-    #[inline]
-    fn place(&self, at: u32) -> (usize, usize) {
-        let differing = (at ^ self.now) | 1;
-        let level = ((31 - differing.leading_zeros()) / BITS) as usize;
-        (level, (at >> (level as u32 * BITS)) as usize & (PLACES - 1))
+    /// Where an entry due at `at` belongs: the level of the highest bit that differs from now, and the place in it.
+    #[inline(always)]
+    fn place(&self, at: u32) -> (Level, usize) {
+        let differing = at ^ self.now;
+        let [lowest, second, third, top] = LEVELS;
+        let level = if differing >> second.shift == 0 {
+            lowest
+        } else if differing >> third.shift == 0 {
+            second
+        } else if differing >> top.shift == 0 {
+            third
+        } else {
+            top
+        };
+        (level, level.place(at))
     }
 
     /// Arms an entry for a tick, or moves it there. What is due already comes with the next tick.
@@ -95,15 +135,15 @@ impl Wheel {
 
     fn put(&mut self, entries: &mut impl Entries, slot: u32, at: u32) {
         let (level, place) = self.place(at);
-        let Some(head) = self.heads.get_mut(level).and_then(|level| level.get_mut(place)) else { return };
+        let Some(head) = self.heads.get_mut(level.first + place) else { return };
         let next = *head;
         let Some(link) = entries.link_mut(slot) else { return };
-        *link = Link { next, previous: PLACE | (level as u32) << BITS | place as u32, at };
+        *link = Link { next, previous: PLACE | (level.first + place) as u32, at };
         *head = slot;
         if let Some(next) = entries.link_mut(next) {
             next.previous = slot;
         }
-        if let Some(word) = self.filled.get_mut(level).and_then(|level| level.get_mut(place / 64)) {
+        if let Some(word) = self.filled.get_mut(level.first_word + place / 64) {
             *word |= 1 << (place % 64);
         }
         self.armed += 1;
@@ -118,8 +158,7 @@ impl Wheel {
         }
         let Link { next, previous, .. } = std::mem::replace(link, Link::IDLE);
         if previous >= PLACE {
-            let (level, place) = ((previous >> BITS) as usize & 0xff, previous as usize & 0xff);
-            if let Some(head) = self.heads.get_mut(level).and_then(|level| level.get_mut(place)) {
+            if let Some(head) = self.heads.get_mut((previous & !PLACE) as usize) {
                 *head = next;
             }
         } else if let Some(previous) = entries.link_mut(previous) {
@@ -135,11 +174,14 @@ impl Wheel {
     /// meanwhile for a tick up to `now` comes later in the same run or at the next tick.
     pub fn expire(&mut self, entries: &mut impl Entries, now: u32) -> Option<u32> {
         loop {
-            let place = self.now as usize & (PLACES - 1);
-            if let Some(&slot) = self.heads.first().and_then(|level| level.get(place))
+            let place = LOWEST.place(self.now);
+            if let Some(&slot) = self.heads.get(place)
                 && slot != NONE
             {
                 self.disarm(entries, slot);
+                if let Some(&next) = self.heads.get(place) {
+                    entries.prefetch(next);
+                }
                 return Some(slot);
             }
             if now.wrapping_sub(self.now) as i32 <= 0 {
@@ -156,23 +198,23 @@ impl Wheel {
     /// Moves the clock to the next place that holds something, at most to `now`; entries of upper levels come down where
     /// the clock passes them.
     fn step(&mut self, entries: &mut impl Entries, now: u32) {
-        let place = self.now as usize & (PLACES - 1);
-        let rest_of_turn = (PLACES - 1 - place) as u32;
-        let ahead = self.next_filled(0, place + 1).map(|next| (next - place) as u32);
+        let place = LOWEST.place(self.now);
+        let rest_of_turn = (LOWEST.places() - 1 - place) as u32;
+        let ahead = self.next_filled(LOWEST, place + 1).map(|next| (next - place) as u32);
         let to_now = now.wrapping_sub(self.now);
         let jump = ahead.unwrap_or(rest_of_turn + 1).min(to_now);
         self.now = self.now.wrapping_add(jump.max(1));
-        let mut level = 1;
         // a new turn of a level begins: what waits in the place above comes down
-        while level < LEVELS && self.now & ((1 << (level as u32 * BITS)) - 1) == 0 {
+        for level in LEVELS.into_iter().skip(1) {
+            if self.now & ((1 << level.shift) - 1) != 0 {
+                break;
+            }
             self.cascade(entries, level);
-            level += 1;
         }
     }
 
-    fn cascade(&mut self, entries: &mut impl Entries, level: usize) {
-        let place = (self.now >> (level as u32 * BITS)) as usize & (PLACES - 1);
-        let head = self.heads.get_mut(level).and_then(|level| level.get_mut(place));
+    fn cascade(&mut self, entries: &mut impl Entries, level: Level) {
+        let head = self.heads.get_mut(level.first + level.place(self.now));
         let mut slot = head.map_or(NONE, |head| std::mem::replace(head, NONE));
         while let Some(link) = entries.link(slot) {
             let Link { next, at, .. } = *link;
@@ -183,11 +225,11 @@ impl Wheel {
     }
 
     /// The first place of a level from `from` on that holds something; clears marks of places that don't.
-    fn next_filled(&mut self, level: usize, from: usize) -> Option<usize> {
-        let heads = self.heads.get(level)?;
-        let words = self.filled.get_mut(level)?;
+    fn next_filled(&mut self, level: Level, from: usize) -> Option<usize> {
+        let heads = self.heads.get(level.first..)?;
+        let words = self.filled.get_mut(level.first_word..)?;
         let mut place = from;
-        while place < PLACES {
+        while place < level.places() {
             let word = words.get_mut(place / 64)?;
             let rest = *word >> (place % 64);
             if rest == 0 {
@@ -203,22 +245,23 @@ impl Wheel {
         None
     }
 
-    /// The earliest tick at which something may be due: exact for the next 256 ticks, else when a place above comes down.
+    /// The earliest tick at which something may be due: exact for the rest of the lowest level's turn, else when a place above comes down.
     pub fn next_due(&mut self) -> Option<u32> {
         if self.armed == 0 {
             return None;
         }
-        for level in 0..LEVELS {
-            let shift = level as u32 * BITS;
-            let place = (self.now >> shift) as usize & (PLACES - 1);
-            let from = if level == 0 { place } else { place + 1 };
+        for level in LEVELS {
+            let place = level.place(self.now);
+            let from = if level.shift == 0 { place } else { place + 1 };
             if let Some(found) = self.next_filled(level, from) {
-                let base = if shift + BITS >= 32 { 0 } else { self.now >> (shift + BITS) << (shift + BITS) };
-                return Some(base | (found as u32) << shift);
+                let above = level.shift + level.bits;
+                let base = self.now.checked_shr(above).map_or(0, |upper| upper << above);
+                return Some(base | (found as u32) << level.shift);
             }
         }
         // only places of the top level behind the clock's wrap are left
-        self.next_filled(LEVELS - 1, 0).map(|found| (found as u32) << (BITS * 3))
+        let [.., top] = LEVELS;
+        self.next_filled(top, 0).map(|found| (found as u32) << top.shift)
     }
 }
 

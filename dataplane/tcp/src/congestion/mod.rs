@@ -99,11 +99,16 @@ const PRISTINE: u8 = 16;
 /// NewReno, not CUBIC.
 const NEW_RENO: u8 = 32;
 
-/// Congestion control of one connection.
+/// Congestion control of one connection. What an acknowledgement asks that finds the window wide enough comes first.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct Congestion {
     window: u32,
     threshold: u32,
+    mss: u16,
+    initial_window_segments: u8,
+    flags: u8,
+    phase: Phase,
     /// Bytes acknowledged towards the next segment of growth in congestion avoidance.
     credit: u32,
     /// With [`REDUCED`]: SND.NXT at the last reduction.
@@ -112,10 +117,6 @@ pub struct Congestion {
     plateau: u32,
     /// `undo.window` is also RFC 9438's cwnd_prior, whatever [`CAN_UNDO`] says.
     undo: Undo,
-    phase: Phase,
-    mss: u16,
-    initial_window_segments: u8,
-    flags: u8,
 }
 
 const _: () = assert!(size_of::<Congestion>() <= 72);

@@ -20,6 +20,9 @@ pub(super) const SEGMENT_START: u8 = 8;
 /// Shares its buffer with a later piece, which answers for the buffer's cost.
 pub(super) const UNCOUNTED: u8 = 16;
 
+/// Nodes for which memory is set aside at once; it is taken as they are first used.
+const MOST_AT_ONCE: usize = 1 << 20;
+
 /// A piece of a stream. 32 bytes with a buffer of 8, so that two share a cache line.
 #[derive(Debug)]
 pub(super) struct Node<B> {
@@ -180,7 +183,7 @@ impl<B: Buffer> Nodes<B> {
     }
 
     /// Holds a piece; gives it back where the slab is full.
-    #[inline]
+    #[inline(always)]
     pub(super) fn insert(&mut self, chunk: Chunk<B>, seq: SeqNumber) -> Result<u32, Chunk<B>> {
         if self.is_full() {
             return Err(chunk);
@@ -206,14 +209,31 @@ impl<B: Buffer> Nodes<B> {
         self.place(node)
     }
 
-    #[inline]
+    #[inline(always)]
     fn place(&mut self, node: Node<B>) -> u32 {
         self.used += 1;
         let id = self.free;
         if let Some(slot) = self.slots.get_mut(id as usize) {
             self.free = slot.next;
-            *slot = node;
+            // part by part: a node that is built and moved waits for its own narrow stores
+            slot.buffer = node.buffer;
+            slot.next = node.next;
+            slot.seq = node.seq;
+            slot.stamp = node.stamp;
+            slot.last = node.last;
+            slot.offset = node.offset;
+            slot.len = node.len;
+            slot.flags = node.flags;
             return id;
+        }
+        self.extend(node)
+    }
+
+    #[cold]
+    fn extend(&mut self, node: Node<B>) -> u32 {
+        if self.slots.capacity() == 0 {
+            self.slots.reserve_exact((self.limit as usize).min(MOST_AT_ONCE));
+            hugepages::advise::huge(self.slots.spare_capacity_mut());
         }
         let id = self.slots.len() as u32;
         self.slots.push(node);
@@ -249,7 +269,7 @@ impl<B: Buffer> Nodes<B> {
     }
 
     /// Lets a piece go; its buffer is the caller's.
-    #[inline]
+    #[inline(always)]
     pub(super) fn release(&mut self, id: u32) -> Option<Chunk<B>> {
         let free = self.free;
         let node = self.slots.get_mut(id as usize)?;

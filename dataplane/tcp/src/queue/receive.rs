@@ -104,7 +104,7 @@ impl ReceiveQueue {
 
     /// Adds the bytes that were expected next; gives them back where the slab is full and others wait to be read. The fast path while nothing is out of
     /// order: else [`Self::insert`] and [`Self::advance`], so that bytes which came first stay.
-    #[inline]
+    #[inline(always)]
     pub fn append<B: Buffer>(&mut self, nodes: &mut Nodes<B>, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
         let len = u32::from(chunk.len);
         if len == 0 {
@@ -279,7 +279,7 @@ impl ReceiveQueue {
     }
 
     /// Takes the first piece that can be read.
-    #[inline]
+    #[inline(always)]
     pub fn pop<B: Buffer>(&mut self, nodes: &mut Nodes<B>) -> Option<Chunk<B>> {
         let id = self.ready_head;
         let next = nodes.get(id)?.next;

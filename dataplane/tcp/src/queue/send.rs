@@ -312,7 +312,7 @@ impl SendQueue {
     }
 
     /// Adds bytes at the end; gives them back where the slab has no more for sending, or the queue is full. Nothing of an empty piece is kept.
-    #[inline]
+    #[inline(always)]
     pub fn push<B: Buffer>(&mut self, nodes: &mut Nodes<B>, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
         let len = u32::from(chunk.len);
         if len == 0 {
@@ -337,7 +337,7 @@ impl SendQueue {
 
     /// Takes bytes that were never sent, and holds them for sent now. Fewer than the limit only where there are no more,
     /// or they lie in too many pieces for one segment.
-    #[inline]
+    #[inline(always)]
     pub fn fresh<B: Buffer>(&mut self, nodes: &mut Nodes<B>, limit: u32, now: Instant) -> Option<Gather> {
         let take = Take { kind: GatherKind::Fresh, mask: 0, wanted: 0, stop: NONE };
         let (gather, next) = self.take(nodes, self.fresh, limit, now, take)?;
