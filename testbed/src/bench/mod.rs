@@ -1,5 +1,5 @@
-//! How fast is Weir? `cargo testbed bench l4|control`: the packet loop beside `dpdk-testpmd` on the same capture, and
-//! how quickly changes reach the workers.
+//! How fast is Weir? `cargo testbed bench l4|tcp|control`: the packet loop beside `dpdk-testpmd` on the same capture,
+//! the TCP engine beside smoltcp, and how quickly changes reach the workers.
 //!
 //! ```text
 //! reference  reference/testpmd-null, reference/random-lines: the machine beside the one of the targets
@@ -7,17 +7,20 @@
 //! new_flows  new-flows/FAMILY/MODE/room|full                   instance         Weir on a capture, its counters
 //! tables     flow-table, publish                               testpmd          the peer
 //! live       latency/MODE, restart (a lab of namespaces)       result           figures and targets
+//! tcp        echo/CONNS, churn, idle, bulk-*, relay-bulk
 //! ```
 
 mod capture;
 mod check;
 mod forward;
+mod goodput;
 mod instance;
 mod live;
 mod new_flows;
 mod reference;
 mod result;
 mod tables;
+mod tcp;
 mod testpmd;
 
 use std::path::PathBuf;
@@ -38,6 +41,8 @@ const BUSY: f64 = 0.7;
 pub(crate) enum Kind {
     /// Packets: cost by mode, family and number of flows; new flows; latency; publishing.
     L4,
+    /// TCP in memory, one core: transactions, set-up and teardown, memory, bulk.
+    Tcp,
     /// Changes: from a request to the acknowledgement of every worker; back after a crash.
     Control,
 }
@@ -188,6 +193,12 @@ pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
             tables::run(&mut bench, "publish");
             live::latency(&mut bench);
             "l4"
+        }
+        Kind::Tcp => {
+            reference::run(&mut bench);
+            tcp::run(&mut bench);
+            goodput::run(&mut bench);
+            "tcp"
         }
         Kind::Control => {
             tables::run(&mut bench, "weight-to-ack");

@@ -73,8 +73,16 @@ impl Figure {
             ("ns_per_packet", "nat" | "fullnat", "1k") => Some(Target::AtMost(60.0)),
             ("ns_per_packet", "dsr", "1m") => Some(Target::AtMost(80.0)),
             ("ns_per_packet", "fullnat", "1m") => Some(Target::AtMost(100.0)),
+            ("goodput_of_kernel", "goodput", _) => Some(Target::AtLeast(0.9)),
             ("flows_per_second", "new-flows", _) => Some(Target::AtLeast(5e6)),
             ("bytes_per_flow", "flow-table", _) => Some(Target::AtMost(64.0)),
+            ("ns_per_transaction", "echo", "10k") => Some(Target::AtMost(120.0)),
+            ("ns_per_transaction", "echo", "100k") => Some(Target::AtMost(200.0)),
+            ("ns_per_transaction", "echo", "1m") => Some(Target::AtMost(300.0)),
+            ("times_smoltcp", "echo", "100k") => Some(Target::AtLeast(2.5)),
+            ("ns_per_connection", "churn", _) => Some(Target::AtMost(250.0)),
+            ("bytes_per_connection", "idle", _) => Some(Target::AtMost(400.0)),
+            ("gbit_per_second", "relay-bulk", _) => Some(Target::AtLeast(40.0)),
             ("p99_ms", "publish" | "weight-to-ack", _) => Some(Target::AtMost(50.0)),
             ("ms", "restart", _) => Some(Target::AtMost(1_000.0)),
             _ => None,
@@ -83,7 +91,15 @@ impl Figure {
 
     /// The factor that the machine's slowness puts on this figure, where it is one of the packet loop.
     fn machine_factor(&self, factors: &Factors) -> Option<f64> {
-        let scaled = matches!(self.metric, "ns_per_packet" | "flows_per_second") && self.target().is_some();
+        let is_of_loop = matches!(
+            self.metric,
+            "ns_per_packet"
+                | "flows_per_second"
+                | "ns_per_transaction"
+                | "ns_per_connection"
+                | "gbit_per_second"
+        );
+        let scaled = is_of_loop && self.target().is_some();
         factors.scale(self.case.ends_with("/1k")).filter(|_| scaled)
     }
 
