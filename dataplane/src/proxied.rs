@@ -40,7 +40,9 @@ impl Proxied {
         for record in &snapshot.listeners.listeners {
             let Some((index, proxy)) = proxy_of(snapshot, record) else { continue };
             used.insert(record.pool);
-            proxied.profiles.push((index, connection_of(&proxy.client, node, mtu)));
+            let connection = connection_of(&proxy.client, node, mtu);
+            let handshake_ms = Some(proxy.handshake_ms).filter(|ms| *ms > 0);
+            proxied.profiles.push((index, ConnectionConfig { handshake_ms, ..connection }));
             if proxy.max_connections > 0 {
                 proxied.limits.push((Key::Listener(index), proxy.max_connections));
             }

@@ -68,6 +68,8 @@ pub struct ConnectionConfig {
     pub rto_max_ms: u32,
     /// Times that a SYN or SYN+ACK is sent again.
     pub syn_retries: u8,
+    /// A client whose handshake is not complete after so long is given up, whatever tries are left.
+    pub handshake_ms: Option<u32>,
     /// Times that data is sent again before the connection is given up.
     pub data_retries: u8,
     /// RFC 9293 §3.8.3, RFC 5482: gives up data that has not been acknowledged for so long.
@@ -105,6 +107,7 @@ impl Default for ConnectionConfig {
             rto_min_ms: 200,
             rto_max_ms: 120_000,
             syn_retries: 5,
+            handshake_ms: None,
             data_retries: 15,
             user_timeout_ms: None,
             fin_wait_s: 60,

@@ -204,14 +204,18 @@ impl<B: Buffer> Work<'_, B> {
     fn handshake_timed_out(&mut self) -> Outcome {
         let c = &mut *self.c;
         self.counters.rto_timeouts += 1;
-        if c.retries >= self.config.syn_retries {
+        let is_client = c.flags.has(Flags::PASSIVE);
+        let limit_ms = self.config.handshake_ms.filter(|_| is_client).unwrap_or(u32::MAX);
+        let left_ms = limit_ms.saturating_sub(tick(self.now).wrapping_sub(c.heard_at));
+        if c.retries >= self.config.syn_retries || left_ms == 0 {
             self.counters.timed_out += 1;
             return Outcome::Over(Ended::TimedOut);
         }
         c.retries += 1;
         c.rtt.back_off();
         c.flags.set(Flags::SYN_DUE);
-        self.wait(Waiting::Retransmit, self.c.rtt.timeout_us(&self.bounds()));
+        let timeout = self.c.rtt.timeout_us(&self.bounds());
+        self.wait(Waiting::Retransmit, timeout.min(left_ms.saturating_mul(1_000)));
         Outcome::Alive
     }
 
