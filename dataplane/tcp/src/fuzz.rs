@@ -120,7 +120,7 @@ impl Transmit<HeapBuffer> for Wire {
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Option<HeapBuffer> {
-        (bytes.len() % 3 != 0).then(|| HeapBuffer::from(bytes))
+        (!bytes.len().is_multiple_of(3)).then(|| HeapBuffer::from(bytes))
     }
 }
 

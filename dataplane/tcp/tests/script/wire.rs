@@ -64,7 +64,7 @@ impl Packet {
         for option in &self.options {
             option.write(&mut options);
         }
-        while options.len() % 4 != 0 {
+        while !options.len().is_multiple_of(4) {
             options.push(1);
         }
         assert!(options.len() <= 40, "{} bytes of options do not fit a TCP header (40)", options.len());
