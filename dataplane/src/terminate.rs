@@ -29,6 +29,8 @@ use hugepages::spsc;
 
 /// Segments that wait for their turn; more than a burst, for steered ones.
 const BATCH: usize = 64;
+/// Between two secrets of SYN cookies, µs: a cookie is good for about two minutes, and the secret before is still known then.
+const ROTATION_US: u64 = 600_000_000;
 /// Sessions are as many as connections at most: some wait for their second one.
 const CONNECTIONS_PER_SESSION: usize = 2;
 
@@ -81,6 +83,8 @@ pub struct Terminator {
     small: PacketPool,
     most_memory: u64,
     clock: Microseconds,
+    /// When the secrets change next.
+    rotates: Instant,
     /// Something may be due to be sent.
     is_busy: bool,
 }
@@ -136,7 +140,17 @@ impl Terminator {
         let proxy = Proxy::new(proxy_config, services, Arc::clone(&view.proxied.rules), now);
         let (taken, lookups) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
         let most_memory = sizes.most_memory;
-        Self { engine, proxy, taken, lookups, small, most_memory, clock, is_busy: false }
+        Self {
+            engine,
+            proxy,
+            taken,
+            lookups,
+            small,
+            most_memory,
+            clock,
+            rotates: now.after(ROTATION_US),
+            is_busy: false,
+        }
     }
 
     /// Runs a new generation from here on.
@@ -259,6 +273,10 @@ impl Terminator {
         let now = self.clock.now();
         let mut books = wire.books;
         self.engine.advance(now, wire);
+        if now >= self.rotates {
+            self.rotates = now.after(ROTATION_US);
+            self.engine.rotate_secrets(now);
+        }
         if self.proxy.next_deadline(now).is_some_and(|due| due <= now) {
             let mut surroundings = Around { small: &self.small, flows: wire.flows };
             self.proxy.advance(&mut self.engine, &mut surroundings, &mut books, now);
