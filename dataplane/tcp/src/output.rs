@@ -200,13 +200,11 @@ impl<B: Buffer> Work<'_, B> {
     /// The FIN alone, once all data has left.
     fn send_fin_first(&mut self, id: u16, tx: &mut impl Transmit<B>) -> bool {
         let c = &mut *self.c;
-        if c.send.unsent() > 0 || !c.state.sends() {
-            c.flags.set(Flags::REARM);
-            return true;
-        }
         let edge = c.snd_una + c.snd_wnd;
-        if !edge.is_after(c.snd_nxt) {
-            c.flags.set(Flags::REARM);
+        if c.send.unsent() > 0 || !c.state.sends() || !edge.is_after(c.snd_nxt) {
+            // a timer that runs goes on (RFC 6298 §5): else whatever arrives would put it off
+            let is_idle = c.waiting == Waiting::Nothing;
+            c.flags.put(Flags::REARM, is_idle || c.flags.has(Flags::REARM));
             return true;
         }
         self.send_fin(id, tx)

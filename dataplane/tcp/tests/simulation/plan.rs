@@ -264,3 +264,33 @@ fn talk(draw: &mut Draw, most: u64, has_cookies: bool) -> Conversation {
         silence: pause(draw),
     }
 }
+
+/// One connection with a stack that recovers slowly: fewer losses, fewer bytes.
+pub(crate) fn with_other(seed: u64) -> Plan {
+    let mut draw = Draw(Random(seed ^ 0x07e2));
+    let quality = Quality {
+        loss: draw.chance(20_000),
+        duplicate: draw.chance(20_000),
+        corrupt: draw.chance(10_000),
+        reorder: draw.chance(100_000),
+        delay_us: 100 + draw.below(30_000),
+        jitter_us: draw.below(5_000),
+        rate: 0,
+        queue: 0,
+        mark: 0,
+    };
+    // smoltcp 0.14 can lose its retransmission timer to a window that closes and opens: this one never closes
+    let config = ConnectionConfig { rto_max_ms: 3_000, receive_buffer: 256 << 10, ..config(&mut draw) };
+    let bytes = [draw.below(100_000), draw.below(100_000)];
+    let order = [Order::Together, Order::ClientFirst, Order::ServerFirst][draw.up_to(3) as usize];
+    let has_cookies = config.syn_cookies == SynCookies::Always;
+    let order = if has_cookies && order == Order::ServerFirst { Order::Together } else { order };
+    Plan {
+        quality,
+        configs: [config; 2],
+        write: 50 + draw.below(20_000),
+        conversations: vec![Conversation { is_v4: draw.one_in(2), order, ..conversation(bytes) }],
+        deadline_s: 3_600,
+        ..quiet(seed)
+    }
+}

@@ -2,6 +2,9 @@
 
 use std::rc::Rc;
 
+use weir_net::{ParseOptions, parse};
+use weir_tcp::segment::Segment;
+
 use crate::host::Host;
 use crate::link::{Link, Random};
 use crate::plan::Plan;
@@ -82,6 +85,9 @@ impl<C: Peer, S: Peer> World<C, S> {
         let mut out = Vec::new();
         peer.turn(&arrived, now, &mut out);
         for frame in out {
+            if std::env::var_os("WEIR_TRACE").is_some() {
+                println!("{now} {} {}", ["client", "server"][side], shown(&frame));
+            }
             if let Some(error) = links[side].send(frame, now) {
                 links[1 - side].answer(error, now);
             }
@@ -102,4 +108,20 @@ impl<C: Peer, S: Peer> World<C, S> {
             self.server.describe()
         )
     }
+}
+
+/// A segment in a line, for traces.
+fn shown(frame: &[u8]) -> String {
+    let Ok(parsed) = parse(frame, &ParseOptions::default()) else { return "no packet".to_owned() };
+    let Ok(segment) = Segment::read(frame, &parsed, false) else { return "no segment".to_owned() };
+    format!(
+        "{}>{} flags {:02x} seq {} ack {} win {} len {}",
+        parsed.src_port,
+        parsed.dst_port,
+        segment.flags,
+        segment.seq.0,
+        segment.ack.0,
+        segment.window,
+        segment.payload_len
+    )
 }
