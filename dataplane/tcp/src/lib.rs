@@ -8,11 +8,13 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod acknowledge;
 pub mod buffer;
 pub mod config;
 pub mod congestion;
 mod connection;
 pub mod counters;
+mod data;
 pub mod engine;
 pub mod event;
 pub mod fuzz;
