@@ -19,10 +19,12 @@ pub(crate) enum Mode {
     Nat,
     /// Both ends rewritten.
     Fullnat,
+    /// TCP ends in Weir.
+    Proxy,
 }
 
 impl Mode {
-    /// All five.
+    /// Those that forward packets.
     pub(crate) const ALL: [Self; 5] = [Self::Dsr, Self::Ipip, Self::Gue, Self::Nat, Self::Fullnat];
 
     /// As configurations write it.
@@ -33,12 +35,13 @@ impl Mode {
             Self::Gue => "gue",
             Self::Nat => "nat",
             Self::Fullnat => "fullnat",
+            Self::Proxy => "proxy",
         }
     }
 
-    /// Whether the destination is rewritten, so that the backend needs no VIP and may listen elsewhere.
+    /// Whether the backend sees its own address as the destination, so that the backend needs no VIP and may listen elsewhere.
     pub(crate) fn rewrites(self) -> bool {
-        matches!(self, Self::Nat | Self::Fullnat)
+        matches!(self, Self::Nat | Self::Fullnat | Self::Proxy)
     }
 
     /// Whether the backend must unwrap what it gets.
@@ -86,7 +89,7 @@ pub(crate) struct Service {
     pub(crate) port: String,
     /// Port of the backends; `None` keeps the client's.
     pub(crate) backend_port: Option<u16>,
-    /// Family of the backends' addresses, where a tunnel's differs from the VIP's.
+    /// Family of the backends' addresses, where a tunnel's or a proxy's differs from the VIP's.
     pub(crate) outer: Option<Family>,
     /// Backends by number in the lab, with their weights.
     pub(crate) backends: Vec<(usize, u32)>,
@@ -94,6 +97,8 @@ pub(crate) struct Service {
     pub(crate) listener_lines: String,
     /// More lines of the pool.
     pub(crate) pool_lines: String,
+    /// More lines of each backend.
+    pub(crate) backend_lines: String,
 }
 
 impl Service {
@@ -111,6 +116,7 @@ impl Service {
             backends: (1..=BACKENDS).map(|number| (number, 100)).collect(),
             listener_lines: String::new(),
             pool_lines: String::new(),
+            backend_lines: String::new(),
         }
     }
 
@@ -154,8 +160,9 @@ impl Service {
             };
             let _ = write!(
                 text,
-                "\n[[pool.backend]]\nname = \"{}\"\naddress = \"{address}\"\nweight = {weight}\n",
-                backend_name(number)
+                "\n[[pool.backend]]\nname = \"{}\"\naddress = \"{address}\"\nweight = {weight}\n{}",
+                backend_name(number),
+                self.backend_lines
             );
         }
         text

@@ -78,6 +78,9 @@ enum Action {
     Bench(bench::Choice),
     /// Run the parsers and the L4 engine on broken input.
     Fuzz(fuzz::Choice),
+    /// A client or server of a scenario, in a process of its own.
+    #[command(subcommand, hide = true)]
+    Peer(traffic::peer::Peer),
     /// Remove what crashed runs left behind.
     Clean,
 }
@@ -108,6 +111,9 @@ impl std::fmt::Display for Quiet {
 impl std::error::Error for Quiet {}
 
 fn act(action: Action, build: bool) -> Result<()> {
+    if let Action::Peer(peer) = &action {
+        return traffic::peer::run(peer);
+    }
     interrupt::install()?;
     if let Action::Fuzz(choice) = &action {
         return fuzz::run(choice);
@@ -126,7 +132,7 @@ fn act(action: Action, build: bool) -> Result<()> {
         }
         Action::Test(choice) => scenario::run(&setup::prepare(build)?, &choice),
         Action::Bench(choice) => bench::run(&setup::prepare(build)?, &choice),
-        Action::Fuzz(_) => Ok(()),
+        Action::Fuzz(_) | Action::Peer(_) => Ok(()),
         Action::Clean => clean(),
     }
 }

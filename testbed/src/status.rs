@@ -27,12 +27,24 @@ pub(crate) struct Status {
     /// Pools.
     #[serde(default)]
     pub(crate) pools: Vec<Pool>,
+    /// Terminated TCP of all workers.
+    #[serde(default)]
+    pub(crate) tcp: Option<Tcp>,
     /// Workers.
     #[serde(default)]
     pub(crate) workers: Vec<Worker>,
     /// Dropped packets by reason.
     #[serde(default)]
     pub(crate) drops: Counters,
+}
+
+/// Terminated TCP.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Tcp {
+    /// Its counters and gauges.
+    pub(crate) counters: Counters,
+    /// Bytes that connections may hold.
+    pub(crate) memory_ceiling: u64,
 }
 
 /// One process.
@@ -56,6 +68,9 @@ pub(crate) struct Counted {
     /// Its counters.
     #[serde(default)]
     pub(crate) counters: Counters,
+    /// Of a listener: what is counted of proxied connections.
+    #[serde(default)]
+    pub(crate) proxy: Counters,
 }
 
 /// A pool.
@@ -77,6 +92,9 @@ pub(crate) struct Backend {
     /// Its counters.
     #[serde(default)]
     pub(crate) counters: Counters,
+    /// What is counted of proxied connections to it.
+    #[serde(default)]
+    pub(crate) upstream: Counters,
 }
 
 /// A worker.
@@ -87,6 +105,9 @@ pub(crate) struct Worker {
     /// Its counters.
     #[serde(default)]
     pub(crate) counters: Counters,
+    /// Its terminated TCP.
+    #[serde(default)]
+    pub(crate) tcp: Counters,
     /// Left side minus right side of the conservation law: zero when nothing is in flight.
     #[serde(default)]
     pub(crate) balance: i64,
@@ -151,6 +172,60 @@ impl Status {
     /// A counter of one listener; 0 where there is none.
     pub(crate) fn listener(&self, name: &str, counter: &str) -> u64 {
         counter_of(&self.listeners, name, counter)
+    }
+
+    /// A counter of terminated TCP, all workers; 0 where there is none.
+    pub(crate) fn tcp(&self, counter: &str) -> u64 {
+        self.tcp.as_ref().and_then(|tcp| tcp.counters.get(counter)).copied().unwrap_or(0)
+    }
+
+    /// A counter of a listener's proxied connections; 0 where there is none.
+    pub(crate) fn proxy(&self, listener: &str, counter: &str) -> u64 {
+        let row = self.listeners.iter().find(|row| row.name == listener);
+        row.and_then(|row| row.proxy.get(counter)).copied().unwrap_or(0)
+    }
+
+    /// A counter of proxied connections to a pool's backends, summed over those whose name is taken.
+    pub(crate) fn upstream(&self, pool: &str, counter: &str, takes: impl Fn(&str) -> bool) -> u64 {
+        let pool = self.pools.iter().find(|other| other.name == pool);
+        let backends =
+            pool.into_iter().flat_map(|pool| &pool.backends).filter(|backend| takes(&backend.name));
+        backends.filter_map(|backend| backend.upstream.get(counter)).sum()
+    }
+
+    /// What is left of terminated connections, in words; `None` when nothing is but TIME-WAIT, which holds no memory.
+    pub(crate) fn connections_left(&self) -> Option<String> {
+        const STATES: [&str; 9] = [
+            "syn_sent",
+            "half_open",
+            "established",
+            "fin_wait_1",
+            "fin_wait_2",
+            "close_wait",
+            "closing",
+            "last_ack",
+            "memory_pinned",
+        ];
+        let mut left: Vec<String> = STATES
+            .into_iter()
+            .filter(|state| self.tcp(state) > 0)
+            .map(|state| format!("{state} {}", self.tcp(state)))
+            .collect();
+        for listener in &self.listeners {
+            for gauge in ["connections_active", "queued"] {
+                let value = self.proxy(&listener.name, gauge);
+                if value > 0 {
+                    left.push(format!("{} {gauge} {value}", listener.name));
+                }
+            }
+        }
+        for backend in self.pools.iter().flat_map(|pool| &pool.backends) {
+            let active = backend.upstream.get("active").copied().unwrap_or(0);
+            if active > 0 {
+                left.push(format!("{} active {active}", backend.name));
+            }
+        }
+        (!left.is_empty()).then(|| left.join(", "))
     }
 
     /// One backend.

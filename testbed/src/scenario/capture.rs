@@ -197,6 +197,7 @@ impl Expected {
         let build: Build = match mode {
             Mode::Dsr => Box::new(move |_| Ok(link.ip(&plain()))),
             Mode::Nat => Box::new(move |_| Ok(link.ip(&case.content.packet(case.client, case.backend, 63)))),
+            Mode::Proxy => Box::new(|_| bail!("a proxy forwards no packets")),
             Mode::Fullnat => Box::new(move |candidate| {
                 let (from, _) = ports_of(candidate)?;
                 ensure!(from >= 1_024, "source port {from} is not for Weir to use");

@@ -51,7 +51,8 @@ fn flood(context: &Context, mode: Mode, part: u64) -> Result<()> {
     let probe = Probe::open(&rig.lab.client, "eth0")?;
     let ceiling = ceiling(&rig, &probe, &frames)?;
     let rate = ceiling / part;
-    let memory = resident_kib(&rig)?;
+    let id = rig.weir.dataplane.id().context("the dataplane does not run")?;
+    let memory = resident_kib(id)?;
     let before = rig.weir.status()?;
     let sent = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -79,13 +80,13 @@ fn flood(context: &Context, mode: Mode, part: u64) -> Result<()> {
     let status = rig.settle()?;
     let made = status.worker_sum("flows_created") - before.worker_sum("flows_created");
     ensure!(made > ENTRIES / 2, "the flood made only {made} flows: did it arrive?");
-    let grown = resident_kib(&rig)?.saturating_sub(memory);
+    let grown = resident_kib(id)?.saturating_sub(memory);
     ensure!(grown < GROWTH_KIB, "the dataplane's memory grew by {grown} KiB");
     rig.finish()
 }
 
 /// One SYN per source.
-fn syn_frames(context: &Context, rig: &Rig, victim: &Service) -> Result<Vec<Vec<u8>>> {
+pub(super) fn syn_frames(context: &Context, rig: &Rig, victim: &Service) -> Result<Vec<Vec<u8>>> {
     let from = mac_of(&rig.lab.client, "eth0")?;
     let link = Link::new(from, mac_of(&rig.lab.lb, "wan")?);
     let mut random = Random::new(context.seed, "flood");
@@ -104,7 +105,7 @@ fn syn_frames(context: &Context, rig: &Rig, victim: &Service) -> Result<Vec<Vec<
 }
 
 /// Packets per second that the port takes in when it is sent as many as possible.
-fn ceiling(rig: &Rig, probe: &Probe, frames: &[Vec<u8>]) -> Result<u64> {
+pub(super) fn ceiling(rig: &Rig, probe: &Probe, frames: &[Vec<u8>]) -> Result<u64> {
     let before = rig.weir.status()?.port("wan", "rx_packets");
     let start = Instant::now();
     for frame in frames.iter().cycle() {
@@ -122,7 +123,13 @@ fn ceiling(rig: &Rig, probe: &Probe, frames: &[Vec<u8>]) -> Result<u64> {
     Ok(rate)
 }
 
-fn send_at(probe: &Probe, frames: &[Vec<u8>], rate: u64, sent: &AtomicU64, stop: &AtomicBool) -> Result<()> {
+pub(super) fn send_at(
+    probe: &Probe,
+    frames: &[Vec<u8>],
+    rate: u64,
+    sent: &AtomicU64,
+    stop: &AtomicBool,
+) -> Result<()> {
     let start = Instant::now();
     for frame in frames.iter().cycle() {
         if stop.load(Ordering::Relaxed) || interrupt::arrived() {
@@ -141,8 +148,8 @@ fn send_at(probe: &Probe, frames: &[Vec<u8>], rate: u64, sent: &AtomicU64, stop:
     Ok(())
 }
 
-fn resident_kib(rig: &Rig) -> Result<u64> {
-    let id = rig.weir.dataplane.id().context("the dataplane does not run")?;
+/// The resident memory of a process.
+pub(super) fn resident_kib(id: u32) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{id}/status"))?;
     text.lines()
         .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())

@@ -10,6 +10,7 @@ mod crash;
 mod flood;
 mod fuzzing;
 mod hostile;
+mod proxy;
 mod raw;
 mod reach;
 mod rig;
@@ -98,6 +99,7 @@ fn all() -> Vec<Scenario> {
         workers::scenarios(),
         raw::scenarios(),
         flood::scenarios(),
+        proxy::scenarios(),
         hostile::scenarios(),
         tcp::scenarios(),
         fuzzing::scenarios(),

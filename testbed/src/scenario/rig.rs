@@ -132,6 +132,12 @@ impl Rig {
         self.end_weir()
     }
 
+    /// Kills the nginx of a backend, counted from 0, as `kill -9` does.
+    pub(crate) fn kill_nginx(&mut self, position: usize) -> Result<()> {
+        let mut server = self.nginx.remove(position);
+        server.kill()
+    }
+
     fn end_weir(&mut self) -> Result<()> {
         for process in [&mut self.weir.dataplane, &mut self.weir.ctlplane] {
             let name = process.name().to_owned();

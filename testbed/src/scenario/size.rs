@@ -98,32 +98,42 @@ fn mss(context: &Context, mode: Mode) -> Result<()> {
 /// A client behind a narrow link: the router's errors, which name the VIP, must reach the backend that sent.
 fn path_mtu(context: &Context, mode: Mode) -> Result<()> {
     let services = Family::BOTH.map(|family| Service::new(mode, Protocol::Tcp, family));
-    let rig = Rig::start_with(context, Io::AfXdp, services.to_vec(), |config| {
-        config.wan = "\n[[port.route]]\nprefix = \"198.18.2.0/24\"\nvia = \"198.18.0.253\"\n\
-                      \n[[port.route]]\nprefix = \"2001:db8:1a::/64\"\nvia = \"2001:db8:18::253\"\n"
-            .into();
-    })?;
+    let rig = behind_a_router(context, &services)?;
     let far = far_client(&rig.lab, rig.run.name(), 1_300)?;
     for service in &services {
         for _ in 0..3 {
-            let target = service.target();
-            let answer = far
-                .run(|| Connection::open(target).and_then(|mut connection| connection.get(FILE, true)))?
-                .with_context(|| {
-                    let drops = rig.weir.status().map(|status| status.drops_in_words()).unwrap_or_default();
-                    format!("{}: a megabyte over a narrow link; drops: {drops}", service.name)
-                })?;
-            ensure!(answer.body.len() == FILE_BYTES, "{} bytes came", answer.body.len());
-            let right =
-                answer.body.iter().enumerate().all(|(position, &byte)| byte == (position % 251) as u8);
-            ensure!(right, "{}: the megabyte came changed", service.name);
+            fetch_from_far(&rig, &far, service)?;
         }
     }
     rig.finish()
 }
 
+/// A rig whose routes lead to [`far_client`].
+pub(super) fn behind_a_router(context: &Context, services: &[Service]) -> Result<Rig> {
+    Rig::start_with(context, Io::AfXdp, services.to_vec(), |config| {
+        config.wan = "\n[[port.route]]\nprefix = \"198.18.2.0/24\"\nvia = \"198.18.0.253\"\n\
+                      \n[[port.route]]\nprefix = \"2001:db8:1a::/64\"\nvia = \"2001:db8:18::253\"\n"
+            .into();
+    })
+}
+
+/// A megabyte to the byte.
+pub(super) fn fetch_from_far(rig: &Rig, far: &Namespace, service: &Service) -> Result<()> {
+    let target = service.target();
+    let answer = far
+        .run(|| Connection::open(target).and_then(|mut connection| connection.get(FILE, true)))?
+        .with_context(|| {
+            let drops = rig.weir.status().map(|status| status.drops_in_words()).unwrap_or_default();
+            format!("{}: a megabyte over a narrow link; drops: {drops}", service.name)
+        })?;
+    ensure!(answer.body.len() == FILE_BYTES, "{} bytes came", answer.body.len());
+    let right = answer.body.iter().enumerate().all(|(position, &byte)| byte == (position % 251) as u8);
+    ensure!(right, "{}: the megabyte came changed", service.name);
+    Ok(())
+}
+
 /// A client behind the router, whose link the router can't fill: its own end still takes 1,500 bytes.
-fn far_client(lab: &Lab, run: &str, mtu: u16) -> Result<Namespace> {
+pub(super) fn far_client(lab: &Lab, run: &str, mtu: u16) -> Result<Namespace> {
     let far = Namespace::create(run, "far")?;
     link(&far, "eth0", &lab.router, "far", 1_500)?;
     far.plain_frames(&["eth0"])?;

@@ -4,6 +4,8 @@ pub(crate) mod datagram;
 pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod pcap;
+pub(crate) mod peer;
 pub(crate) mod probe;
 pub(crate) mod servers;
+pub(crate) mod stream;
 pub(crate) mod tunnel;

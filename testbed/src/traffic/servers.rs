@@ -60,9 +60,10 @@ fn nginx_configuration(name: &str, root: &Path) -> String {
         "daemon off;\n\
          master_process off;\n\
          worker_processes 1;\n\
+         worker_rlimit_nofile 16384;\n\
          pid {root}/{name}.pid;\n\
          error_log stderr error;\n\
-         events {{ worker_connections 4096; }}\n\
+         events {{ worker_connections 8192; }}\n\
          http {{\n\
          \x20 access_log off;\n\
          \x20 keepalive_timeout 600s;\n\

@@ -1,0 +1,120 @@
+//! Much data: iperf3, and bodies compared byte by byte in both directions at once.
+
+use std::net::{Shutdown, SocketAddr};
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use super::{connect, emptied, finish, serve, service, streams, ways};
+use crate::command;
+use crate::config::Service;
+use crate::interrupt::wait_for;
+use crate::scenario::rig::Rig;
+use crate::scenario::size::far_client;
+use crate::scenario::{Context, Scenario};
+use crate::supervisor::{Process, Program};
+use crate::topology::lab::{Family, Io, backend};
+use crate::traffic::stream;
+
+const PORT: u16 = 5_201;
+/// Each way of [`bodies`].
+const BODY: u64 = 24 << 20;
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    vec![
+        Scenario::new("proxy/bulk/iperf3", iperf3),
+        Scenario::new("proxy/bulk/bodies", bodies),
+        Scenario::new("proxy/path-mtu", path_mtu),
+    ]
+}
+
+/// Both directions, 1 and 4 streams.
+fn iperf3(context: &Context) -> Result<()> {
+    // iperf3 opens several connections that must meet the same server
+    let of = |family| Service {
+        port: PORT.to_string(),
+        backend_port: Some(PORT),
+        backends: vec![(1, 100)],
+        ..service(family)
+    };
+    let services = ways(of);
+    let mut rig = Rig::start(context, Io::AfXdp, services.to_vec())?;
+    let program = Program::new("iperf3", "iperf3", &["-s"]).within(&rig.lab.backends[0]);
+    let server = Process::start(program, &rig.run.logs())?;
+    let place = SocketAddr::new(backend(Family::Ipv4, 1), PORT);
+    wait_for("iperf3 to listen", Duration::from_secs(5), || {
+        rig.lab.backends[0].run(|| std::net::TcpStream::connect(place).is_ok().then_some(()))
+    })?;
+    for service in &services {
+        for streams in ["1", "4"] {
+            for direction in [&[][..], &["-R"][..]] {
+                let mut command = rig.lab.client.command("iperf3");
+                let address = service.address().to_string();
+                command.args(["-c", &address, "-n", "16M", "-P", streams, "--connect-timeout", "5000"]);
+                command::run(command.args(direction))
+                    .with_context(|| format!("{}, {streams} streams {direction:?}", service.name))?;
+            }
+        }
+    }
+    let status = emptied(&mut rig)?;
+    for service in &services {
+        for counter in ["bytes_in", "bytes_out"] {
+            let bytes = status.proxy(&service.name, counter);
+            // of 40 MiB; what iperf3 has not read at its end is lost
+            ensure!(bytes >= 16 << 20, "{}: {counter} {bytes}", service.name);
+        }
+    }
+    drop(server);
+    rig.finish()
+}
+
+/// A body each way at the same time, each byte where it belongs.
+fn bodies(context: &Context) -> Result<()> {
+    let services = ways(streams).map(|service| Service { backends: vec![(1, 100)], ..service });
+    let rig = Rig::start(context, Io::AfXdp, services.to_vec())?;
+    let work = |connection: std::net::TcpStream| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _ = stream::send(&connection, BODY, &AtomicU64::new(0));
+                let _ = connection.shutdown(Shutdown::Write);
+            });
+            // what came wrong is not confirmed by a FIN
+            if !stream::receive(&connection, u64::MAX).is_ok_and(|bytes| bytes == BODY) {
+                let _ = connection.shutdown(Shutdown::Both);
+            }
+        });
+    };
+    let servers =
+        Family::BOTH.into_iter().map(|family| serve(&rig, family, 1, work)).collect::<Result<Vec<_>>>()?;
+    for service in &services {
+        let connection = connect(&rig, service)?;
+        let (sent, received) = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let outcome = stream::send(&connection, BODY, &AtomicU64::new(0));
+                outcome.and_then(|()| connection.shutdown(Shutdown::Write))
+            });
+            let received = stream::receive(&connection, u64::MAX);
+            (sender.join(), received)
+        });
+        sent.map_err(|_| anyhow!("the sender panicked"))?.context("send")?;
+        let received = received.with_context(|| service.name.clone())?;
+        ensure!(received == BODY, "{}: {received} of {BODY} bytes came", service.name);
+    }
+    drop(servers);
+    finish(rig)
+}
+
+/// Clients behind a narrow link, whose router's errors name Weir as the sender.
+fn path_mtu(context: &Context) -> Result<()> {
+    let services = ways(service);
+    let rig = crate::scenario::size::behind_a_router(context, &services)?;
+    let far = far_client(&rig.lab, rig.run.name(), 1_300)?;
+    for service in &services {
+        for _ in 0..3 {
+            crate::scenario::size::fetch_from_far(&rig, &far, service)?;
+        }
+    }
+    drop(far);
+    finish(rig)
+}
