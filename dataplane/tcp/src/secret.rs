@@ -28,8 +28,9 @@ const SACK_BIT: u32 = 1 << 4;
 const ECN_BIT: u32 = 1 << 5;
 /// Below the bits of the counter's parity and the MSS: what a cookie holds of its hash.
 const HASH_MASK: u32 = (1 << 28) - 1;
-/// Each of its halves.
-const HALF_BITS: u32 = 14;
+/// The lower part of it, which knows the peer's ISN: so many that data which overtook the cookie's segment is not taken for the
+/// first. The upper part does not know it.
+const ISN_HASH_BITS: u32 = 22;
 
 /// What a SYN asked for, to be kept in a cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +204,7 @@ impl Secrets {
     }
 
     /// Whether an acknowledgment number looks like one of our cookies that is still good, whatever the peer's ISN was: so
-    /// does that of a segment which has overtaken the one that shows the cookie. One in 16,384 other numbers does, too.
+    /// does that of a segment which has overtaken the one that shows the cookie. One in 64 other numbers does, too.
     pub fn resembles_cookie(
         &self,
         local: Endpoint,
@@ -213,12 +214,12 @@ impl Secrets {
         now: Instant,
     ) -> bool {
         shown(iss, echo, now).is_some_and(|(counter, mss, kept)| {
-            let hash = self.half_hash(local, remote, None, counter, mss, kept);
-            hash == (iss.0 & HASH_MASK) >> HALF_BITS
+            let hash = self.part_hash(local, remote, None, counter, mss, kept);
+            hash == (iss.0 & HASH_MASK) >> ISN_HASH_BITS
         })
     }
 
-    /// One half without the peer's ISN, one half with it.
+    /// A small part without the peer's ISN, the rest with it.
     fn cookie_hash(
         &self,
         local: Endpoint,
@@ -228,11 +229,11 @@ impl Secrets {
         mss: u32,
         kept: Option<u32>,
     ) -> u32 {
-        self.half_hash(local, remote, None, counter, mss, kept) << HALF_BITS
-            | self.half_hash(local, remote, Some(peer_isn), counter, mss, kept)
+        self.part_hash(local, remote, None, counter, mss, kept) << ISN_HASH_BITS
+            | self.part_hash(local, remote, Some(peer_isn), counter, mss, kept)
     }
 
-    fn half_hash(
+    fn part_hash(
         &self,
         local: Endpoint,
         remote: Endpoint,
@@ -244,11 +245,12 @@ impl Secrets {
         let key = if counter >= self.cookie_since { &self.cookie } else { &self.cookie_before };
         // Bit 6 tells no timestamps from timestamps that keep nothing.
         let options = kept.map_or(0, |bits| bits | 1 << OPTION_BITS) << 3 | mss;
-        let (isn, half) = peer_isn.map_or((0, 1 << 31), |isn| (isn.0, 0));
+        let (isn, part, mask) = peer_isn
+            .map_or((0, 1 << 31, HASH_MASK >> ISN_HASH_BITS), |isn| (isn.0, 0, (1 << ISN_HASH_BITS) - 1));
         let mut rest = [0; 16];
         rest[..8].copy_from_slice(&counter.to_le_bytes());
         rest[8..12].copy_from_slice(&isn.to_le_bytes());
-        rest[12..].copy_from_slice(&(options | half).to_le_bytes());
+        rest[12..].copy_from_slice(&(options | part).to_le_bytes());
         let hash = if local.is_v4() {
             let mut input = [0; 28];
             input[..12].copy_from_slice(&tuple_v4(local, remote));
@@ -260,7 +262,7 @@ impl Secrets {
             input[36..].copy_from_slice(&rest);
             key.hash(&input)
         };
-        hash as u32 & (HASH_MASK >> HALF_BITS)
+        hash as u32 & mask
     }
 
     /// Puts a new secret under SYN cookies, from the next counter on, so that every counter has one key and cookies under
@@ -400,8 +402,8 @@ mod tests {
         let (secrets, now) = (secrets(), Instant(1_000_000_000));
         let without = Asked { timestamps: false, ..ASKED };
         for (endpoints, iss, offset, plain, cookie, timestamp) in [
-            (V4, 0x1990_49d5, 0x3694_98f7, 0xe131_96e7, 0xedf6_8a07, 0x36a3_db17),
-            (V6, 0x15c1_54d6, 0xa448_9068, 0xeb5b_4867, 0xeb4d_6adb, 0xa457_d297),
+            (V4, 0x1990_49d5, 0x3694_98f7, 0xe1ab_16e7, 0xe68f_ca07, 0x36a3_db17),
+            (V6, 0x15c1_54d6, 0xa448_9068, 0xeb5e_8867, 0xed49_eadb, 0xa457_d297),
         ] {
             let (local, remote) = endpoints;
             assert_eq!(secrets.connection(local, remote, now), (SeqNumber(iss), offset));
@@ -518,10 +520,14 @@ mod tests {
                 secrets.resembles_cookie(local, remote, iss, cookie.timestamp, Instant(at))
             };
             assert!(resembles(V4, cookie.iss, now));
-            assert!(!resembles(V4, cookie.iss, now + 2 * COOKIE_PERIOD_US));
-            assert!(!resembles(V6, cookie.iss, now));
-            let others = (0..100_000).filter(|&add| resembles(V4, cookie.iss + (1 << 14) + add * 7_919, now));
-            assert!((0..30).contains(&others.count()));
+            let others = (0..100_000).filter(|&add| resembles(V4, cookie.iss + (1 << 24) + add * 7_919, now));
+            assert!(others.count() < 3_000);
+            let later = (1..10_000).filter(|&add| {
+                let (local, remote) = V4;
+                let at = Instant(now);
+                secrets.check(local, remote, PEER_ISN + add, cookie.iss, cookie.timestamp, at).is_some()
+            });
+            assert_eq!(later.count(), 0, "data that overtook is never taken for the first");
         }
     }
 
