@@ -64,6 +64,17 @@ impl Output {
         out.push(usize::from(port), packet.0, books);
     }
 
+    /// As [`Output::forward`], for a frame whose link header is right but for the addresses where the port has no tag.
+    #[inline(always)]
+    pub fn readdress(&mut self, port: u16, mut packet: Packet, l3: u16, next_hop: Mac, books: &Books) {
+        match self.ports.get_mut(usize::from(port)) {
+            Some(out) if out.vlan.is_none() && eth::set_addresses(packet.data_mut(), next_hop, out.mac) => {
+                out.push(usize::from(port), packet.0, books);
+            }
+            _ => self.forward(port, packet, l3, next_hop, books),
+        }
+    }
+
     /// Sends a finished frame with the next batch.
     #[inline]
     pub fn send(&mut self, port: u16, packet: Mbuf, books: &Books) {

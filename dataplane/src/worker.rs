@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! round:  messages ─▶ bursts of each receive queue ─┬▶ steered packets ─▶ lent transmissions ─▶ flush ─▶ idle
-//!         burst:  parse, steer, prepare │ guess │ process, deliver
+//!         burst:  parse, steer │ prepare │ guess │ rewrite, dispatch
 //! ```
 //!
 //! No allocation, lock, system call or formatting per packet. (A round that finds nothing may sleep; housekeeping every
@@ -19,7 +19,9 @@ use weir_abi::columns::{PortColumn, WorkerColumn};
 use weir_l4::engine::Engine;
 use weir_l4::rate::TICKS_PER_SECOND;
 use weir_l4::{Delivery, Lookup, Owner, Spread, Verdict};
-use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, icmpv6, parse_into, parse_plain_v4};
+use weir_net::{
+    Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, icmpv6, parse_into, parse_plain_v4, parse_plain_v6,
+};
 
 use crate::books::{Books, Way};
 use crate::drops::{Drop, WorkerReason};
@@ -116,6 +118,7 @@ struct Stage {
     packets: ArrayVec<Packet, BURST>,
     parsed: [Parsed; BURST],
     lookups: [Lookup; BURST],
+    deliveries: [Option<Delivery>; BURST],
     ports: [u16; BURST],
     /// Packets for other workers, by owner.
     steering: Vec<Burst>,
@@ -126,6 +129,14 @@ struct Stage {
 enum Origin {
     Nic { filter: bool },
     Peer(u64),
+}
+
+/// Of the frames of one burst: all are addressed to this port, and this worker owns all flows.
+#[derive(Clone, Copy)]
+struct Station {
+    mac: Mac,
+    /// See [`Input::filter`].
+    filter: bool,
 }
 
 /// Clocks of a worker.
@@ -149,6 +160,7 @@ impl Worker {
             packets: ArrayVec::new(),
             parsed: [Parsed::default(); BURST],
             lookups: [Lookup::default(); BURST],
+            deliveries: [None; BURST],
             ports: [0; BURST],
             steering: self.peers.steer_out.iter().map(|_| Burst::new()).collect(),
         };
@@ -254,44 +266,76 @@ impl Worker {
     fn burst(
         &mut self,
         burst: &mut Burst,
-        origin: impl Fn(&Mbuf) -> (u16, Origin),
+        origin: impl Fn(&Mbuf) -> (u16, Origin) + Clone,
         tick: u32,
         stage: &mut Stage,
     ) {
         for packet in burst.iter() {
             hugepages::prefetch::read_slice_at(packet.data(), 0);
         }
-        let Stage { packets, parsed, lookups, ports, steering } = stage;
-        let mut places = parsed.iter_mut().zip(lookups.iter_mut()).zip(ports.iter_mut());
+        self.accept(burst, origin, tick, stage);
+        let Stage { packets, parsed, lookups, deliveries, ports, .. } = stage;
+        self.engine.steady(packets, parsed, lookups, deliveries, tick, &mut self.books);
+        self.dispatch(packets, parsed, lookups, deliveries, ports, tick);
+        if self.terminator.as_ref().is_some_and(|terminator| terminator.has_taken()) {
+            self.terminated(Terminator::arrive);
+        }
+    }
+
+    /// The first stages: what the packets are, and where their flows may be. (A function for each stage, so that what its loop
+    /// needs stays in registers.)
+    #[inline(always)]
+    fn accept(
+        &mut self,
+        burst: &mut Burst,
+        origin: impl Fn(&Mbuf) -> (u16, Origin) + Clone,
+        tick: u32,
+        stage: &mut Stage,
+    ) {
+        let Stage { packets, parsed, lookups, ports, steering, .. } = stage;
+        let mut places = parsed.iter_mut().zip(ports.iter_mut());
         let mut place = places.next();
+        let station = burst.first().map(origin.clone()).and_then(|(port, origin)| self.station(port, origin));
         for packet in burst.drain(..) {
-            let Some(((parsed, lookup), kept_port)) = &mut place else { break };
+            let Some((parsed, kept_port)) = &mut place else { break };
             let (port, origin) = origin(&packet);
             let packet = Packet(packet);
-            let packet = if self.is_plain(&packet, port, origin, parsed) {
-                // a copy of its own: here it is known what has just been parsed
-                self.engine.prepare(packet.data(), parsed, lookup);
+            let packet = if station.is_some_and(|station| is_plain(&packet, station, parsed)) {
                 packet
             } else {
                 let classified = self.classify(packet, port, origin, tick, parsed, steering);
                 let Some(packet) = classified else { continue };
-                self.engine.prepare(packet.data(), parsed, lookup);
                 packet
             };
             **kept_port = port;
             packets.push(packet);
             place = places.next();
         }
+        for ((packet, parsed), lookup) in packets.iter().zip(parsed.iter()).zip(lookups.iter_mut()) {
+            self.engine.prepare(packet.data(), parsed, lookup);
+        }
         for (parsed, lookup) in parsed.iter().zip(lookups.iter_mut()).take(packets.len()) {
             self.engine.guess(parsed, lookup);
         }
-        let places = parsed.iter().zip(lookups.iter()).zip(ports.iter());
-        for (mut packet, ((parsed, lookup), port)) in packets.drain(..).zip(places) {
-            let verdict = self.engine.process(&mut packet, parsed, lookup, tick, &mut self.books);
-            self.execute(packet, parsed, *port, verdict, tick);
-        }
-        if self.terminator.as_ref().is_some_and(|terminator| terminator.has_taken()) {
-            self.terminated(Terminator::arrive);
+    }
+
+    /// The last stage: packets leave in the order in which they came; those that are not usual are decided here.
+    #[inline(never)]
+    fn dispatch(
+        &mut self,
+        packets: &mut ArrayVec<Packet, BURST>,
+        parsed: &[Parsed],
+        lookups: &[Lookup],
+        deliveries: &[Option<Delivery>],
+        ports: &[u16],
+        tick: u32,
+    ) {
+        let places = parsed.iter().zip(lookups).zip(deliveries).zip(ports);
+        for (packet, (((parsed, lookup), delivery), port)) in packets.drain(..).zip(places) {
+            match delivery {
+                Some(delivery) => self.send_usual(packet, delivery),
+                None => self.decide(packet, parsed, lookup, *port, tick),
+            }
         }
     }
 
@@ -305,18 +349,13 @@ impl Worker {
         self.terminator = Some(terminator);
     }
 
-    /// First stage of nearly every packet: whether it is plain IPv4 for this worker. All others, good or bad, go through
-    /// [`Worker::classify`], which begins anew.
-    #[inline(always)]
-    fn is_plain(&self, packet: &Packet, port: u16, origin: Origin, parsed: &mut Parsed) -> bool {
-        let Origin::Nic { filter } = origin else { return false };
-        let Some(out) = self.output.ports.get(usize::from(port)) else { return false };
-        let alone = matches!(*self.peers.spread, Spread::Alone);
-        let options = ParseOptions { l3_checksum_ok: packet.0.is_ip_checked() };
-        (alone & (packet.0.segment_count() == 1) & !packet.0.is_corrupt())
-            && parse_plain_v4(packet.data(), &options, parsed)
-            && is_for_station(out, packet, filter)
-            && is_of_vlan(out, parsed)
+    /// What plain frames of a burst must look like to be this worker's; `None` where that can't be told of all at once.
+    fn station(&self, port: u16, origin: Origin) -> Option<Station> {
+        let Origin::Nic { filter } = origin else { return None };
+        let out = self.output.ports.get(usize::from(port))?;
+        // a plain frame has no tag
+        (matches!(*self.peers.spread, Spread::Alone) && out.vlan.is_none())
+            .then_some(Station { mac: out.mac, filter })
     }
 
     /// First stage: what is this packet, and is it ours? `None`: it was dealt with.
@@ -380,7 +419,7 @@ impl Worker {
 
     fn accept_link(&mut self, packet: &Packet, parsed: &Parsed, port: u16, filter: bool) -> bool {
         let Some(out) = self.output.ports.get(usize::from(port)) else { return false };
-        if !is_for_station(out, packet, filter) {
+        if !is_for_station(out.mac, packet, filter) {
             self.drop_one(WorkerReason::OtherStation);
             return false;
         }
@@ -455,9 +494,10 @@ impl Worker {
         }
     }
 
-    /// Last stage: the packet leaves, waits, or ends.
-    #[inline(always)]
-    fn execute(&mut self, packet: Packet, parsed: &Parsed, port: u16, verdict: Verdict, tick: u32) {
+    /// Last stage of a packet that is not of the usual kind.
+    #[inline(never)]
+    fn decide(&mut self, mut packet: Packet, parsed: &Parsed, lookup: &Lookup, port: u16, tick: u32) {
+        let verdict = self.engine.process(&mut packet, parsed, lookup, tick, &mut self.books);
         // not a `match`: that becomes an indirect jump
         if let Verdict::ToBackend(delivery) = &verdict {
             self.send_to_backend(packet, delivery);
@@ -471,7 +511,17 @@ impl Worker {
         self.books.delivered(delivery, Way::In);
         match self.links.of_id(NeighbourId(delivery.next_hop)) {
             Some(mac) => self.output.forward(delivery.egress, packet, delivery.l3, mac, &self.books),
-            None => self.hold_for_backend(packet, delivery),
+            None => self.hold_for_backend(packet, *delivery),
+        }
+    }
+
+    /// As [`Worker::send_to_backend`], for a packet whose link header is right but for the addresses.
+    #[inline(always)]
+    fn send_usual(&mut self, packet: Packet, delivery: &Delivery) {
+        self.books.delivered(delivery, Way::In);
+        match self.links.of_id(NeighbourId(delivery.next_hop)) {
+            Some(mac) => self.output.readdress(delivery.egress, packet, delivery.l3, mac, &self.books),
+            None => self.hold_for_backend(packet, *delivery),
         }
     }
 
@@ -511,7 +561,7 @@ impl Worker {
     }
 
     #[cold]
-    fn hold_for_backend(&mut self, packet: Packet, delivery: &Delivery) {
+    fn hold_for_backend(&mut self, packet: Packet, delivery: Delivery) {
         let address = self.view.services.backend(delivery.backend).map(|backend| backend.address);
         let hop = address.and_then(|address| self.view.route(address));
         self.unresolved(packet, delivery.l3, hop, address.unwrap_or(0));
@@ -701,10 +751,20 @@ impl Worker {
     }
 }
 
+/// First stage of nearly every packet: whether it is plain IP for this worker. All others, good or bad, go through
+/// [`Worker::classify`], which begins anew.
+#[inline(always)]
+fn is_plain(packet: &Packet, station: Station, parsed: &mut Parsed) -> bool {
+    let options = ParseOptions { l3_checksum_ok: packet.0.is_ip_checked() };
+    ((packet.0.segment_count() == 1) & !packet.0.is_corrupt())
+        && (parse_plain_v4(packet.data(), &options, parsed) || parse_plain_v6(packet.data(), parsed))
+        && is_for_station(station.mac, packet, station.filter)
+}
+
 /// Whether a frame is addressed to the port, or to several stations.
 #[inline(always)]
-fn is_for_station(out: &PortOut, packet: &Packet, filter: bool) -> bool {
-    let to_us = |to: &[u8; 6]| *to == out.mac.0 || Mac(*to).is_multicast();
+fn is_for_station(mac: Mac, packet: &Packet, filter: bool) -> bool {
+    let to_us = |to: &[u8; 6]| *to == mac.0 || Mac(*to).is_multicast();
     !filter || packet.data().first_chunk().is_some_and(to_us)
 }
 

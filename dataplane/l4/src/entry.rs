@@ -10,7 +10,7 @@ use std::fmt::Debug;
 use weir_net::hash::{
     StableKey, flow_hash_2, flow_hash_5, source_hash_v4, source_hash_v6, stable_hash_v4, stable_hash_v6,
 };
-use weir_net::{InnerFlow, Parsed, rewrite};
+use weir_net::{InnerFlow, Kind, Parsed, rewrite};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// No source NAT, as index of a source address.
@@ -82,7 +82,7 @@ impl<A: Address> Tuple<A> {
     /// Keyed hash for the flow table.
     #[inline]
     pub fn hash(&self, seed: [u64; 2]) -> u32 {
-        (<A as Address>::hash(seed, self) >> 32) as u32
+        <A as Address>::hash(seed, self) as u32
     }
 }
 
@@ -92,6 +92,10 @@ pub trait Address: Copy + Eq + Debug + Send + std::hash::Hash + 'static {
     type Entry: Entry<Address = Self>;
     /// 4 or 6.
     const FAMILY: u8;
+    /// What its frames carry.
+    const KIND: Kind;
+    /// Length of an IP header without options or extension headers.
+    const HEADER_LEN: u16;
     /// Narrows the 128-bit form, in which an IPv4 address is IPv4-mapped.
     fn from_bits(bits: u128) -> Self;
     /// The 128-bit form.
@@ -123,6 +127,8 @@ fn tail<A>(tuple: &Tuple<A>) -> u64 {
 impl Address for u32 {
     type Entry = EntryV4;
     const FAMILY: u8 = 4;
+    const KIND: Kind = Kind::Ipv4;
+    const HEADER_LEN: u16 = weir_net::ipv4::HEADER_LEN as u16;
     #[inline]
     fn from_bits(bits: u128) -> Self {
         bits as u32
@@ -163,6 +169,8 @@ impl Address for u32 {
 impl Address for u128 {
     type Entry = EntryV6;
     const FAMILY: u8 = 6;
+    const KIND: Kind = Kind::Ipv6;
+    const HEADER_LEN: u16 = weir_net::ipv6::HEADER_LEN as u16;
     #[inline]
     fn from_bits(bits: u128) -> Self {
         bits

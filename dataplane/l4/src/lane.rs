@@ -546,9 +546,6 @@ where
                 })
             }
             Mode::Ipip | Mode::Gue => {
-                if !A::decrement_ttl(frame, parsed) {
-                    return Verdict::Drop(DropReason::Rewrite);
-                }
                 let identification = self.shared.identification.wrapping_add(1);
                 self.shared.identification = identification;
                 if !tunnel::encapsulate(packet, parsed, listener, backend, way.hash, identification) {
@@ -640,7 +637,7 @@ pub(crate) fn matches<A: Address>(
 
 /// Whether a packet with these flags leaves the stored state as it is, for sure: nearly every packet.
 #[inline(always)]
-fn is_steady(stored: u8, flags: u8) -> bool {
+pub(crate) fn is_steady(stored: u8, flags: u8) -> bool {
     let lasting = (stored == State::Established as u8) | (stored == State::Udp as u8);
     lasting & (flags & (tcp::FIN | tcp::RST) == 0)
 }

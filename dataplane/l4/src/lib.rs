@@ -3,6 +3,7 @@
 //! ```text
 //! engine ── generations, tables and the three steps of a burst
 //!   ├─ lane       the way of a packet: look-up, state, rewrite, verdict
+//!   ├─ steady     the same for nearly every packet, shorter
 //!   ├─ identity   what a record stands for in a generation
 //!   ├─ services   listeners, pools, backends of one generation
 //!   ├─ table      flow records and their life; entry: one record; index: hash → record
@@ -30,6 +31,7 @@ pub mod rate;
 pub mod select;
 pub mod services;
 pub mod snat;
+mod steady;
 pub mod steer;
 pub mod table;
 mod tunnel;

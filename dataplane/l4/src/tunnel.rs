@@ -10,9 +10,13 @@ pub(crate) const LINK_LEN: u16 = 14;
 /// RFC 2003 §3.1: the outer TTL is that of a packet that starts here.
 const OUTER_TTL: u8 = 64;
 
+#[inline(always)]
+fn gue_udp(listener: &Listener, hash: u32) -> GueUdp {
+    GueUdp { src_port: entropy_port(u64::from(hash) << 32), dst_port: listener.gue_port, checksum: true }
+}
+
 fn tunnel_of(listener: &Listener, hash: u32) -> Option<Tunnel> {
-    let udp =
-        GueUdp { src_port: entropy_port(u64::from(hash) << 32), dst_port: listener.gue_port, checksum: true };
+    let udp = gue_udp(listener, hash);
     match (listener.mode, listener.gue_variant) {
         (Mode::Ipip, _) => Some(Tunnel::Ipip),
         (Mode::Gue, 0) => Some(Tunnel::GueVariant0(udp)),
@@ -55,7 +59,8 @@ fn outer(listener: &Listener, backend: &Backend, hash: u32, identification: u16)
     Some(Outer { tunnel, ends, ttl: OUTER_TTL, identification, flow_label: hash & 0x000f_ffff })
 }
 
-/// Puts the outer headers before the packet; the link addresses are filled in by the worker.
+/// Puts the outer headers before the packet and takes one off its TTL; the link addresses are filled in by the worker. Where
+/// it returns false, nothing but Ethernet padding has changed.
 #[inline(never)]
 pub(crate) fn encapsulate<P: PacketBuf>(
     packet: &mut P,
@@ -67,11 +72,17 @@ pub(crate) fn encapsulate<P: PacketBuf>(
 ) -> bool {
     let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
     let (src, dst) = (backend.tunnel_source, backend.address);
-    if listener.mode == Mode::Ipip && is_v4(src) && is_v4(dst) {
-        // what `outer` would say, of which all but the addresses is known here and folds into constants
+    if is_v4(src) && is_v4(dst) {
+        // what `outer` would say, of which most is known here and folds into constants
         let ends = Ends::V4 { src: src as u32, dst: dst as u32 };
-        let outer = Outer { tunnel: Tunnel::Ipip, ends, ttl: OUTER_TTL, identification, flow_label: 0 };
-        return encap::encapsulate(packet, parsed, &outer, &link);
+        let outer = |tunnel| Outer { tunnel, ends, ttl: OUTER_TTL, identification, flow_label: 0 };
+        if listener.mode == Mode::Ipip {
+            return encap::forward(packet, parsed, &outer(Tunnel::Ipip), &link);
+        }
+        if listener.mode == Mode::Gue && listener.gue_variant != 0 {
+            let udp = GueUdp { checksum: false, ..gue_udp(listener, hash) };
+            return encap::forward(packet, parsed, &outer(Tunnel::GueVariant1(udp)), &link);
+        }
     }
     encapsulate_any(packet, parsed, listener, backend, hash, identification)
 }
@@ -88,5 +99,5 @@ fn encapsulate_any<P: PacketBuf>(
 ) -> bool {
     let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
     outer(listener, backend, hash, identification)
-        .is_some_and(|outer| encap::encapsulate(packet, parsed, &outer, &link))
+        .is_some_and(|outer| encap::forward(packet, parsed, &outer, &link))
 }

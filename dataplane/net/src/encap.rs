@@ -11,6 +11,7 @@ use crate::eth;
 use crate::ipv4;
 use crate::ipv6;
 use crate::parse::Parsed;
+use crate::rewrite;
 use crate::types::{Family, Mac, Protocol};
 use crate::udp;
 
@@ -131,6 +132,22 @@ pub const fn entropy_port(hash: u64) -> u16 {
 /// the caller's to decrement before.
 #[inline(always)]
 pub fn encapsulate<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer, link: &Link) -> bool {
+    put_before::<false, B>(packet, parsed, outer, link)
+}
+
+/// As [`encapsulate`], and takes one off the TTL or hop limit of the inner packet, which must be above one.
+#[inline(always)]
+pub fn forward<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer, link: &Link) -> bool {
+    put_before::<true, B>(packet, parsed, outer, link)
+}
+
+#[inline(always)]
+fn put_before<const HOPS: bool, B: PacketBuf>(
+    packet: &mut B,
+    parsed: &Parsed,
+    outer: &Outer,
+    link: &Link,
+) -> bool {
     let Some(inner) = parsed.family() else { return false };
     let overhead = outer.tunnel.overhead(outer.ends.family());
     let Some(total_len) = parsed.l3_len.checked_add(overhead as u16) else { return false };
@@ -147,6 +164,9 @@ pub fn encapsulate<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer,
         Ends::V6 { .. } => eth::IPV6,
     };
     let frame = packet.data_mut();
+    if HOPS && !rewrite::decrement_ttl(frame, &Parsed { l3: before as u16, ..*parsed }) {
+        return false;
+    }
     let Some(l3) = eth::write(frame, link.destination, link.source, link.vlan, ether_type) else {
         return false;
     };
@@ -245,7 +265,6 @@ pub const fn ecn_after_tunnel(outer: u8, inner: u8) -> Option<u8> {
 mod tests {
     use super::*;
     use crate::buffer::VecBuf;
-    use crate::rewrite;
     use crate::sample::{self, edit_v4, parsed, smoltcp_accepts};
     use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpControl, UdpPacket};
 

@@ -264,7 +264,7 @@ pub fn parse(frame: &[u8], options: &ParseOptions) -> Result<Parsed, Malformed> 
 /// parsing (wide loads right after narrow stores wait for them). After an error `parsed` holds nothing of use.
 #[inline]
 pub fn parse_into(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed) -> Result<(), Malformed> {
-    if parse_plain_v4(frame, options, parsed) || fast_v6(frame, parsed) {
+    if parse_plain_v4(frame, options, parsed) || parse_plain_v6(frame, parsed) {
         return Ok(());
     }
     parse_any(frame, options, parsed)
@@ -320,7 +320,7 @@ pub fn parse_plain_v4(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed)
 
 /// As [`parse_plain_v4`], for IPv6 without extension headers.
 #[inline(always)]
-fn fast_v6(frame: &[u8], parsed: &mut Parsed) -> bool {
+pub fn parse_plain_v6(frame: &[u8], parsed: &mut Parsed) -> bool {
     const L3: usize = eth::HEADER_LEN;
     const L4: usize = L3 + ipv6::HEADER_LEN;
     let Some(head) = frame.first_chunk::<{ L4 + udp::HEADER_LEN }>() else { return false };
