@@ -72,6 +72,8 @@ struct Tally {
 
 /// How many kinds of deliveries are kept apart before one is written out: a bit of [`Books::pending`] each.
 const TALLIES: usize = 32;
+/// Busy rounds whose deliveries are written out together: some ten microseconds.
+const UNSETTLED_ROUNDS: u32 = 16;
 /// In a tally's key: to the client.
 const KEY_OUT: u64 = 1 << 48;
 
@@ -96,6 +98,8 @@ pub struct Books {
     tallies: [Tally; TALLIES],
     /// Which of them hold something.
     pending: u32,
+    /// Busy rounds since [`Books::settle_seldom`] wrote out.
+    unsettled: u32,
 }
 
 impl Books {
@@ -113,6 +117,7 @@ impl Books {
             upstream: writer(UpstreamColumn::GROUP)?,
             tallies: [Tally::default(); TALLIES],
             pending: 0,
+            unsettled: 0,
         })
     }
 
@@ -196,6 +201,16 @@ impl Books {
         let Some(tally) = self.tallies.get_mut(at) else { return };
         let previous = std::mem::replace(tally, Tally { key, ..Tally::default() });
         self.write_out(previous);
+    }
+
+    /// At the end of a round: writes out after [`UNSETTLED_ROUNDS`] busy ones and as soon as one was not.
+    #[inline]
+    pub fn settle_seldom(&mut self, busy: bool) {
+        self.unsettled = if busy { self.unsettled + 1 } else { UNSETTLED_ROUNDS };
+        if self.unsettled >= UNSETTLED_ROUNDS {
+            self.unsettled = 0;
+            self.settle();
+        }
     }
 
     /// Writes out what was delivered, made and evicted.

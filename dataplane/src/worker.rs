@@ -215,8 +215,8 @@ impl Worker {
         }
         if found {
             self.output.flush(&self.books);
-            self.books.settle();
         }
+        self.books.settle_seldom(found);
         found
     }
 
