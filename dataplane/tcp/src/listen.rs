@@ -130,7 +130,11 @@ impl<B: Buffer> Engine<B> {
         if self.is_in_use(hash, remote, local) {
             return Err(ConnectError::InUse);
         }
+        let least_iss = self.find_time_wait(hash, remote, local).and_then(|old| self.succeed(old));
         let mut record = self.fresh(local, remote, profile, now);
+        if let Some(least) = least_iss.filter(|least| record.snd_nxt.is_before(*least)) {
+            record.number_from(least);
+        }
         record.token = token;
         record.flags.set(Flags::OWNED.and(Flags::SYN_DUE));
         record.flags.put(Flags::TIMESTAMPS, config.timestamps);
@@ -148,7 +152,8 @@ impl<B: Buffer> Engine<B> {
     }
 
     fn is_in_use(&self, hash: u32, remote: Endpoint, local: Endpoint) -> bool {
-        self.look_up(hash, remote, local).is_some() || self.find_time_wait(hash, remote, local).is_some()
+        self.look_up(hash, remote, local).is_some()
+            || self.find_time_wait(hash, remote, local).is_some_and(|old| !self.may_succeed(old))
     }
 
     /// A segment that [`Engine::segment`] did not know: for the listener, if its destination has one, else refused with a

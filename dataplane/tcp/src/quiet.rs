@@ -16,6 +16,10 @@ use crate::time::Instant;
 use crate::time_wait::TimeWait;
 use crate::transmit::{Payload, Transmit};
 
+/// How long what waits in TIME-WAIT is left alone by connections that we open: a tick of the coarsest clock of timestamps
+/// (RFC 7323 §5.4).
+const REST_MS: u32 = 1_000;
+
 impl<B: Buffer> Engine<B> {
     /// Both have closed, the peer last: its FIN is acknowledged, and what is left of the connection waits.
     pub(crate) fn begin_time_wait(&mut self, slot: u32, now: Instant, tx: &mut impl Transmit<B>) {
@@ -87,6 +91,16 @@ impl<B: Buffer> Engine<B> {
         let entry = self.forget(slot)?;
         self.counters.time_wait_reused += 1;
         Some(entry.snd_nxt + 65_537)
+    }
+
+    /// Whether a connection that we open may take the place of one that waits. RFC 6191 from the other end, as Linux's
+    /// tcp_tw_reuse: after a second our timestamps are later than all that the peer has seen. Without it a proxy whose
+    /// clients close first runs out of source ports at a thousand connections a second to one backend.
+    pub(crate) fn may_succeed(&self, slot: u32) -> bool {
+        let Some(entry) = self.time_waits.entry(slot) else { return true };
+        let life = self.profile(entry.profile).map_or(60, |profile| profile.config.time_wait_s) * 1_000;
+        let left = entry.ends.wrapping_sub(self.wheel.now());
+        entry.ts_recent.is_some() && left.saturating_add(REST_MS) <= life
     }
 
     /// RFC 9293 §3.10.7.4 for TIME-WAIT. `false`: a SYN that may begin anew.

@@ -96,6 +96,12 @@ impl Wheel {
         Self { heads: Box::new([NONE; PLACES]), filled: [0; WORDS], now, armed: 0 }
     }
 
+    /// The tick that it has come to.
+    #[inline]
+    pub fn now(&self) -> u32 {
+        self.now
+    }
+
     /// Entries in it.
     pub fn armed(&self) -> usize {
         self.armed

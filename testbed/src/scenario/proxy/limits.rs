@@ -16,7 +16,7 @@ use crate::traffic::stream::{self, End, Server, end_of};
 const SECOND: Duration = Duration::from_secs(1);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    let mut scenarios = Vec::new();
+    let mut scenarios = vec![Scenario::new("proxy/limits/source-ports", source_ports)];
     for workers in [1u32, 2] {
         scenarios.push(Scenario::new(format!("proxy/limits/listener/{workers}"), move |context| {
             listener(context, workers)
@@ -166,4 +166,30 @@ fn queue(context: &Context, workers: u32) -> Result<()> {
     drop((served, waiting, servers));
     super::emptied(&mut rig)?;
     rig.finish()
+}
+
+/// Few source ports to one backend, and clients that close first: what waits in TIME-WAIT is in nobody's way for long,
+/// and too many at once are refused, counted, and no harm to those who come later.
+fn source_ports(context: &Context) -> Result<()> {
+    const PORTS: usize = 64;
+    let service = Service { backends: vec![(1, 100)], ..streams(Family::Ipv4) };
+    let mut rig = Rig::start_with(context, Io::AfXdp, vec![service.clone()], |config| {
+        config.dataplane += "snat_ports = \"20000-20063\"\n";
+    })?;
+    let servers = serve_everywhere(&rig, Family::Ipv4, stream::serve_echo)?;
+    for round in 1..=3 {
+        let (served, refused) = open(&rig, &service, PORTS, PORTS as u64)?;
+        ensure!(refused == 0, "round {round}: {refused} of {PORTS} were refused");
+        drop(served);
+        super::emptied(&mut rig)?;
+        interrupt::pause(Duration::from_millis(1_200))?;
+    }
+    ensure!(rig.weir.status()?.tcp("snat_exhausted") == 0, "ports were exhausted by few");
+    let (served, refused) = open(&rig, &service, PORTS + 10, PORTS as u64)?;
+    ensure!((served.len(), refused) == (PORTS, 10), "{} served, {refused} refused", served.len());
+    let exhausted = rig.weir.status()?.tcp("snat_exhausted");
+    ensure!(exhausted >= 10, "snat_exhausted {exhausted}");
+    served.iter().try_for_each(|connection| stream::echo(connection, b"not disturbed"))?;
+    drop((served, servers));
+    finish(rig)
 }
