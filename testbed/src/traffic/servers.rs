@@ -14,6 +14,8 @@ use crate::traffic::http;
 
 /// Port of the servers for listeners that rewrite the port.
 pub(crate) const SERVER_PORT: u16 = 8080;
+/// Port of the servers that want a PROXY header and answer with the client that it names.
+pub(crate) const PROXIED_PORT: u16 = 8081;
 /// Port of the servers for listeners that can't.
 pub(crate) const VIP_PORT: u16 = 80;
 /// Size of the file behind [`FILE`].
@@ -80,6 +82,11 @@ fn nginx_configuration(name: &str, root: &Path) -> String {
          \x20   listen [::]:{VIP_PORT} backlog=4096;\n\
          \x20   location / {{ return 200 \"{name}\\n\"; }}\n\
          \x20   location = {FILE} {{ root {root}; try_files /file =404; }}\n\
+         \x20 }}\n\
+         \x20 server {{\n\
+         \x20   listen {PROXIED_PORT} proxy_protocol;\n\
+         \x20   listen [::]:{PROXIED_PORT} proxy_protocol;\n\
+         \x20   location / {{ return 200 \"$proxy_protocol_addr $proxy_protocol_port\n\"; }}\n\
          \x20 }}\n\
          }}\n"
     )

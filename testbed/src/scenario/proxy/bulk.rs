@@ -25,6 +25,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("proxy/bulk/iperf3", iperf3),
         Scenario::new("proxy/bulk/bodies", bodies),
+        Scenario::new("proxy/bulk/lossy", lossy),
         Scenario::new("proxy/path-mtu", path_mtu),
     ]
 }
@@ -73,25 +74,52 @@ fn iperf3(context: &Context) -> Result<()> {
 fn bodies(context: &Context) -> Result<()> {
     let services = ways(streams).map(|service| Service { backends: vec![(1, 100)], ..service });
     let rig = Rig::start(context, Io::AfXdp, services.to_vec())?;
-    let work = |connection: std::net::TcpStream| {
+    carry(&rig, &services, BODY)?;
+    finish(rig)
+}
+
+/// The same where the client's host loses each hundredth segment, on either way.
+fn lossy(context: &Context) -> Result<()> {
+    const CHAIN: &str = "meta l4proto tcp numgen random mod 100 < 1 drop";
+    let services = [Service { backends: vec![(1, 100)], ..streams(Family::Ipv4) }];
+    let mut rig = Rig::start(context, Io::AfXdp, services.to_vec())?;
+    let rules = format!(
+        "table inet loss {{\n chain in {{ type filter hook input priority 0; {CHAIN}; }}\n\
+         \x20chain out {{ type filter hook output priority 0; {CHAIN}; }}\n}}\n"
+    );
+    command::run_with_input(rig.lab.client.command("nft").args(["-f", "-"]), Some(&rules))?;
+    carry(&rig, &services, BODY / 4)?;
+    let status = emptied(&mut rig)?;
+    let (again, fast) = (status.tcp("retransmitted"), status.tcp("fast_retransmits"));
+    let timeouts = status.tcp("rto_timeouts");
+    println!("      {again} segments were sent again, {fast} repairs without a timeout, {timeouts} timeouts");
+    ensure!(again > 10 && fast > 5, "{again} segments were sent again, {fast} repairs without a timeout");
+    // a repair by timeout is the exception
+    ensure!(timeouts <= fast, "{timeouts} timeouts, {fast} repairs without one");
+    rig.finish()
+}
+
+/// Sends a body each way through each service.
+fn carry(rig: &Rig, services: &[Service], body: u64) -> Result<()> {
+    let work = move |connection: std::net::TcpStream| {
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let _ = stream::send(&connection, BODY, &AtomicU64::new(0));
+                let _ = stream::send(&connection, body, &AtomicU64::new(0));
                 let _ = connection.shutdown(Shutdown::Write);
             });
             // what came wrong is not confirmed by a FIN
-            if !stream::receive(&connection, u64::MAX).is_ok_and(|bytes| bytes == BODY) {
+            if !stream::receive(&connection, u64::MAX).is_ok_and(|bytes| bytes == body) {
                 let _ = connection.shutdown(Shutdown::Both);
             }
         });
     };
     let servers =
-        Family::BOTH.into_iter().map(|family| serve(&rig, family, 1, work)).collect::<Result<Vec<_>>>()?;
-    for service in &services {
-        let connection = connect(&rig, service)?;
+        Family::BOTH.into_iter().map(|family| serve(rig, family, 1, work)).collect::<Result<Vec<_>>>()?;
+    for service in services {
+        let connection = connect(rig, service)?;
         let (sent, received) = std::thread::scope(|scope| {
             let sender = scope.spawn(|| {
-                let outcome = stream::send(&connection, BODY, &AtomicU64::new(0));
+                let outcome = stream::send(&connection, body, &AtomicU64::new(0));
                 outcome.and_then(|()| connection.shutdown(Shutdown::Write))
             });
             let received = stream::receive(&connection, u64::MAX);
@@ -99,10 +127,10 @@ fn bodies(context: &Context) -> Result<()> {
         });
         sent.map_err(|_| anyhow!("the sender panicked"))?.context("send")?;
         let received = received.with_context(|| service.name.clone())?;
-        ensure!(received == BODY, "{}: {received} of {BODY} bytes came", service.name);
+        ensure!(received == body, "{}: {received} of {body} bytes came", service.name);
     }
     drop(servers);
-    finish(rig)
+    Ok(())
 }
 
 /// Clients behind a narrow link, whose router's errors name Weir as the sender.

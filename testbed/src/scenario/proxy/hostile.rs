@@ -23,6 +23,7 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("proxy/client/never-reads", never_reads),
+        Scenario::new("proxy/client/many-never-read", many_never_read),
         Scenario::new("proxy/client/never-sends", never_sends),
         Scenario::new("proxy/client/vanishes", vanishes),
         Scenario::new("proxy/client/half-close", half_close),
@@ -78,6 +79,45 @@ fn never_reads(context: &Context) -> Result<()> {
     }
     drop((clients, server));
     finish(rig)
+}
+
+/// More of them than there is memory for: what they hold is bounded, and others are served as ever.
+fn many_never_read(context: &Context) -> Result<()> {
+    const CLIENTS: usize = 80;
+    let greedy = one_backend(Family::Ipv4);
+    let web = super::service(Family::Ipv4).on_vip(2);
+    let mut rig = Rig::start(context, Io::AfXdp, vec![greedy.clone(), web.clone()])?;
+    let server = serve(&rig, Family::Ipv4, 1, |connection| {
+        let _ = connection.set_write_timeout(None);
+        let _ = stream::send(&connection, 1 << 30, &AtomicU64::new(0));
+    })?;
+    let clients = (0..CLIENTS).map(|_| connect(&rig, &greedy)).collect::<Result<Vec<_>>>()?;
+    let mut most = 0;
+    let mut last = 0;
+    wait_for("what they hold to stop growing", Duration::from_secs(10), || {
+        interrupt::pause(Duration::from_millis(500))?;
+        let pinned = rig.weir.status()?.tcp("memory_pinned");
+        most = most.max(pinned);
+        let is_quiet = pinned > 1 << 20 && pinned.abs_diff(last) < last / 50 + 1;
+        last = pinned;
+        Ok(is_quiet.then_some(()))
+    })?;
+    let ceiling = rig.weir.status()?.tcp.map_or(0, |tcp| tcp.memory_ceiling);
+    println!(
+        "      {CLIENTS} clients that never read hold {} KiB, at most {} KiB",
+        most >> 10,
+        ceiling >> 10
+    );
+    ensure!(most <= ceiling, "{most} bytes are held, the ceiling is {ceiling}");
+    let tally = crate::traffic::http::load(&rig.lab.client, web.target(), 200, 4)?;
+    tally.must_be_clean().context("beside clients that never read")?;
+    let status = rig.weir.status()?;
+    for port in ["wan", "lan"] {
+        ensure!(status.port(port, "rx_no_buffer") == 0, "port {port} had no buffers to receive");
+    }
+    drop((clients, server));
+    emptied(&mut rig)?;
+    rig.finish()
 }
 
 /// Without a handshake, without a PROXY header, without a word.

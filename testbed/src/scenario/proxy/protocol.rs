@@ -11,6 +11,7 @@ use crate::config::Service;
 use crate::scenario::rig::Rig;
 use crate::scenario::{Context, Scenario};
 use crate::topology::lab::{CLIENT, Family, Io};
+use crate::traffic::servers::PROXIED_PORT;
 use crate::traffic::stream::{self, End, end_of};
 
 /// What a v2 header begins with (PROXY protocol §2.2).
@@ -20,6 +21,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("proxy/protocol/send/v1", |context| send(context, "v1")),
         Scenario::new("proxy/protocol/send/v2", |context| send(context, "v2")),
+        Scenario::new("proxy/protocol/nginx", nginx),
         Scenario::new("proxy/protocol/accept", accept),
         Scenario::new("proxy/protocol/refuse", refuse),
     ]
@@ -81,6 +83,41 @@ fn send(context: &Context, version: &str) -> Result<()> {
         }
     }
     drop(servers);
+    finish(rig)
+}
+
+/// A server of others understands both versions.
+fn nginx(context: &Context) -> Result<()> {
+    let of = |(version, number): (&str, u8)| {
+        ways(super::service).map(|service| Service {
+            name: format!("{}-{version}", service.name),
+            vip: service.vip + number,
+            backend_port: Some(PROXIED_PORT),
+            pool_lines: format!("send_proxy = \"{version}\"\n"),
+            ..service
+        })
+    };
+    let services: Vec<Service> = [("v1", 0), ("v2", 2)].into_iter().flat_map(of).collect();
+    let rig = Rig::start(context, Io::AfXdp, services.clone())?;
+    for service in &services {
+        let mut command = rig.lab.client.command("curl");
+        let url = format!("http://{}/", service.target());
+        let shown = "%{local_ip} %{local_port}";
+        command.args([
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--globoff",
+            "--max-time",
+            "5",
+            "-w",
+            shown,
+            &url,
+        ]);
+        let said = crate::command::run(&mut command).with_context(|| service.name.clone())?;
+        let (told, own) = said.trim().split_once('\n').context("nginx said too little")?;
+        ensure!(told == own, "{}: the client was {own}, nginx was told {told}", service.name);
+    }
     finish(rig)
 }
 
