@@ -261,3 +261,18 @@ fn packets_of_a_proxy_listener_end_here() {
         assert_eq!((world.live(), world.ledger.created.len()), (0, 0));
     }
 }
+
+/// The worker's short way (compared with the long one packet by packet in all tests here) takes what is usual.
+#[test]
+fn settled_flows_go_the_short_way_in_every_mode() {
+    for family in [4, 6] {
+        for mode in [Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Nat, Mode::Fullnat] {
+            let names = names(family);
+            let mut world = World::new(single(mode, TCP, names.vip, names.backend), 4);
+            for flags in [SYN, ACK, ACK, ACK | RST] {
+                world.packet(&Packet::tcp(names.client, names.vip, flags)).to_backend();
+            }
+            assert_eq!(world.short, 1, "{mode:?} {family}");
+        }
+    }
+}

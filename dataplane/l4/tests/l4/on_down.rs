@@ -151,6 +151,8 @@ fn resets_are_limited_in_rate() {
 #[test]
 fn the_second_packet_of_a_burst_does_not_revive_what_the_first_ended() {
     let (mut world, packet) = fallen(Mode::Nat, TCP, 4, OnDown::Reset);
+    // the steps are this test's own
+    world.twin = None;
     let reply = Packet { src: names(4).backend.parse().unwrap(), dst: packet.src, ..packet.answer(ACK) };
     let before = world.live();
     let frames = [packet.frame(), reply.frame(), packet.frame()];

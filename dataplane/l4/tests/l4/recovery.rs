@@ -92,7 +92,7 @@ impl Machine {
         let (engine, recovery) = Engine::new(services, tables, ReplyOwner::Alone, seed, now, &mut ledger);
         assert_eq!(ledger.live, i64::from(recovery.recovered), "what is taken over is counted as live");
         self.snat = engine.snat_addresses().to_vec();
-        (World { engine, ledger, now }, recovery)
+        (World { engine, ledger, now, twin: None, short: 0 }, recovery)
     }
 }
 

@@ -60,13 +60,19 @@ pub struct World<M: Memory = HeapMemory> {
     pub engine: Engine<M>,
     pub ledger: Ledger,
     pub now: u32,
+    /// The same engine again, which is asked the short way first, as the worker does: both must do the same with every packet.
+    pub twin: Option<Box<(Engine<HeapMemory>, Ledger)>>,
+    /// Packets that took the short way.
+    pub short: u64,
 }
 
 impl World {
     pub fn new(parts: Parts, records: usize) -> Self {
         let mut ledger = Ledger::default();
-        let engine = fuzz::engine(Services::new(parts), records, &mut ledger);
-        Self { engine, ledger, now: 0 }
+        let engine = fuzz::engine(Services::new(parts.clone()), records, &mut ledger);
+        let mut twins = Ledger::default();
+        let twin = fuzz::engine(Services::new(parts), records, &mut twins);
+        Self { engine, ledger, now: 0, twin: Some(Box::new((twin, twins))), short: 0 }
     }
 
     /// As [`World::new`], with another hash seed and owner of replies.
@@ -74,7 +80,7 @@ impl World {
         let mut ledger = Ledger::default();
         let engine =
             Engine::new(Arc::new(Services::new(parts)), tables(records), owner, seed, 0, &mut ledger).0;
-        Self { engine, ledger, now: 0 }
+        Self { engine, ledger, now: 0, twin: None, short: 0 }
     }
 }
 
@@ -95,7 +101,19 @@ impl<M: Memory> World<M> {
         let verdict = self.engine.process(&mut packet, &parsed, &lookup, self.now, &mut self.ledger);
         let (v4, v6) = self.engine.live();
         assert_eq!(self.ledger.live, i64::from(v4 + v6), "accounts and tables agree");
-        Outcome { verdict, frame: packet.data().to_vec() }
+        let outcome = Outcome { verdict, frame: packet.data().to_vec() };
+        if let Some(twin) = &mut self.twin {
+            let (engine, ledger) = &mut **twin;
+            let (short, other) = short_way(engine, ledger, frame, self.now);
+            assert_eq!(
+                (other.verdict, &other.frame),
+                (outcome.verdict, &outcome.frame),
+                "short way: {short}"
+            );
+            assert_eq!((ledger.live, &ledger.ended), (self.ledger.live, &self.ledger.ended));
+            self.short += u64::from(short);
+        }
+        outcome
     }
 
     pub fn packet(&mut self, packet: &Packet) -> Outcome {
@@ -108,6 +126,9 @@ impl<M: Memory> World<M> {
     }
 
     pub fn adopt(&mut self, parts: Parts) -> Arc<Services> {
+        if let Some(twin) = &mut self.twin {
+            twin.0.adopt(Arc::new(Services::new(parts.clone())), &mut twin.1);
+        }
         self.engine.adopt(Arc::new(Services::new(parts)), &mut self.ledger)
     }
 
@@ -121,7 +142,36 @@ impl<M: Memory> World<M> {
         assert_eq!(self.engine.count(), (v4 as usize, v6 as usize), "no record is lost or used twice");
         let (v4, v6) = self.engine.capacity();
         self.engine.sweep(v4.max(v6), self.now, &mut self.ledger);
+        if let Some(twin) = &mut self.twin {
+            twin.0.sweep(v4.max(v6), self.now, &mut twin.1);
+        }
     }
+}
+
+/// A frame as the worker treats it: the short way, else the long one. Whether the short way took it.
+fn short_way(
+    engine: &mut Engine<HeapMemory>,
+    ledger: &mut Ledger,
+    frame: &[u8],
+    now: u32,
+) -> (bool, Outcome) {
+    let mut parsed = parse(frame, &ParseOptions::default()).unwrap();
+    if parsed.is_fragment() {
+        engine.follow_fragment(frame, &mut parsed, now);
+    }
+    let mut lookup = Lookup::default();
+    engine.prepare(frame, &parsed, &mut lookup);
+    engine.guess(&parsed, &mut lookup);
+    let mut packets = [VecBuf::new(frame)];
+    let mut deliveries = [None];
+    engine.steady(&mut packets, &[parsed], &[lookup], &mut deliveries, now, ledger);
+    let [packet] = &mut packets;
+    if let [Some(delivery)] = deliveries {
+        return (true, Outcome { verdict: Verdict::ToBackend(delivery), frame: packet.data().to_vec() });
+    }
+    assert_eq!(packet.data(), frame, "what the short way leaves it has not touched");
+    let verdict = engine.process(packet, &parsed, &lookup, now, ledger);
+    (false, Outcome { verdict, frame: packet.data().to_vec() })
 }
 
 /// Empty tables.
