@@ -310,7 +310,12 @@ impl Status {
             counters.map(|counters| counters.row(group, index as usize)).unwrap_or_default()
         };
         match self.read_node(directory, &root, &row) {
-            Ok(memory) => self.tcp = Some(Tcp { counters: row(TcpColumn::GROUP, 0), memory_ceiling: memory }),
+            Ok(configured) => {
+                let counters = row(TcpColumn::GROUP, 0);
+                // the dataplane knows what its packet buffers leave of it
+                let real = counters.get(TcpColumn::MemoryCeiling.name()).copied().filter(|bytes| *bytes > 0);
+                self.tcp = Some(Tcp { counters, memory_ceiling: real.unwrap_or(configured) });
+            }
             Err(error) => self.missing.push(format!("ports: {error}")),
         }
         for reference in root.tables.iter().skip(2) {

@@ -82,6 +82,8 @@ pub struct Terminator {
     /// For small pieces of data.
     small: PacketPool,
     most_memory: u64,
+    /// What of it the configuration allows.
+    memory: u64,
     clock: Microseconds,
     /// When the secrets change next.
     rotates: Instant,
@@ -140,6 +142,7 @@ impl Terminator {
         let proxy = Proxy::new(proxy_config, services, Arc::clone(&view.proxied.rules), now);
         let (taken, lookups) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
         let most_memory = sizes.most_memory;
+        let memory = most_memory.min(view.proxied.memory);
         Self {
             engine,
             proxy,
@@ -147,6 +150,7 @@ impl Terminator {
             lookups,
             small,
             most_memory,
+            memory,
             clock,
             rotates: now.after(ROTATION_US),
             is_busy: false,
@@ -158,7 +162,8 @@ impl Terminator {
         for (index, profile) in &view.proxied.profiles {
             self.engine.set_listener(*index, *profile);
         }
-        self.engine.set_memory(self.most_memory.min(view.proxied.memory));
+        self.memory = self.most_memory.min(view.proxied.memory);
+        self.engine.set_memory(self.memory);
         let services = Arc::clone(&view.services);
         let rules = Arc::clone(&view.proxied.rules);
         // the old ones are still the old view's, which is dropped elsewhere
@@ -323,6 +328,7 @@ impl Terminator {
             (TcpColumn::TimeWait, u64::from(census.time_wait)),
             (TcpColumn::ConnectionsCapacity, self.engine.capacity() as u64),
             (TcpColumn::MemoryPinned, self.engine.pinned()),
+            (TcpColumn::MemoryCeiling, self.memory),
             (TcpColumn::SegmentsIn, counters.segments_in),
             (TcpColumn::SegmentsOut, counters.segments_out),
             (TcpColumn::Retransmitted, counters.retransmitted),

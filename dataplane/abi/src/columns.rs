@@ -169,6 +169,8 @@ columns! {
         ConnectionsCapacity "connections_capacity",
         /// Gauge: bytes of packet buffers that connections hold.
         MemoryPinned "memory_pinned",
+        /// Gauge: bytes that they may hold: as configured, but no more than the packet buffers leave.
+        MemoryCeiling "memory_ceiling",
         /// Segments received, wrong ones included.
         SegmentsIn "segments_in",
         /// Segments sent, retransmitted ones included.

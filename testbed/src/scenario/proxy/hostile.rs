@@ -108,7 +108,10 @@ fn many_never_read(context: &Context) -> Result<()> {
         most >> 10,
         ceiling >> 10
     );
-    ensure!(most <= ceiling, "{most} bytes are held, the ceiling is {ceiling}");
+    // of 16,384 buffers half may wait, whatever the configuration says
+    ensure!(ceiling < 64 << 20, "a ceiling of {ceiling} bytes is not what the buffers leave");
+    // who has nothing waiting may still take a segment, so that nobody waits for ever
+    ensure!(most <= ceiling + ceiling / 4, "{most} bytes are held, the ceiling is {ceiling}");
     let tally = crate::traffic::http::load(&rig.lab.client, web.target(), 200, 4)?;
     tally.must_be_clean().context("beside clients that never read")?;
     let status = rig.weir.status()?;
