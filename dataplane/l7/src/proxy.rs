@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use weir_l4::snat::{ReplyOwner, Snat};
-use weir_l4::{OnDown, Services};
+use weir_l4::{Listener, Mode, OnDown, Services};
 use weir_net::hash::StableKey;
 use weir_tcp::Instant;
 use weir_tcp::wheel::Wheel;
@@ -55,6 +55,12 @@ pub struct Proxy<H> {
     pub(crate) overfull: Vec<u32>,
     /// Where the search for sessions of backends that are down goes on.
     sweep: Option<u32>,
+}
+
+/// Whether connections of a listener can't hear of their clients under these services.
+fn is_lost(listener: &Listener, services: &Services) -> bool {
+    let heir = services.listener_for(listener.vip, listener.protocol, listener.port_first);
+    !services.is_vip(listener.vip) || heir.is_some_and(|heir| heir.mode != Mode::Proxy)
 }
 
 /// A clock in milliseconds modulo 2^32.
@@ -119,7 +125,8 @@ impl<H: Copy + Eq> Proxy<H> {
     ///
     /// Sessions go on, with the timeouts that they began with, also those of listeners that are gone and of backends that are drained or
     /// removed. Those of a backend that is down follow the listener's `on_down`, within the next calls of
-    /// [`Proxy::advance`]. Those whose listener or backend index now means something else end at once.
+    /// [`Proxy::advance`]. Those whose listener or backend index now means something else, whose vip is gone, or whose vip and
+    /// port L4 balances now, end at once.
     pub fn adopt(
         &mut self,
         services: Arc<Services>,
@@ -127,10 +134,21 @@ impl<H: Copy + Eq> Proxy<H> {
         connections: &mut impl Connections<Handle = H>,
         accounts: &mut impl Accounts,
     ) -> (Arc<Services>, Arc<Rules>) {
-        if self.services.identities_differ(&services) {
+        // of these no segment of a client comes any more: the vip is gone, or L4 balances it now
+        let lost: Vec<u16> = self
+            .services
+            .listeners()
+            .filter(|old| old.mode == Mode::Proxy && is_lost(old, &services))
+            .map(|old| old.index)
+            .collect();
+        if !lost.is_empty() || self.services.identities_differ(&services) {
             for slot in 0..self.sessions.slots() {
                 let Some(session) = self.sessions.at(slot) else { continue };
                 let (listener, backend) = (session.listener, session.backend);
+                if lost.contains(&listener) {
+                    self.end(slot, Some(Cause::Aborted), connections, accounts);
+                    continue;
+                }
                 let of_listener =
                     |services: &Services| services.listener(listener).map(weir_l4::Listener::identity);
                 let of_backend =

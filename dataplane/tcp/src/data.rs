@@ -14,6 +14,9 @@ use crate::transmit::Transmit;
 /// Data in a buffer that is at least so many times larger is copied out, so that small writes don't pin large buffers.
 const COPY_RATIO: u32 = 4;
 
+/// Least bytes that single segments may go beyond the budget.
+const LEAST_SLACK: u64 = 8 << 20;
+
 impl<B: Buffer> Work<'_, B> {
     /// A block of bytes that arrived again is told with the next acknowledgement (RFC 2883 §4).
     pub(crate) fn note_duplicate(&mut self, start: SeqNumber, end: SeqNumber) {
@@ -39,7 +42,13 @@ impl<B: Buffer> Work<'_, B> {
         let len = u32::from(chunk.len);
         let is_over_budget = self.nodes.pinned() > self.memory;
         let in_order = start == c.rcv_nxt;
-        if (is_over_budget && (!in_order || !c.receive.is_empty())) || (!in_order && self.nodes.is_scarce()) {
+        // a segment for who has none goes beyond the budget, so that two such hosts don't wait for each other for ever, but not so far that
+        // very many of them could take what the NIC needs
+        let is_beyond = self.nodes.pinned() > self.memory + (self.memory / 2).max(LEAST_SLACK);
+        if is_beyond
+            || (is_over_budget && (!in_order || !c.receive.is_empty()))
+            || (!in_order && self.nodes.is_scarce())
+        {
             self.counters.no_memory += 1;
             c.flags.set(Flags::ACK_NOW);
             return;

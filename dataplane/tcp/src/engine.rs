@@ -171,6 +171,9 @@ pub struct Engine<B> {
     pub(crate) header: Header,
 }
 
+/// Of a connection's share of the memory, however many there are: some full segments.
+const LEAST_SHARE: u32 = 16 << 10;
+
 /// The clock of the timers: milliseconds modulo 2^32.
 #[inline(always)]
 pub(crate) fn tick(now: Instant) -> u32 {
@@ -458,12 +461,28 @@ impl<B: Buffer> Engine<B> {
         self.slab.of(handle).map_or(0, |record| record.receive.len())
     }
 
-    /// Bytes that may be sent before the send buffer is full.
+    /// Bytes that may be sent before the send buffer is full. While memory is short a connection has only its share of it,
+    /// and beyond the budget none but who has nothing to send yet: so a few that are never read can't keep all of it from the others.
     #[inline]
     pub fn room(&self, handle: Handle) -> u32 {
         let Some(record) = self.slab.of(handle) else { return 0 };
+        let is_over = self.nodes.pinned() > self.config.memory && !record.send.is_empty();
+        if is_over || self.nodes.left_to_send() == 0 {
+            return 0;
+        }
         let limit = self.profile(record.profile).map_or(0, |profile| profile.config.send_buffer);
-        limit.saturating_sub(record.send.len())
+        limit.min(self.share()).saturating_sub(record.send.len())
+    }
+
+    /// What one connection may hold per direction: as much as it is configured to while three quarters of the memory are free, then
+    /// an equal share of half of it.
+    #[inline(always)]
+    pub(crate) fn share(&self) -> u32 {
+        if self.nodes.pinned() <= self.config.memory / 4 {
+            return u32::MAX;
+        }
+        let share = self.config.memory / 2 / (self.slab.live() as u64).max(1);
+        u32::try_from(share).unwrap_or(u32::MAX).max(LEAST_SHARE)
     }
 
     /// Sends a piece of data, whole or not at all: it comes back where the connection can't send, or where its send
@@ -478,8 +497,9 @@ impl<B: Buffer> Engine<B> {
         if !may_send || record.flags.has(Flags::FIN_QUEUED) {
             return Err(chunk);
         }
-        let limit = self.profiles.get(usize::from(record.profile)).and_then(Option::as_ref);
-        if record.send.len() >= limit.map_or(0, |profile| profile.config.send_buffer) {
+        let is_full = self.nodes.left_to_send() > 0 && self.room(handle) == 0;
+        let Some(record) = self.slab.of_mut(handle) else { return Err(chunk) };
+        if is_full {
             record.flags.set(Flags::WANTS_ROOM);
             return Err(chunk);
         }
@@ -487,11 +507,7 @@ impl<B: Buffer> Engine<B> {
             return Ok(());
         }
         if let Err(chunk) = record.send.push(&mut self.nodes, chunk) {
-            record.flags.set(Flags::WANTS_ROOM);
-            if !record.flags.has(Flags::STARVED) {
-                record.flags.set(Flags::STARVED);
-                self.starved.push_back(handle.slot);
-            }
+            self.await_room(handle);
             return Err(chunk);
         }
         self.mark_ready(handle.slot);

@@ -44,6 +44,8 @@ pub(crate) struct Work<'a, B> {
     pub(crate) challenge: &'a mut ChallengeLimit,
     pub(crate) secrets: &'a Secrets,
     pub(crate) memory: u64,
+    /// Most bytes that wait for the application: see [`Engine::share`].
+    pub(crate) share: u32,
     pub(crate) now: Instant,
     /// The segment that is sent next, kept for its place.
     pub(crate) header: &'a mut Header,
@@ -53,6 +55,7 @@ impl<B: Buffer> Engine<B> {
     /// What a connection's code works on.
     #[inline(always)]
     pub(crate) fn work(&mut self, slot: u32, now: Instant) -> Option<Work<'_, B>> {
+        let share = self.share();
         let c = self.slab.at_mut(slot)?;
         let profile = self.profiles.get(usize::from(c.profile))?.as_ref()?;
         Some(Work {
@@ -63,6 +66,7 @@ impl<B: Buffer> Engine<B> {
             challenge: &mut self.challenge,
             secrets: &self.secrets,
             memory: self.config.memory,
+            share,
             now,
             header: &mut self.header,
         })

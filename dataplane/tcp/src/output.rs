@@ -321,7 +321,7 @@ impl<B: Buffer> Work<'_, B> {
     #[inline(always)]
     fn window(&mut self) -> u16 {
         let c = &mut *self.c;
-        let mut space = c.receive_space.saturating_sub(c.receive.len());
+        let mut space = c.receive_space.min(self.share).saturating_sub(c.receive.len());
         if self.nodes.pinned() > self.memory || self.nodes.is_scarce() {
             // one segment for who has none, so that two such hosts never wait for each other for ever
             space = if c.receive.is_empty() { space.min(u32::from(c.mss)) } else { 0 };

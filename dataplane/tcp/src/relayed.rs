@@ -10,8 +10,13 @@ impl<B: Buffer> Engine<B> {
     /// in another connection's receive queue.
     #[inline]
     pub fn await_room(&mut self, handle: Handle) {
-        if let Some(record) = self.slab.of_mut(handle) {
-            record.flags.set(Flags::WANTS_ROOM);
+        let is_starved = self.nodes.left_to_send() == 0;
+        let Some(record) = self.slab.of_mut(handle) else { return };
+        record.flags.set(Flags::WANTS_ROOM);
+        // no acknowledgement tells that others have let pieces go
+        if is_starved && !record.flags.has(Flags::STARVED) {
+            record.flags.set(Flags::STARVED);
+            self.starved.push_back(handle.slot());
         }
     }
 
