@@ -171,8 +171,10 @@ pub struct Engine<B> {
     pub(crate) header: Header,
 }
 
+/// Connections that may each begin with the usual window, however little memory there is.
+const FEW: u64 = 64;
 /// Of a connection's share of the memory, however many there are: some full segments.
-const LEAST_SHARE: u32 = 16 << 10;
+const LEAST_SHARE: u32 = 4 << 10;
 
 /// The clock of the timers: milliseconds modulo 2^32.
 #[inline(always)]
@@ -472,6 +474,17 @@ impl<B: Buffer> Engine<B> {
         }
         let limit = self.profile(record.profile).map_or(0, |profile| profile.config.send_buffer);
         limit.min(self.share()).saturating_sub(record.send.len())
+    }
+
+    /// The window of a new connection before anything is known of it: less the more there are, so that very many that begin at once
+    /// and are never read leave most of the memory to the others.
+    pub(crate) fn first_share(&self) -> u32 {
+        let live = self.slab.live() as u64;
+        if live <= FEW {
+            return u32::MAX;
+        }
+        let share = self.config.memory / 8 / live;
+        u32::try_from(share).unwrap_or(u32::MAX).max(LEAST_SHARE)
     }
 
     /// What one connection may hold per direction: as much as it is configured to while three quarters of the memory are free, then

@@ -92,7 +92,7 @@ impl<B: Buffer> Engine<B> {
             rack: Rack::default(),
             congestion: Congestion::new(config.algorithm, mss, config.initial_window),
             receive: ReceiveQueue::default(),
-            receive_space: config.receive_buffer.min(FIRST_SPACE),
+            receive_space: config.receive_buffer.min(FIRST_SPACE).min(self.first_share()),
             rate_from: SeqNumber(0),
             rate_at: now.low(),
             unacked_bytes: 0,
