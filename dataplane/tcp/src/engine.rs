@@ -488,13 +488,13 @@ impl<B: Buffer> Engine<B> {
     }
 
     /// What one connection may hold per direction: as much as it is configured to while three quarters of the memory are free, then
-    /// an equal share of half of it.
+    /// an equal share of a quarter of it, since buffers are larger than the data in them.
     #[inline(always)]
     pub(crate) fn share(&self) -> u32 {
         if self.nodes.pinned() <= self.config.memory / 4 {
             return u32::MAX;
         }
-        let share = self.config.memory / 2 / (self.slab.live() as u64).max(1);
+        let share = self.config.memory / 4 / (self.slab.live() as u64).max(1);
         u32::try_from(share).unwrap_or(u32::MAX).max(LEAST_SHARE)
     }
 
