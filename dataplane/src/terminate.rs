@@ -10,7 +10,7 @@ use weir_abi::columns::{TcpColumn, WorkerColumn};
 use weir_l4::NO_LISTENER;
 use weir_l4::snat::ReplyOwner;
 use weir_l7::{Proxy, ProxyConfig, Surroundings, ToLedger, ToWorker};
-use weir_net::{Kind, PacketBuf, Parsed, Protocol, eth, icmp, icmpv6};
+use weir_net::{PacketBuf, Parsed, Protocol, eth, icmp};
 use weir_tcp::header::PayloadSum;
 use weir_tcp::icmp::Problem;
 use weir_tcp::{
@@ -25,6 +25,7 @@ use crate::messages::FromWorker;
 use crate::output::Output;
 use crate::packet::Packet;
 use crate::view::{Hop, View};
+use crate::worker::destination_bits;
 use hugepages::spsc;
 
 /// Segments that wait for their turn; more than a burst, for steered ones.
@@ -123,26 +124,24 @@ impl Terminator {
     ) -> Self {
         let clock = Microseconds::new(tsc_hz);
         let now = clock.now();
+        let most_memory = sizes.most_memory;
+        let memory = most_memory.min(view.proxied.memory);
         let config = EngineConfig {
             connections: sizes.connections,
             time_waits: sizes.connections,
             // no piece is smaller than a small buffer
-            pieces: (sizes.most_memory / 512).clamp(1 << 12, 1 << 24) as usize,
-            memory: sizes.most_memory.min(view.proxied.memory),
+            pieces: (most_memory / 512).clamp(1 << 12, 1 << 24) as usize,
+            memory,
             ..EngineConfig::default()
         };
         let seed = secret.iter().fold(0u64, |seed, byte| seed.rotate_left(7) ^ u64::from(*byte));
         let mut engine = Engine::new(config, secret, now);
+        set_profiles(&mut engine, view);
         let sessions = (sizes.connections / CONNECTIONS_PER_SESSION).max(1);
         let proxy_config = ProxyConfig { sessions, owner, seed };
         let services = Arc::clone(&view.services);
-        for (index, profile) in &view.proxied.profiles {
-            engine.set_listener(*index, *profile);
-        }
         let proxy = Proxy::new(proxy_config, services, Arc::clone(&view.proxied.rules), now);
         let (taken, lookups) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
-        let most_memory = sizes.most_memory;
-        let memory = most_memory.min(view.proxied.memory);
         Self {
             engine,
             proxy,
@@ -159,9 +158,7 @@ impl Terminator {
 
     /// Runs a new generation from here on.
     pub fn adopt(&mut self, view: &View, mut books: &Books) {
-        for (index, profile) in &view.proxied.profiles {
-            self.engine.set_listener(*index, *profile);
-        }
+        set_profiles(&mut self.engine, view);
         self.memory = self.most_memory.min(view.proxied.memory);
         self.engine.set_memory(self.memory);
         let services = Arc::clone(&view.services);
@@ -211,7 +208,11 @@ impl Terminator {
         let Self { engine, taken, lookups, .. } = self;
         for (Taken { packet, parsed, listener }, lookup) in taken.drain(..).zip(lookups.iter()) {
             if parsed.protocol != Protocol::TCP {
-                Self::error(engine, &packet, &parsed, now, wire);
+                let frame = packet.data();
+                if let (Ok(inner), Some(problem)) = (icmp::inner(frame, &parsed), Problem::of(frame, &parsed))
+                {
+                    engine.icmp(frame, &inner, problem, now);
+                }
                 wire.books.add(WorkerColumn::Consumed, 1);
                 continue;
             }
@@ -220,47 +221,18 @@ impl Terminator {
             match engine.segment(buffer, &parsed, *lookup, is_verified, now, wire) {
                 Handled::Done => {}
                 Handled::Unknown(buffer) => {
-                    let is_vip = wire.view.services.is_vip(destination_of(buffer.bytes(), &parsed));
+                    let is_vip = wire.view.services.is_vip(destination_bits(buffer.bytes(), &parsed));
                     if listener == NO_LISTENER && is_vip {
                         wire.books.dropped(weir_l4::DropReason::NoListener, 1);
                         continue;
                     }
                     let listener = (listener != NO_LISTENER).then_some(listener);
-                    engine.unknown(buffer, &parsed, listener, is_verified, now, wire);
+                    engine.unknown(buffer, &parsed, listener, now, wire);
                 }
             }
             wire.books.add(WorkerColumn::Consumed, 1);
         }
         self.is_busy = true;
-    }
-
-    /// RFC 1122 §4.2.3.9, RFC 4443 §3: what an ICMP error says of a connection.
-    fn error(
-        engine: &mut Engine<PacketBuffer>,
-        packet: &Packet,
-        parsed: &Parsed,
-        now: Instant,
-        wire: &mut Wire<'_>,
-    ) {
-        let frame = packet.data();
-        let Ok(inner) = icmp::inner(frame, parsed) else { return };
-        let word = |at: usize| {
-            let bytes = frame.get(parsed.l4_offset() + at..).and_then(|rest| rest.first_chunk());
-            bytes.map_or(0, |bytes| u16::from_be_bytes(*bytes))
-        };
-        let problem = match (parsed.kind, parsed.icmp_type, parsed.icmp_code) {
-            // RFC 1191 §4: the MTU is in the last two bytes of the header's second word
-            (Kind::Ipv4, icmp::DESTINATION_UNREACHABLE, icmp::FRAGMENTATION_NEEDED) => {
-                Problem::TooBig { mtu: word(6) }
-            }
-            // protocol, port, or prohibited (RFC 1122 §4.2.3.9, RFC 1812 §5.2.7.1)
-            (Kind::Ipv4, icmp::DESTINATION_UNREACHABLE, 2 | 3 | 9 | 10 | 13) => Problem::Hard,
-            // RFC 4443 §3.2: the MTU is a whole word
-            (Kind::Ipv6, icmpv6::PACKET_TOO_BIG, _) => Problem::TooBig { mtu: word(6) },
-            (Kind::Ipv6, icmpv6::DESTINATION_UNREACHABLE, 1 | 4) => Problem::Hard,
-            _ => Problem::Soft,
-        };
-        engine.icmp(frame, &inner, problem, now, wire);
     }
 
     /// Lets the proxy react and sends what is due.
@@ -350,6 +322,13 @@ impl Terminator {
         ] {
             books.set_tcp(column, value);
         }
+    }
+}
+
+/// How connections of a generation behave.
+fn set_profiles(engine: &mut Engine<PacketBuffer>, view: &View) {
+    for (index, profile) in &view.proxied.profiles {
+        engine.set_listener(*index, *profile);
     }
 }
 
@@ -476,11 +455,4 @@ fn write(packet: &mut Mbuf, header: &Header, payload: Payload<'_, PacketBuffer>)
         body = rest;
     }
     head.get_mut(eth::HEADER_LEN..).is_some_and(|out| header.write(len, sum.finish(), out) > 0)
-}
-
-fn destination_of(frame: &[u8], parsed: &Parsed) -> u128 {
-    match parsed.kind {
-        Kind::Ipv4 => 0xffff_0000_0000 | u128::from(parsed.dst_v4(frame)),
-        _ => u128::from_be_bytes(parsed.dst_v6(frame)),
-    }
 }

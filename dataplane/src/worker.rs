@@ -775,7 +775,7 @@ fn is_of_vlan(out: &PortOut, parsed: &Parsed) -> bool {
 }
 
 #[inline]
-fn destination_bits(frame: &[u8], parsed: &Parsed) -> u128 {
+pub(crate) fn destination_bits(frame: &[u8], parsed: &Parsed) -> u128 {
     match parsed.kind {
         Kind::Ipv4 => 0xffff_0000_0000 | u128::from(parsed.dst_v4(frame)),
         _ => u128::from_be_bytes(parsed.dst_v6(frame)),

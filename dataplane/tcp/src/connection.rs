@@ -320,6 +320,13 @@ impl Connection {
         self.state.receives() && free >= announced.saturating_mul(2).max(announced + step)
     }
 
+    /// Bytes that the peer's window leaves for what was never sent.
+    #[inline(always)]
+    pub(crate) fn usable_window(&self) -> u32 {
+        let edge = self.snd_una + self.snd_wnd;
+        if edge.is_after(self.snd_nxt) { edge.since(self.snd_nxt) } else { 0 }
+    }
+
     /// Whether something that was sent takes sequence space and is not acknowledged.
     #[inline(always)]
     pub(crate) fn is_outstanding(&self) -> bool {

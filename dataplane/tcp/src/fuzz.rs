@@ -330,7 +330,7 @@ impl World {
         let handled = self.engine.segment(buffer, &parsed, lookup, false, self.now, &mut self.wire);
         if let Handled::Unknown(buffer) = handled {
             let listener = (parsed.dst_port == PORT).then_some(0);
-            self.engine.unknown(buffer, &parsed, listener, false, self.now, &mut self.wire);
+            self.engine.unknown(buffer, &parsed, listener, self.now, &mut self.wire);
         }
     }
 
@@ -357,7 +357,7 @@ impl World {
         if let Ok(parsed) = parse(&frame, &ParseOptions::default())
             && let Ok(inner) = weir_net::icmp::inner(&frame, &parsed)
         {
-            self.engine.icmp(&frame, &inner, problem, self.now, &mut self.wire);
+            self.engine.icmp(&frame, &inner, problem, self.now);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What does the network say of a connection? ICMP errors (RFC 1122 §4.2.3.9, RFC 5927, RFC 1191, RFC 8201).
 
-use weir_net::{Family, InnerFlow, Protocol};
+use weir_net::{Family, InnerFlow, Parsed, Protocol, icmp, icmpv6};
 
 use crate::buffer::{Buffer, Endpoint};
 use crate::connection::{Flags, State};
@@ -9,7 +9,6 @@ use crate::event::Ended;
 use crate::listen::header_bytes;
 use crate::seq::SeqNumber;
 use crate::time::Instant;
-use crate::transmit::Transmit;
 
 /// What an ICMP error means for TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +24,27 @@ pub enum Problem {
     },
 }
 
+impl Problem {
+    /// What the ICMP error in a frame means. `None`: nothing to TCP (source quench and redirects, RFC 6633 §3 and RFC 1122
+    /// §3.2.2.2; parameter problems).
+    pub fn of(frame: &[u8], parsed: &Parsed) -> Option<Self> {
+        // RFC 1191 §4: the last two bytes of the header's second word; RFC 4443 §3.2: that whole word, of which no MTU needs more
+        let at = parsed.l4_offset() + 6;
+        let mtu =
+            frame.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u16::from_be_bytes(*bytes));
+        Some(match (parsed.family()?, parsed.icmp_type, parsed.icmp_code) {
+            (Family::V4, icmp::DESTINATION_UNREACHABLE, icmp::FRAGMENTATION_NEEDED)
+            | (Family::V6, icmpv6::PACKET_TOO_BIG, _) => Self::TooBig { mtu },
+            // protocol, port, or prohibited (RFC 1122 §4.2.3.9, RFC 1812 §5.2.7.1; RFC 4443 §3.1)
+            (Family::V4, icmp::DESTINATION_UNREACHABLE, 2 | 3 | 9 | 10 | 13)
+            | (Family::V6, icmpv6::DESTINATION_UNREACHABLE, 1 | 4) => Self::Hard,
+            (Family::V4, icmp::DESTINATION_UNREACHABLE | icmp::TIME_EXCEEDED, _)
+            | (Family::V6, icmpv6::DESTINATION_UNREACHABLE | icmpv6::TIME_EXCEEDED, _) => Self::Soft,
+            _ => return None,
+        })
+    }
+}
+
 /// RFC 1191 §3: no next hop is below this; RFC 8201 §4: nor below this for IPv6.
 const LEAST_MTU: (u16, u16) = (552, 1_280);
 /// RFC 1191 §7: what to try where the router did not say.
@@ -34,14 +54,7 @@ impl<B: Buffer> Engine<B> {
     /// An ICMP error about a packet that we have sent. Whether it was about one of our connections.
     ///
     /// The quoted sequence number must be one that is outstanding (RFC 5927 §4.1), so that a stranger can't guess.
-    pub fn icmp(
-        &mut self,
-        frame: &[u8],
-        inner: &InnerFlow,
-        problem: Problem,
-        now: Instant,
-        tx: &mut impl Transmit<B>,
-    ) -> bool {
+    pub fn icmp(&mut self, frame: &[u8], inner: &InnerFlow, problem: Problem, now: Instant) -> bool {
         if inner.protocol != Protocol::TCP {
             return false;
         }
@@ -72,7 +85,6 @@ impl<B: Buffer> Engine<B> {
             Problem::Hard | Problem::Soft => {}
             Problem::TooBig { mtu } => self.shrink(slot, seq, mtu, now),
         }
-        let _ = tx;
         true
     }
 

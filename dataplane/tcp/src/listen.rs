@@ -15,7 +15,7 @@ use crate::options::{FastOpen, OptionBytes, Options, Timestamps};
 use crate::queue::{ReceiveQueue, SendQueue};
 use crate::rack::Rack;
 use crate::rtt::RttEstimator;
-use crate::secret::{Asked, FastOpenCheck};
+use crate::secret::{Asked, FastOpenCheck, Restored};
 use crate::segment::Segment;
 use crate::seq::SeqNumber;
 use crate::time::Instant;
@@ -50,6 +50,17 @@ fn scale_for(space: u32) -> u8 {
 pub(crate) fn our_mss(config: &ConnectionConfig, is_v4: bool) -> u16 {
     let most = config.mtu.saturating_sub(header_bytes(is_v4));
     config.mss.map_or(most, |mss| mss.min(most)).max(MIN_MSS)
+}
+
+/// What an acknowledgement of no connection says of the cookies that were sent.
+enum Cookie {
+    /// Nothing.
+    None,
+    /// It brings one back.
+    Shown(Restored),
+    /// It may have overtaken the segment that does: it is dropped, since a RST would end what the peer holds for an open
+    /// connection. It comes again.
+    Overtaken,
 }
 
 impl<B: Buffer> Engine<B> {
@@ -99,7 +110,7 @@ impl<B: Buffer> Engine<B> {
             retransmit_at: 0,
             acknowledge_at: 0,
             heard_at: tick(now),
-            trouble_since: tick(now),
+            trouble_since: 0,
             sent_at: now.low(),
             challenged_at: tick(now).wrapping_sub(60_000),
             undo_before: 0,
@@ -156,19 +167,18 @@ impl<B: Buffer> Engine<B> {
             || self.find_time_wait(hash, remote, local).is_some_and(|old| !self.may_succeed(old))
     }
 
-    /// A segment that [`Engine::segment`] did not know: for the listener, if its destination has one, else refused with a
-    /// RST (RFC 9293 §3.10.7.1).
+    /// A segment that [`Engine::segment`] did not know (it has verified the checksum): for the listener, if its destination
+    /// has one, else refused with a RST (RFC 9293 §3.10.7.1).
     pub fn unknown(
         &mut self,
         buffer: B,
         parsed: &Parsed,
         listener: Option<u16>,
-        checksum_is_verified: bool,
         now: Instant,
         tx: &mut impl Transmit<B>,
     ) {
         self.counters.segments_in += 1;
-        let Ok(segment) = Segment::read(buffer.bytes(), parsed, checksum_is_verified) else {
+        let Ok(segment) = Segment::read(buffer.bytes(), parsed, true) else {
             self.counters.malformed += 1;
             return;
         };
@@ -181,18 +191,15 @@ impl<B: Buffer> Engine<B> {
             if segment.has(tcp::SYN) && !segment.has(tcp::ACK) {
                 return self.begin(buffer, &segment, (local, remote), listener, now, tx);
             }
-            if self.may_follow_cookie(&segment, (local, remote), listener, now) {
-                return;
-            }
-            if segment.has(tcp::ACK)
-                && !segment.has(tcp::SYN)
-                && self.accept_cookie(&buffer, &segment, (local, remote), listener, now, tx)
-            {
-                let lookup = self.prepare(buffer.bytes(), parsed);
-                if let Some(slot) = self.find(lookup, remote, local) {
-                    self.arrived(slot, buffer, &segment, now, tx);
+            match self.check_cookie(&segment, (local, remote), listener, now) {
+                Cookie::None => {}
+                Cookie::Overtaken => return,
+                Cookie::Shown(restored) => {
+                    let opened = self.accept_cookie(&segment, (local, remote), listener, &restored, now);
+                    if let Some(slot) = opened {
+                        return self.arrived(slot, buffer, &segment, now, tx);
+                    }
                 }
-                return;
             }
         }
         self.counters.resets_no_connection += 1;
@@ -313,7 +320,6 @@ impl<B: Buffer> Engine<B> {
         let Some(profile) = self.profile_mut(listener) else { return };
         let config = profile.config;
         profile.cookies_until = Some(tick(now).wrapping_add(COOKIE_LIFE_MS));
-
         let timestamps = options.timestamps.filter(|_| config.timestamps);
         let asked = Asked {
             mss: options.mss.unwrap_or(default_mss(local.is_v4())),
@@ -353,51 +359,42 @@ impl<B: Buffer> Engine<B> {
         }
     }
 
-    /// Whether a segment has perhaps overtaken the one that brings back a cookie: it is dropped then, since a RST would end what the
-    /// peer holds for an open connection. It comes again.
-    fn may_follow_cookie(
-        &self,
-        segment: &Segment,
-        (local, remote): (Endpoint, Endpoint),
-        listener: u16,
-        now: Instant,
-    ) -> bool {
-        if segment.flags & (tcp::SYN | tcp::ACK) != tcp::ACK {
-            return false;
-        }
-        let until = self.profile(listener).and_then(|profile| profile.cookies_until);
-        if until.is_none_or(|until| is_due(until, tick(now))) {
-            return false;
-        }
-        let echo = segment.timestamps.map(|timestamps| timestamps.echo);
-        self.secrets.resembles_cookie(local, remote, segment.ack - 1, echo, now)
-            && self.secrets.check(local, remote, segment.seq - 1, segment.ack - 1, echo, now).is_none()
-    }
-
-    /// Whether an acknowledgement of no connection brings back a cookie of ours: then there is a connection now, half open, which the
-    /// segment completes.
-    fn accept_cookie(
+    /// What a segment of no connection has to do with the cookies that a listener has sent.
+    fn check_cookie(
         &mut self,
-        buffer: &B,
         segment: &Segment,
         (local, remote): (Endpoint, Endpoint),
         listener: u16,
         now: Instant,
-        _tx: &mut impl Transmit<B>,
-    ) -> bool {
-        let Some(profile) = self.profile(listener) else { return false };
-        let config = profile.config;
-        if profile.cookies_until.is_none_or(|until| is_due(until, tick(now))) {
-            return false;
+    ) -> Cookie {
+        let until = self.profile(listener).and_then(|profile| profile.cookies_until);
+        let is_answer = segment.flags & (tcp::SYN | tcp::ACK) == tcp::ACK;
+        if !is_answer || until.is_none_or(|until| is_due(until, tick(now))) {
+            return Cookie::None;
         }
         let iss = segment.ack - 1;
         let echo = segment.timestamps.map(|timestamps| timestamps.echo);
-        let restored = self.secrets.check(local, remote, segment.seq - 1, iss, echo, now);
-        let Some(restored) = restored else {
-            self.counters.syn_cookies_refused += 1;
-            return false;
-        };
-        let _ = buffer;
+        if let Some(restored) = self.secrets.check(local, remote, segment.seq - 1, iss, echo, now) {
+            return Cookie::Shown(restored);
+        }
+        if self.secrets.resembles_cookie(local, remote, iss, echo, now) {
+            return Cookie::Overtaken;
+        }
+        self.counters.syn_cookies_refused += 1;
+        Cookie::None
+    }
+
+    /// Makes the connection that a cookie stands for, half open; the segment that showed it completes it. `None`: there is no room.
+    fn accept_cookie(
+        &mut self,
+        segment: &Segment,
+        (local, remote): (Endpoint, Endpoint),
+        listener: u16,
+        restored: &Restored,
+        now: Instant,
+    ) -> Option<u32> {
+        let config = self.profile(listener)?.config;
+        let iss = segment.ack - 1;
         let mut record = self.fresh(local, remote, listener, now);
         record.state = State::SynReceived;
         record.flags.set(Flags::PASSIVE);
@@ -417,15 +414,15 @@ impl<B: Buffer> Engine<B> {
         // the round trip of the handshake is not known
         record.flags.set(Flags::SYN_UNTIMED);
         let hash = self.hash(remote, local);
-        if self.open(record, hash).is_none() {
+        let Some(slot) = self.open(record, hash) else {
             self.counters.syn_dropped += 1;
-            return false;
-        }
+            return None;
+        };
         if let Some(profile) = self.profile_mut(listener) {
             profile.half_open += 1;
         }
         self.counters.syn_cookies_accepted += 1;
-        true
+        Some(slot)
     }
 
     /// RFC 7413 §4.2: the application gets the connection with the SYN's data, before the handshake ends.

@@ -155,10 +155,8 @@ impl<B: Buffer> Work<'_, B> {
         let mut limited = false;
         while self.c.send.unsent() > 0 {
             let c = &mut *self.c;
-            let edge = c.snd_una + c.snd_wnd;
-            let usable = if edge.is_after(c.snd_nxt) { edge.since(c.snd_nxt) } else { 0 };
             let unsent = c.send.unsent();
-            let len = unsent.min(mss).min(usable);
+            let len = unsent.min(mss).min(c.usable_window());
             if len == 0 {
                 break;
             }
@@ -200,8 +198,7 @@ impl<B: Buffer> Work<'_, B> {
     /// The FIN alone, once all data has left.
     fn send_fin_first(&mut self, id: u16, tx: &mut impl Transmit<B>) -> bool {
         let c = &mut *self.c;
-        let edge = c.snd_una + c.snd_wnd;
-        if c.send.unsent() > 0 || !c.state.sends() || !edge.is_after(c.snd_nxt) {
+        if c.send.unsent() > 0 || !c.state.sends() || c.usable_window() == 0 {
             // a timer that runs goes on (RFC 6298 §5): else whatever arrives would put it off
             let is_idle = c.waiting == Waiting::Nothing;
             c.flags.put(Flags::REARM, is_idle || c.flags.has(Flags::REARM));
@@ -245,9 +242,6 @@ impl<B: Buffer> Work<'_, B> {
             }
             *id = id.wrapping_add(1);
             self.counters.retransmitted += 1;
-            if self.c.trouble_since == 0 {
-                self.c.trouble_since = tick(self.now) | 1;
-            }
             self.c.flags.set(Flags::REARM);
         }
         true
@@ -524,10 +518,8 @@ impl<B: Buffer> Work<'_, B> {
         } else {
             c.snd_nxt = c.iss() + 1;
             c.sent_at = self.now.low();
-            c.trouble_since = 0;
         }
         if c.waiting != Waiting::Retransmit || !is_again {
-            c.waiting = Waiting::Retransmit;
             self.wait(Waiting::Retransmit, self.c.rtt.timeout_us(&self.bounds()));
         }
         true
@@ -594,15 +586,21 @@ impl<B: Buffer> Work<'_, B> {
         if first.is_some() {
             return first;
         }
+        self.patience_ms().map(|patience| c.heard_at.wrapping_add(patience))
+    }
+
+    /// How long a peer may be silent that owes us nothing: until its FIN is waited for no more, or until the next keep-alive probe.
+    #[inline(always)]
+    pub(crate) fn patience_ms(&self) -> Option<u32> {
+        let c = &*self.c;
         if c.state == State::FinWait2 && !c.flags.has(Flags::OWNED) {
-            return Some(c.heard_at.wrapping_add(self.config.fin_wait_s * 1_000));
+            return Some(self.config.fin_wait_s * 1_000);
         }
-        if let Some(keep_alive) = &self.config.keep_alive
-            && matches!(c.state, State::Established | State::CloseWait | State::FinWait2)
-        {
-            let silent = keep_alive.idle_s + u32::from(c.keep_alives) * keep_alive.interval_s;
-            return Some(c.heard_at.wrapping_add(silent.saturating_mul(1_000)));
+        let keep_alive = self.config.keep_alive.as_ref()?;
+        if !matches!(c.state, State::Established | State::CloseWait | State::FinWait2) {
+            return None;
         }
-        None
+        let silent = keep_alive.idle_s + u32::from(c.keep_alives) * keep_alive.interval_s;
+        Some(silent.saturating_mul(1_000))
     }
 }

@@ -57,9 +57,7 @@ impl<B: Buffer> Engine<B> {
             self.conclude(slot, outcome, None, now, tx);
         }
     }
-}
 
-impl<B: Buffer> Engine<B> {
     /// After a timer: on to what it made due; where it came too early, as nearly always, only the wheel has to know.
     fn settle(&mut self, slot: u32, now: Instant) {
         let Some(work) = self.work(slot, now) else { return };
@@ -131,9 +129,7 @@ impl<B: Buffer> Work<'_, B> {
         self.counters.tlp_probes += 1;
         let c = &mut *self.c;
         let mss = u32::from(c.mss);
-        let edge = c.snd_una + c.snd_wnd;
-        let usable = if edge.is_after(c.snd_nxt) { edge.since(c.snd_nxt) } else { 0 };
-        let fresh = c.send.unsent().min(mss).min(usable);
+        let fresh = c.send.unsent().min(mss).min(c.usable_window());
         if fresh > 0
             && let Some(gather) = c.send.fresh(self.nodes, fresh, self.now)
         {
@@ -255,21 +251,15 @@ impl<B: Buffer> Work<'_, B> {
 
     /// Nothing is outstanding: probes of a silent peer (RFC 9293 §3.8.4), and the end of waiting for its FIN.
     fn silence(&mut self, now: u32) -> Outcome {
+        let silent = now.wrapping_sub(self.c.heard_at);
+        if self.patience_ms().is_none_or(|patience| silent < patience) {
+            return Outcome::Alive;
+        }
         let c = &mut *self.c;
-        let silent = now.wrapping_sub(c.heard_at);
         if c.state == State::FinWait2 && !c.flags.has(Flags::OWNED) {
-            let is_over = silent >= self.config.fin_wait_s * 1_000;
-            return if is_over { Outcome::Over(Ended::Finished) } else { Outcome::Alive };
+            return Outcome::Over(Ended::Finished);
         }
-        let Some(keep_alive) = &self.config.keep_alive else { return Outcome::Alive };
-        if !matches!(c.state, State::Established | State::CloseWait | State::FinWait2) {
-            return Outcome::Alive;
-        }
-        let due = keep_alive.idle_s + u32::from(c.keep_alives) * keep_alive.interval_s;
-        if silent < due.saturating_mul(1_000) {
-            return Outcome::Alive;
-        }
-        if c.keep_alives >= keep_alive.probes {
+        if self.config.keep_alive.is_none_or(|keep_alive| c.keep_alives >= keep_alive.probes) {
             self.counters.timed_out += 1;
             self.counters.resets_timeout += 1;
             return Outcome::Reset(Ended::TimedOut);

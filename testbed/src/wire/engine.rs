@@ -133,7 +133,7 @@ impl EngineHost {
         let handled = self.engine.segment(buffer, &parsed, lookup, false, Instant(now), &mut self.out);
         if let Handled::Unknown(buffer) = handled {
             let listener = matches!(self.role, Role::Server(port) if port == parsed.dst_port).then_some(0);
-            self.engine.unknown(buffer, &parsed, listener, false, Instant(now), &mut self.out);
+            self.engine.unknown(buffer, &parsed, listener, Instant(now), &mut self.out);
         }
     }
 

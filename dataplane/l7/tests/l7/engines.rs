@@ -188,7 +188,7 @@ impl Lab {
         let buffer = HeapBuffer::from(frame.as_slice());
         if let Handled::Unknown(buffer) = engine.segment(buffer, &parsed, lookup, false, self.now, &mut wire)
         {
-            engine.unknown(buffer, &parsed, listener, false, self.now, &mut wire);
+            engine.unknown(buffer, &parsed, listener, self.now, &mut wire);
         }
         self.post(wire);
     }

@@ -137,19 +137,10 @@ impl EngineStack {
 
     fn icmp(&mut self, frame: &[u8], parsed: &Parsed, now: Instant) -> Result<(), String> {
         let inner = icmp::inner(frame, parsed).map_err(|malformed| format!("ICMP: {malformed:?}"))?;
-        let rest = &frame[parsed.l4_offset() + 4..parsed.l4_offset() + 8];
-        let problem = match (parsed.family(), parsed.icmp_type, parsed.icmp_code) {
-            (Some(Family::V4), 3, 4) => Problem::TooBig { mtu: u16::from_be_bytes([rest[2], rest[3]]) },
-            (Some(Family::V4), 3, 2 | 3 | 9 | 10 | 13) => Problem::Hard,
-            (Some(Family::V4), 3 | 11, _) => Problem::Soft,
-            (Some(Family::V6), 2, _) => Problem::TooBig { mtu: u16::from_be_bytes([rest[2], rest[3]]) },
-            (Some(Family::V6), 1, 1 | 4) => Problem::Hard,
-            (Some(Family::V6), 1 | 3, _) => Problem::Soft,
-            // RFC 6633, RFC 5461: source quench, redirects and parameter problems are not TCP's
-            _ => return Ok(()),
-        };
-        let (engine, wire) = self.engine(now);
-        engine.icmp(frame, &inner, problem, now, wire);
+        if let Some(problem) = Problem::of(frame, parsed) {
+            let (engine, _) = self.engine(now);
+            engine.icmp(frame, &inner, problem, now);
+        }
         Ok(())
     }
 }
@@ -206,7 +197,7 @@ impl Stack for EngineStack {
         engine.guess(&mut lookup);
         engine.warm(&lookup);
         if let Handled::Unknown(buffer) = engine.segment(buffer, &parsed, lookup, false, now, wire) {
-            engine.unknown(buffer, &parsed, listener, false, now, wire);
+            engine.unknown(buffer, &parsed, listener, now, wire);
         }
         Ok(())
     }

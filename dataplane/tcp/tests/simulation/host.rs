@@ -118,7 +118,7 @@ impl Host {
         if let Ok(inner) = weir_net::icmp::inner(frame, &parsed) {
             let at = usize::from(parsed.l4) + 6;
             let mtu = u16::from_be_bytes([frame[at], frame[at + 1]]);
-            self.engine.icmp(frame, &inner, Problem::TooBig { mtu }, now, &mut self.out);
+            self.engine.icmp(frame, &inner, Problem::TooBig { mtu }, now);
             return;
         }
         if !parsed.has_ports || parsed.protocol.0 != 6 {
@@ -131,7 +131,7 @@ impl Host {
         let handled = self.engine.segment(buffer, &parsed, lookup, false, now, &mut self.out);
         if let Handled::Unknown(buffer) = handled {
             let listener = (self.side == 1 && parsed.dst_port == SERVER_PORT).then_some(0);
-            self.engine.unknown(buffer, &parsed, listener, false, now, &mut self.out);
+            self.engine.unknown(buffer, &parsed, listener, now, &mut self.out);
         }
     }
 

@@ -188,7 +188,7 @@ impl Stack for Weir {
         }
         for ((packet, parsed), lookup) in packets.drain(..).zip(parsed.iter()).zip(lookups.iter()) {
             if let Handled::Unknown(packet) = engine.segment(packet, parsed, *lookup, true, now, wire) {
-                engine.unknown(packet, parsed, Some(LISTENER), true, now, wire);
+                engine.unknown(packet, parsed, Some(LISTENER), now, wire);
             }
         }
         while let Some((handle, events)) = engine.poll_event() {
