@@ -1,8 +1,8 @@
 //! Where a worker's flow tables live: named segments that survive the process, in hugepages where there are any.
 
 use hugepages::segment::{Access, SegmentDir, SegmentError, SharedSlice};
+use weir_index::{Bucket, buckets_for};
 use weir_l4::entry::{EntryV4, EntryV6};
-use weir_l4::index::{Bucket, buckets_for};
 use weir_l4::snat::MAX_ADDRESSES;
 use weir_l4::{Memory, Tables};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};

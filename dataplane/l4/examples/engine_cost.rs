@@ -21,8 +21,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use weir_balance::maglev::{DEFAULT_SLOTS, Table};
+use weir_index::{Bucket, buckets_for};
 use weir_l4::engine::{Ended, HeapMemory, Lookup};
-use weir_l4::index::{Bucket, buckets_for};
 use weir_l4::services::Algorithm;
 use weir_l4::snat::ReplyOwner;
 use weir_l4::table::Lifetimes;

@@ -20,13 +20,13 @@ use weir_net::{Kind, PacketBuf, Parsed, icmp_reply, tcp};
 use crate::entry::{Address, EntryV4, EntryV6, Tuple};
 use crate::fragment::{Datagram, Fragments};
 use crate::identity::{purge, recover, reverse_hash};
-use crate::index::{Bucket, Index};
 use crate::lane::{Lane, Shared, tuple_of};
 use crate::rate::RateLimit;
 use crate::services::{Algorithm, Mode, Services};
 use crate::snat::{ReplyOwner, Snat};
 use crate::table::{FlowTable, Recovery};
 use crate::verdict::{Delivery, DropReason, Verdict};
+use weir_index::{Bucket, Index};
 
 /// Where the tables of a worker live: hugepage segments in the appliance, vectors in tests.
 pub trait Memory {
@@ -118,7 +118,7 @@ pub struct Tables<M: Memory> {
     pub v4: M::V4,
     /// Records of IPv6 flows, perhaps of a previous process.
     pub v6: M::V6,
-    /// Index of the IPv4 flows: [`crate::index::buckets_for`] tells its length.
+    /// Index of the IPv4 flows: [`weir_index::buckets_for`] tells its length.
     pub v4_index: M::Index,
     /// Index of the IPv6 flows.
     pub v6_index: M::Index,

@@ -6,9 +6,9 @@ use weir_net::{ParseOptions, VecBuf, parse};
 
 use crate::engine::{Accounts, Ended, Engine, HeapMemory, Lookup, Tables};
 use crate::entry::{Entry, EntryV4, EntryV6, Flow, NO_SNAT, State};
-use crate::index::{Bucket, buckets_for};
 use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Parts, Pool, Services, bits_of};
 use crate::snat::ReplyOwner;
+use weir_index::{Bucket, buckets_for};
 
 /// Flows minus ended flows; must equal what the tables hold.
 #[derive(Debug, Default)]

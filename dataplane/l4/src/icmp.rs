@@ -7,10 +7,10 @@ use weir_net::{Family, InnerFlow, Kind, PacketBuf, Parsed, Protocol, icmp, icmpv
 
 use crate::engine::Accounts;
 use crate::entry::{Address, Entry, Flow, NO_SNAT, Tuple};
-use crate::index::{Bucket, Candidate, Direction};
 use crate::lane::{Lane, Way};
 use crate::services::{Backend, Mode, address_of};
 use crate::verdict::{Delivery, DropReason, NO_LISTENER, Verdict};
+use weir_index::{Bucket, Candidate, Direction};
 
 /// Whether this is an ICMP error that says something about a flow; redirects and source quench say nothing to an end
 /// behind a balancer.

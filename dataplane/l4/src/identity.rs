@@ -4,10 +4,10 @@ use std::ops::DerefMut;
 
 use crate::engine::{Accounts, Ended};
 use crate::entry::{Address, Entry, Flow, NO_SNAT, Tuple};
-use crate::index::Bucket;
 use crate::services::{Backend, Listener, Mode, Services};
 use crate::snat::Snat;
 use crate::table::{FlowTable, Recovery};
+use weir_index::Bucket;
 
 pub(crate) fn recover<A, E, B>(
     services: &Services,

@@ -10,7 +10,6 @@ use weir_net::{Kind, PacketBuf, Parsed, Protocol, icmp_reply, tcp, tcp_reset};
 use crate::engine::{Accounts, Ended, Lookup};
 use crate::entry::{Address, Entry, Flow, NO_SNAT, State, Tuple};
 use crate::identity::{end, forward_tuple, reverse_hash, reverse_of};
-use crate::index::{Bucket, Candidate, Direction, Index};
 use crate::rate::RateLimit;
 use crate::select::{hash_of, next_turn};
 use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Services, address_of};
@@ -18,6 +17,7 @@ use crate::snat::Snat;
 use crate::table::{FlowTable, Full};
 use crate::tunnel;
 use crate::verdict::{Delivery, DropReason, NO_LISTENER, Verdict};
+use weir_index::{Bucket, Candidate, Direction, Index};
 
 /// What both families use and change.
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 //!   ├─ steady     the same for nearly every packet, shorter
 //!   ├─ identity   what a record stands for in a generation
 //!   ├─ services   listeners, pools, backends of one generation
-//!   ├─ table      flow records and their life; entry: one record; index: hash → record
+//!   ├─ table      flow records and their life; entry: one record (weir-index finds it by hash)
 //!   ├─ select     the slot that a flow falls on
 //!   ├─ snat       source addresses and ports of fullnat
 //!   ├─ tunnel     outer headers of ipip and gue
@@ -25,7 +25,6 @@ pub mod fragment;
 pub mod fuzz;
 mod icmp;
 mod identity;
-pub mod index;
 mod lane;
 pub mod rate;
 pub mod select;

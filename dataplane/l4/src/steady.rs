@@ -9,11 +9,11 @@ use weir_net::{PacketBuf, Parsed, tcp};
 
 use crate::engine::{Accounts, Lookup};
 use crate::entry::{Address, Entry};
-use crate::index::{Bucket, Candidate, Direction, Index};
 use crate::lane::{Lane, is_steady, matches, tuple_of};
 use crate::services::Mode;
 use crate::tunnel;
 use crate::verdict::Delivery;
+use weir_index::{Bucket, Candidate, Direction, Index};
 
 /// Length of an Ethernet header without a tag.
 const LINK_LEN: u16 = 14;

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::ops::DerefMut;
 
 use crate::entry::{Address, Entry, Flow, State};
-use crate::index::{Bucket, Candidate, Direction, Index, MAX_SLOTS};
+use weir_index::{Bucket, Candidate, Direction, Index, MAX_SLOTS};
 
 /// Records that [`FlowTable::make_room`] looks at before it gives up: a table half full of established flows, which lie
 /// together, must not hide the flood behind them.
@@ -414,7 +414,7 @@ fn rank_of(key: u64) -> u64 {
 mod tests {
     use super::*;
     use crate::entry::{EntryV4, NO_SNAT};
-    use crate::index::buckets_for;
+    use weir_index::buckets_for;
 
     type Table = FlowTable<u32, Vec<EntryV4>, Vec<Bucket>>;
     const LIFETIMES: Lifetimes = Lifetimes { embryonic: 10, established: 100, closing: 20, udp: 30 };

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use weir_l4::index::{Bucket, Direction, Index, buckets_for};
+use weir_index::{Bucket, Direction, Index, buckets_for};
 use weir_net::hash::{flow_hash_2, flow_hash_5};
 use weir_net::{Kind, Parsed};
 

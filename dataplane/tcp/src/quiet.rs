@@ -1,6 +1,6 @@
 //! TIME_WAIT: how a connection gets there, what late segments get, and when a new connection may take its place.
 
-use weir_l4::index::Direction;
+use weir_index::Direction;
 use weir_net::tcp;
 
 use crate::buffer::Buffer;

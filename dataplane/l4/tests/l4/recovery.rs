@@ -6,8 +6,8 @@ use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use weir_index::{Bucket, buckets_for};
 use weir_l4::entry::{EntryV4, EntryV6};
-use weir_l4::index::{Bucket, buckets_for};
 use weir_l4::services::Algorithm;
 use weir_l4::snat::ReplyOwner;
 use weir_l4::table::Recovery;

@@ -176,8 +176,8 @@ fn short_way(
 
 /// Empty tables.
 pub fn tables(records: usize) -> Tables<HeapMemory> {
+    use weir_index::{Bucket, buckets_for};
     use weir_l4::entry::{EntryV4, EntryV6};
-    use weir_l4::index::{Bucket, buckets_for};
     let v4: EntryV4 = zeroed();
     let v6: EntryV6 = zeroed();
     Tables {

@@ -5,6 +5,8 @@
 //! [`REACH`] - 1 buckets, and the home bucket counts it, so that a look-up leaves the line only where something did.
 //! The index is rebuilt from the records at start and is never trusted across processes.
 
+#![forbid(unsafe_code)]
+
 use std::ops::DerefMut;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
