@@ -37,12 +37,13 @@ pub(crate) struct Target {
 }
 
 /// All of them.
-pub(crate) static TARGETS: [Target; 5] = [
+pub(crate) static TARGETS: [Target; 6] = [
     Target { name: "abi-snapshot", body: weir_abi::fuzz::snapshot, seeds: snapshot_seeds },
     Target { name: "abi-counters", body: weir_abi::fuzz::counters, seeds: counters_seeds },
     Target { name: "net-parse", body: weir_net::fuzz::fuzz_parse, seeds: frame_seeds },
     Target { name: "l4-engine", body: weir_l4::fuzz::l4, seeds: conversation_seeds },
     Target { name: "tcp-segments", body: weir_tcp::fuzz::segments, seeds: weir_tcp::fuzz::seeds },
+    Target { name: "l7-proxy-protocol", body: weir_l7::fuzz::fuzz_proxy_protocol, seeds: header_seeds },
 ];
 
 /// What the user may choose.
@@ -68,7 +69,7 @@ pub(crate) fn run(choice: &Choice) -> Result<()> {
         |target: &&Target| choice.only.as_ref().is_none_or(|part| target.name.contains(part.as_str()));
     for target in TARGETS.iter().filter(wanted) {
         let count = one(target, Duration::from_secs(choice.seconds), seed)?;
-        println!("  {:<14} {} inputs, no finding", target.name, grouped(count));
+        println!("  {:<17} {} inputs, no finding", target.name, grouped(count));
     }
     Ok(())
 }
@@ -275,6 +276,14 @@ fn conversation_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// PROXY headers, alone and before data, each behind the lengths of the pieces that it comes in.
+fn header_seeds() -> Vec<Vec<u8>> {
+    const CUTS: [[u8; 8]; 3] = [[1; 8], [255; 8], [3, 9, 1, 28, 107, 2, 64, 16]];
+    let headers = weir_l7::fuzz::seeds();
+    let behind = |cuts: [u8; 8]| headers.iter().map(move |header| [&cuts[..], header, b"hello"].concat());
+    CUTS.into_iter().flat_map(behind).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,6 +292,15 @@ mod tests {
     fn every_target_takes_its_seeds() {
         for target in &TARGETS {
             assert!(one(target, Duration::from_millis(200), 1).unwrap() > 0, "{}", target.name);
+        }
+    }
+
+    #[test]
+    fn header_seeds_are_headers() {
+        use weir_l7::proxy_protocol::{Expects, Progress, parse};
+        for seed in header_seeds() {
+            let header = parse(&seed[8..], Expects::Any);
+            assert!(matches!(header, Ok(Progress::Done(_))), "{header:?} of {:02x?}", &seed[8..]);
         }
     }
 
