@@ -1,3 +1,5 @@
+//! Do workers and ledger keep every limit, in whatever order their messages come?
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Which bytes are a PROXY header, which are not, and does what is written read the same?
+
 use super::*;
 use proptest::prelude::*;
 
