@@ -21,6 +21,7 @@ mod connect;
 pub mod connections;
 mod crc32c;
 pub mod fuzz;
+pub mod http;
 pub mod limits;
 pub mod proxy;
 pub mod proxy_protocol;

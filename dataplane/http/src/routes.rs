@@ -1,0 +1,3 @@
+//! Which route does a request take, and why?
+
+pub mod spec;
