@@ -5,6 +5,7 @@
 //!  segment     named memory in a directory: immutable files, owned tables, words that two processes share
 //!  generation  which snapshot is published, adopted, refused: the control page of one instance
 //!  spsc        one producer, one consumer, inside one process
+//!  events      the same between two processes, for records of bytes, in a named segment
 //!  prefetch    ask the cache for a line without touching it
 //!  advise      ask the kernel for huge pages under private memory
 //! ```
@@ -13,6 +14,7 @@
 //! process can write is read as atomics or copied before anyone looks at it.
 
 pub mod advise;
+pub mod events;
 pub mod generation;
 pub mod prefetch;
 pub mod reserve;
