@@ -228,13 +228,14 @@ columns! {
         ConnectionsAccepted "connections_accepted",
         /// Gauge: client connections, from accepted to closed.
         ConnectionsActive "connections_active",
-        /// Connections refused at `max_connections`, or because the queue was full.
+        /// Connections refused at `max_connections`, or because the queue was full; not those that no memory was left for.
         ConnectionsRefusedLimit "connections_refused_limit",
         /// Gauge: connections that wait for a backend.
         Queued "queued",
         /// Connections that waited too long for a backend.
         QueueTimeouts "queue_timeouts",
-        /// Clients that did not complete their handshake or PROXY header in time.
+        /// Accepted clients whose PROXY header did not come in time. Those that never complete TCP's handshake are no listener's
+        /// connections yet: [`TcpColumn::HalfOpen`] shows them.
         HandshakeTimeouts "handshake_timeouts",
         /// Connections ended because both directions were silent.
         IdleTimeouts "idle_timeouts",

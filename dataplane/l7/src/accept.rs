@@ -81,7 +81,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             if acquired == Acquired::Yes {
                 proxy.leases.release(Key::Listener(index));
             }
-            self.accounts.listener(index, ListenerCount::RefusedLimit, 1);
+            // told as what it is: the listener's own limit was not reached
             return self.turn_away(handle, Cause::Memory);
         };
         if let Some(setup) = proxy.setups.at_mut(at) {

@@ -12,7 +12,8 @@ fn sessions_are_bounded_and_reused() {
     let clients: Vec<_> = (0..3).map(|_| world.session().0).collect();
     let refused = world.client();
     assert!(world.is_reset(refused));
-    assert_eq!((world.books.aborted(Cause::Memory), world.count(ListenerCount::RefusedLimit)), (1, 1));
+    assert_eq!((world.books.aborted(Cause::Memory), world.books.aborted(Cause::Limit)), (1, 0));
+    assert_eq!(world.count(ListenerCount::RefusedLimit), 0, "counted as a limit too");
     world.dies(clients[1], Ended::Reset);
     let (fresh, upstream) = world.session();
     world.arrives(fresh, b"x");
