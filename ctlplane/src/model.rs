@@ -30,7 +30,7 @@ pub struct Node {
     pub flows_ipv4: u32,
     /// Entries per worker.
     pub flows_ipv6: u32,
-    /// Buffers per port and worker, 0 = the dataplane's default.
+    /// Buffers per port, for all workers together; 0 = the dataplane's default.
     pub buffers: u32,
     /// Bytes, 0 = the dataplane's default.
     pub buffer_bytes: u32,

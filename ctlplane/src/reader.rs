@@ -229,16 +229,22 @@ impl<'a, 'd> TableReader<'a, 'd> {
         }
     }
 
-    /// An optional sub-table, given to `read`.
+    /// An optional sub-table, given to `read`; `example` is one as it may be written.
     pub(crate) fn table(
         &mut self,
         name: &'static str,
         what: &str,
+        example: &str,
         read: impl FnOnce(&mut TableReader<'a, '_>),
     ) {
         let Some((key, value)) = self.take(name) else { return };
         let DeValue::Table(table) = value.get_ref() else {
-            self.wrong_type(name, value, &format!("a table [{name}]"));
+            let found = type_name(value.get_ref());
+            self.diagnostics.push(
+                Diagnostic::error(span_of(value), format!("{name} is {found}, expected a table"))
+                    .label("expected a table")
+                    .help(format!("write {example}")),
+            );
             return;
         };
         let span = table_span(key, value);

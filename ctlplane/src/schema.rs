@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use weir_abi::proxy::{MAX_TCP_CONNECTIONS, MAX_TCP_MEMORY, MIN_TCP_MEMORY};
+use weir_abi::proxy::{MAX_TCP_CONNECTIONS, MAX_TCP_MEMORY, MIN_TCP_CONNECTIONS, MIN_TCP_MEMORY};
 use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Located, Span};
@@ -195,8 +195,12 @@ pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Schema> {
     let root = Span { start: 0, end: 0 };
     let mut reader = TableReader::new("the file", document.get_ref(), root, diagnostics);
     let mut schema = Schema::default();
-    reader.table("dataplane", "[dataplane]", |table| schema.dataplane = read_dataplane(table));
-    reader.table("timeouts", "[timeouts]", |table| schema.timeouts = read_timeouts(table));
+    reader.table("dataplane", "[dataplane]", "[dataplane] and its fields below it", |table| {
+        schema.dataplane = read_dataplane(table);
+    });
+    reader.table("timeouts", "[timeouts]", "[timeouts] and its fields below it", |table| {
+        schema.timeouts = read_timeouts(table);
+    });
     schema.ports = reader.tables("port", "port", read_port);
     schema.vips = reader.tables("vip", "vip", read_vip);
     schema.listeners = reader.tables("listener", "listener", read_listener);
@@ -226,7 +230,7 @@ fn read_dataplane(table: &mut TableReader<'_, '_>) -> Dataplane {
     let mut flows = (None, None);
     let workers = read_workers(table);
     let adaptive = table.word("idle", &[("spin", false), ("adaptive", true)], &[]);
-    table.table("flow_table", "flow_table", |inner| {
+    table.table("flow_table", "flow_table", "flow_table = { ipv4 = 1048576, ipv6 = 262144 }", |inner| {
         flows.0 = inner.integer("ipv4", 1, MOST_FLOWS, "entries per worker");
         flows.1 = inner.integer("ipv6", 1, MOST_FLOWS, "entries per worker");
     });
@@ -235,7 +239,7 @@ fn read_dataplane(table: &mut TableReader<'_, '_>) -> Dataplane {
         adaptive,
         flows_ipv4: flows.0,
         flows_ipv6: flows.1,
-        buffers: table.integer("buffers", 512, 1 << 24, "packet buffers per port and worker"),
+        buffers: table.integer("buffers", 512, 1 << 24, "packet buffers per port"),
         buffer_bytes: table.integer("buffer_bytes", 1_024, 65_000, "bytes"),
         hash_key: table.parsed(
             "hash_key",
@@ -245,7 +249,12 @@ fn read_dataplane(table: &mut TableReader<'_, '_>) -> Dataplane {
         icmp_rate: table.integer("icmp_rate", 0, 10_000_000, "ICMP errors per second and worker"),
         max_backends: table.integer("max_backends", 1, 1 << 22, "backends"),
         snat_ports: table.parsed("snat_ports", "a range like \"1024-65535\"", units::parse_port_range),
-        tcp_connections: table.integer("tcp_connections", 1, MAX_TCP_CONNECTIONS, "connections per worker"),
+        tcp_connections: table.integer(
+            "tcp_connections",
+            MIN_TCP_CONNECTIONS,
+            MAX_TCP_CONNECTIONS,
+            "connections per worker: a proxied one takes two, the client's and the backend's",
+        ),
         tcp_memory: proxy::size(
             table,
             "tcp_memory",

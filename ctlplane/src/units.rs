@@ -55,6 +55,18 @@ pub fn format_size(bytes: u64) -> String {
     }
 }
 
+/// A size for people: three digits or so, in the largest unit that fits.
+pub fn about_size(bytes: u64) -> String {
+    let (unit, name) = match bytes {
+        b if b >= 1 << 40 => (1u64 << 40, "TiB"),
+        b if b >= 1 << 30 => (1 << 30, "GiB"),
+        b if b >= 1 << 20 => (1 << 20, "MiB"),
+        _ => (1 << 10, "KiB"),
+    };
+    let (whole, tenths) = (bytes / unit, bytes % unit * 10 / unit);
+    if whole >= 100 || tenths == 0 { format!("{whole} {name}") } else { format!("{whole}.{tenths} {name}") }
+}
+
 /// `"80"` or `"8000-8099"`: first and last port, 1 to 65535.
 pub fn parse_port_range(text: &str) -> Result<(u16, u16), String> {
     let wrong = || format!("\"{text}\" is not a port or a range of ports");
@@ -179,6 +191,19 @@ mod tests {
         assert_eq!(parse_size("2048MiB"), Ok(2 << 30));
         for text in ["", "5", "MiB", "1.5MiB", "1 MiB", "1MB", "1mib", "17179869184GiB", "-1KiB"] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_for_people_are_short() {
+        for (bytes, text) in [
+            (0, "0 KiB"),
+            (1_023 << 10, "1023 KiB"),
+            (18_872_064, "17.9 MiB"),
+            (3 << 29, "1.5 GiB"),
+            (u64::MAX, "16777215 TiB"),
+        ] {
+            assert_eq!(about_size(bytes), text);
         }
     }
 

@@ -12,7 +12,7 @@ use weir_ctlplane::validate;
 #[test]
 fn findings_are_as_written_down() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/diagnostics");
-    let machine = Machine { cpus: vec![0, 1, 2, 3] };
+    let machine = Machine { cpus: vec![0, 1, 2, 3], memory: Some(16 << 30) };
     let mut wrong = Vec::new();
     let mut seen = 0;
     for entry in std::fs::read_dir(&directory).unwrap() {
@@ -47,7 +47,7 @@ fn any_text_gives_findings_or_a_model() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/diagnostics");
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/weir.example.toml");
     let proxy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/weir.proxy.example.toml");
-    let machine = Machine { cpus: vec![0, 1] };
+    let machine = Machine { cpus: vec![0, 1], memory: Some(1 << 30) };
     let files =
         std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).chain([example, proxy]);
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
@@ -92,7 +92,7 @@ fn the_reference_knows_every_field() {
                 [[vip]]\nx = 1\n[[listener]]\nx = 1\ntcp = { x = 1, keep_alive = { x = 1 } }\ntimeouts = { x = 1 }\nqueue = { x = 1 }\n\
                 [[pool]]\nx = 1\ntcp = { x = 1 }\n[[pool.backend]]\nx = 1\n";
     let source = Source { name: "all", text };
-    let (_, diagnostics) = validate::load(source, &Machine { cpus: vec![0] });
+    let (_, diagnostics) = validate::load(source, &Machine::with_cpus(vec![0]));
     let reference = include_str!("../../docs/configuration.md");
     let example =
         [include_str!("../../docs/weir.example.toml"), include_str!("../../docs/weir.proxy.example.toml")]

@@ -351,7 +351,7 @@ fn tcp_settings(of_listener: bool) -> impl Strategy<Value = (TcpRecord, String)>
 
 fn proxy_config() -> impl Strategy<Value = RandomProxy> {
     let time = || 100u32..=86_400_000;
-    let engine = (1u32..=1 << 24, 1u64..=1 << 20, (time(), time(), time(), 10u32..=10_000));
+    let engine = (2u32..=1 << 24, 1u64..=1 << 20, (time(), time(), time(), 10u32..=10_000));
     let times = (time(), time(), time(), time());
     let queue = prop::option::of((1u32..=1 << 20, time()));
     let numbers = (any::<u32>(), any::<u32>(), 0u8..=10, 0u8..4, 0u8..3, 0u8..5);
@@ -370,7 +370,7 @@ fn proxy_config() -> impl Strategy<Value = RandomProxy> {
             } else {
                 let network = |(bits, length): (u32, u8)| {
                     let mask = u32::MAX << (32 - u32::from(length));
-                    format!("{}/{length}", std::net::Ipv4Addr::from(bits & mask))
+                    format!("{}/{length}", std::net::Ipv6Addr::from(u128::from(bits & mask) << 96))
                 };
                 trusted.into_iter().map(network).collect()
             };
@@ -386,12 +386,13 @@ fn proxy_config() -> impl Strategy<Value = RandomProxy> {
                  tcp_user = \"{user}ms\"\ntcp_min_rto = \"{rto}ms\"\n\
                  [[port]]\nname = \"wan\"\ndevice = \"null:\"\naddresses = [\"198.18.0.254/24\", \"2001:db8::fe/64\"]\n\
                  [[vip]]\nname = \"v\"\naddress = \"2001:db8:100::1\"\n\
+                 [[vip]]\nname = \"w\"\naddress = \"198.18.100.1\"\n\
                  [[listener]]\nname = \"l\"\nvip = \"v\"\nport = 80\nprotocol = \"tcp\"\nmode = \"proxy\"\npool = \"p\"\n\
                  timeouts = {{ connect = \"{connect}ms\", idle = \"{idle}ms\", half_close = \"{half_close}ms\", \
                  handshake = \"{handshake}ms\" }}\n{queue_line}max_connections = {most}\nretries = {retries}\n\
                  accept_proxy = \"{accept_word}\"\n{trusted_line}tcp = {{ {client_text} }}\n\
-                 [[listener]]\nname = \"other\"\nvip = \"v\"\nport = 81\nprotocol = \"tcp\"\nmode = \"proxy\"\npool = \"p\"\n\
-                 accept_proxy = \"any\"\ntrusted = [\"2001:db8::/32\"]\n\
+                 [[listener]]\nname = \"other\"\nvip = \"w\"\nport = 81\nprotocol = \"tcp\"\nmode = \"proxy\"\npool = \"p\"\n\
+                 accept_proxy = \"any\"\ntrusted = [\"198.18.0.0/24\"]\n\
                  [[pool]]\nname = \"p\"\nslots = 251\nalgorithm = \"{}\"\nsend_proxy = \"{}\"\ntcp = {{ {upstream_text} }}\n\
                  [[pool.backend]]\nname = \"four\"\naddress = \"198.18.0.1\"\nmax_connections = {backend_limit}\n\
                  [[pool.backend]]\nname = \"six\"\naddress = \"[2001:db8::1]:80\"\n",

@@ -13,6 +13,7 @@ use dpdk::{ArrayVec, DeviceSpec, Eal, EalConfig, EalHandle, PacketPool, Port, Rx
 use hugepages::generation::{Adopter, WorkerAck};
 use hugepages::segment::{Access, SegmentDir};
 use hugepages::spsc;
+use weir_abi::buffers::Buffers;
 use weir_abi::counters::Layout;
 use weir_abi::record::{IDLE_ADAPTIVE, NodeRecord};
 use weir_l4::snat::ReplyOwner;
@@ -34,16 +35,15 @@ use crate::worker::{Input, Peers, Worker, tick_now};
 const STEER_RING: u32 = 2_048;
 /// Messages between the management thread and a worker.
 const MESSAGES: usize = 4_096;
-/// Buffers of a port unless the configuration says otherwise: AF_XDP holds 4,096 of them per queue, the rest is for rings, batches and bursts.
-const DEFAULT_BUFFERS: u32 = 16_383;
 /// Buffers that each worker's cache of a pool holds.
 const POOL_CACHE: u32 = 256;
 
 /// Buffers of all workers for small pieces of data, and their bytes.
 const SMALL_BUFFERS: u32 = 16_383;
 const SMALL_BYTES: u16 = 512;
-/// Bytes of DPDK's header of a buffer.
-const MBUF_HEADER: u64 = 128;
+/// What ctlplane warns by is what DPDK does.
+const _: () = assert!(Buffers::HEADROOM == dpdk::mempool::HEADROOM as u32);
+const _: () = assert!(Buffers::DEFAULT_BYTES == dpdk::mempool::DATA_ROOM as u32);
 
 /// Why the dataplane can't start.
 #[derive(Debug, thiserror::Error)]
@@ -185,12 +185,12 @@ pub fn launch(
         .iter()
         .map(|port| device_of(port.device.as_str()))
         .collect::<Result<Vec<_>, _>>()?;
-    let buffers = if node.buffers == 0 { DEFAULT_BUFFERS } else { node.buffers };
+    let buffers = buffers_of(node);
     let locks = devices.iter().map(lock_interface).collect::<Result<Vec<_>, _>>()?;
-    let eal = start_eal(place, &devices, buffers, node)?;
+    let eal = start_eal(place, &devices, buffers)?;
     let mut parts = Vec::new();
     for (port, device) in snapshot.node.ports.iter().zip(&devices) {
-        parts.push(open_port(&eal.handle(), port, device, workers as u16, buffers, node)?);
+        parts.push(open_port(&eal.handle(), port, device, workers as u16, buffers)?);
     }
     let spread = Arc::new(spread_of(workers as u16, &parts));
     let layout = books::layout(workers, node.backend_capacity as usize);
@@ -234,20 +234,13 @@ pub fn launch(
     Ok(Running { workers: handles, ports, macs, foundry, books, eal, _locks: locks })
 }
 
-fn start_eal(
-    place: &Place<'_>,
-    devices: &[DeviceSpec],
-    buffers: u32,
-    node: &NodeRecord,
-) -> Result<Eal, LaunchError> {
+fn start_eal(place: &Place<'_>, devices: &[DeviceSpec], buffers: Buffers) -> Result<Eal, LaunchError> {
     let pci: Vec<String> = devices
         .iter()
         .filter_map(|device| if let DeviceSpec::Pci(address) = device { Some(address.clone()) } else { None })
         .collect();
-    // mbuf header, headroom and alignment beside the data room
-    let each = u64::from(buffer_bytes(node)) + 128 + 128 + 64;
     let small = u64::from(SMALL_BUFFERS) * (u64::from(SMALL_BYTES) + 320);
-    let megabytes = (devices.len() as u64 * u64::from(buffers) * each + small) / (1 << 20) + 64;
+    let megabytes = (devices.len() as u64 * buffers.of_port() + small) / (1 << 20) + 64;
     let config = EalConfig {
         file_prefix: format!("weir-{}", place.instance),
         no_huge: place.no_huge,
@@ -265,7 +258,7 @@ fn foundry(
     environment: &EalHandle,
     spread: &Arc<Spread>,
     workers: u16,
-    buffers: u32,
+    buffers: Buffers,
     node: &NodeRecord,
 ) -> Result<Foundry, LaunchError> {
     let small = PacketPool::new(environment, "small", SMALL_BUFFERS, POOL_CACHE, SMALL_BYTES, None)
@@ -274,7 +267,6 @@ fn foundry(
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut secret))
         .map_err(|error| failed("/dev/urandom")(&error))?;
-    let each = u64::from(buffer_bytes(node)) + u64::from(dpdk::mempool::HEADROOM) + MBUF_HEADER;
     Ok(Foundry {
         small,
         spread: Arc::clone(spread),
@@ -282,12 +274,12 @@ fn foundry(
         secret,
         tsc_hz: lcore::tsc_hz(environment),
         connections: node.tcp_connections as usize,
-        memory: u64::from(buffers / 2) * each / u64::from(workers.max(1)),
+        memory: buffers.of_queues(workers.into()),
     })
 }
 
-fn buffer_bytes(node: &NodeRecord) -> u16 {
-    if node.buffer_bytes == 0 { dpdk::mempool::DATA_ROOM } else { node.buffer_bytes as u16 }
+fn buffers_of(node: &NodeRecord) -> Buffers {
+    Buffers::new(node.buffers, node.buffer_bytes)
 }
 
 /// Makes sure that no other Weir has this kernel interface, before a driver touches it: the AF_XDP driver takes the interface's XDP program
@@ -329,14 +321,14 @@ fn open_port(
     record: &weir_abi::record::PortRecord,
     device: &DeviceSpec,
     workers: u16,
-    buffers: u32,
-    node: &NodeRecord,
+    buffers: Buffers,
 ) -> Result<OpenPort, LaunchError> {
     let name = record.name.as_str();
     let what = || format!("port {name:?}");
     let pool_name: String = format!("port-{name}").chars().map(plain).take(16).collect();
-    let cache = POOL_CACHE.min(buffers / 2);
-    let pool = PacketPool::new(environment, &pool_name, buffers, cache, buffer_bytes(node), None)
+    let Buffers { count, bytes } = buffers;
+    let cache = POOL_CACHE.min(count / 2);
+    let pool = PacketPool::new(environment, &pool_name, count, cache, bytes as u16, None)
         .map_err(|error| failed(what())(&error))?;
     let wanted = if record.queues == 0 { workers } else { record.queues.min(workers) };
     let mut port = Port::open(environment, device, wanted).map_err(|error| failed(what())(&error))?;

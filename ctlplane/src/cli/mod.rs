@@ -49,7 +49,7 @@ pub enum Command {
     Check {
         /// The file; "-" reads standard input.
         file: PathBuf,
-        /// Check as for a machine with these CPUs ("0-31"); this machine's where it is left out.
+        /// Check as for another machine with these CPUs ("0-31"); as for this machine, its memory included, where it is left out.
         #[arg(long, value_parser = parse_machine)]
         cpus: Option<Machine>,
         /// Findings as JSON.
@@ -234,7 +234,7 @@ struct Checked<'a> {
 }
 
 fn parse_machine(text: &str) -> Result<Machine, String> {
-    parse_cpu_list(text).map(|cpus| Machine { cpus })
+    parse_cpu_list(text).map(Machine::with_cpus)
 }
 
 fn check(file: &Path, machine: &Machine, json: bool) -> Exit {

@@ -145,8 +145,10 @@ pub(super) fn read_proxy(table: &mut TableReader<'_, '_>) -> Proxy {
     let names = ["tcp", "timeouts", "queue", "max_connections", "retries", "accept_proxy", "trusted"];
     let given = table.places(&names);
     let mut proxy = Proxy { given, ..Proxy::default() };
-    table.table("tcp", "listener.tcp", |inner| proxy.tcp = read_tcp(inner, true));
-    table.table("timeouts", "timeouts of the listener", |inner| {
+    table.table("tcp", "listener.tcp", "tcp = { nodelay = true }, or [listener.tcp]", |inner| {
+        proxy.tcp = read_tcp(inner, true);
+    });
+    table.table("timeouts", "timeouts of the listener", "timeouts = { idle = \"1h\" }", |inner| {
         proxy.timeouts = Timeouts {
             connect: time(inner, "connect"),
             idle: time(inner, "idle"),
@@ -154,7 +156,7 @@ pub(super) fn read_proxy(table: &mut TableReader<'_, '_>) -> Proxy {
             handshake: time(inner, "handshake"),
         };
     });
-    table.table("queue", "queue", |inner| {
+    table.table("queue", "queue", "queue = { size = 1000, timeout = \"5s\" }", |inner| {
         inner.require("size", "1000");
         let span = inner.span();
         let size = inner.integer("size", 0, MAX_QUEUE, "connections (0 = no queue)");
@@ -173,7 +175,9 @@ pub(super) fn read_proxy(table: &mut TableReader<'_, '_>) -> Proxy {
 /// The fields of a `[[pool]]` that are for listeners of mode `proxy`.
 pub(super) fn read_upstream(table: &mut TableReader<'_, '_>) -> Upstream {
     let mut upstream = Upstream { given: table.places(&["tcp", "send_proxy"]), ..Upstream::default() };
-    table.table("tcp", "pool.tcp", |inner| upstream.tcp = read_tcp(inner, false));
+    table.table("tcp", "pool.tcp", "tcp = { nodelay = true }, or [pool.tcp]", |inner| {
+        upstream.tcp = read_tcp(inner, false);
+    });
     upstream.send_proxy = table.word("send_proxy", SEND, &[]);
     upstream
 }

@@ -17,6 +17,12 @@ use crate::units::network;
 const DEFAULT_TIMEOUTS_MS: [u32; TIMEOUTS] =
     [10_000, 900_000, 30_000, 60_000, 2_000, 30_000, 60_000, 60_000, 300_000, 200];
 const DEFAULT_WEIGHT: u32 = 100;
+/// Flows of IPv4, per worker.
+pub(super) const DEFAULT_FLOWS_V4: u32 = 1_048_576;
+/// Flows of IPv6, per worker.
+pub(super) const DEFAULT_FLOWS_V6: u32 = 262_144;
+/// Backends, removed ones that still hold flows included.
+pub(super) const DEFAULT_MAX_BACKENDS: u32 = 65_536;
 /// Connections of a worker's TCP engine.
 pub(super) const DEFAULT_TCP_CONNECTIONS: u32 = 65_536;
 /// Bytes that they hold at most.
@@ -43,13 +49,13 @@ pub(super) fn build(schema: &Schema, worker_cpus: Vec<u16>) -> Option<Model> {
     let node = model::Node {
         worker_cpus,
         adaptive: dataplane.adaptive.as_ref().is_some_and(|adaptive| adaptive.value),
-        flows_ipv4: or(&dataplane.flows_ipv4, 1_048_576),
-        flows_ipv6: or(&dataplane.flows_ipv6, 262_144),
+        flows_ipv4: or(&dataplane.flows_ipv4, DEFAULT_FLOWS_V4),
+        flows_ipv6: or(&dataplane.flows_ipv6, DEFAULT_FLOWS_V6),
         buffers: or(&dataplane.buffers, 0),
         buffer_bytes: or(&dataplane.buffer_bytes, 0),
         hash_key: dataplane.hash_key.as_ref().map(|key| key.value),
         icmp_rate: or(&dataplane.icmp_rate, 1_000),
-        max_backends: or(&dataplane.max_backends, 65_536),
+        max_backends: or(&dataplane.max_backends, DEFAULT_MAX_BACKENDS),
         snat_ports: dataplane.snat_ports.as_ref().map_or((1_024, 65_535), |ports| ports.value),
         timeouts_ms,
         tcp_connections: or(&dataplane.tcp_connections, DEFAULT_TCP_CONNECTIONS),

@@ -4,6 +4,7 @@
 
 mod build;
 mod listeners;
+mod memory;
 mod pools;
 mod ports;
 mod proxies;
@@ -42,8 +43,10 @@ fn validate(schema: Schema, machine: &Machine, diagnostics: &mut Diagnostics) ->
     rules.pools();
     rules.listeners();
     rules.proxied_pools();
+    rules.proxy_mtu();
     let workers = rules.workers(machine);
     rules.proxy_capacity(workers.len());
+    rules.memory(workers.len(), machine);
     build::build(&schema, workers)
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use weir_abi::proxy::AcceptProxy;
 use weir_abi::record::{Algorithm, Mode, OnDown};
 
-use super::{DEFAULT_MTU, Reach, Rules, build};
+use super::{DEFAULT_MTU, IPV4_MINIMUM_MTU, Reach, Rules, build};
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::model::{algorithm_name, format_ports};
 use crate::schema;
@@ -155,6 +155,7 @@ impl Rules<'_> {
             }
         }
         self.sources_exist(mode, pool);
+        self.trusted_can_be_clients(listener, vip);
         self.client_mss_fits(listener, vip);
         self.queue_is_used(&listener.proxy, pool);
     }
@@ -178,6 +179,29 @@ impl Rules<'_> {
                 )
                 .related(egress, "the port that leads there")
                 .help(format!("add an {family} address to the port's snat or addresses")),
+            );
+        }
+    }
+
+    /// A client has the family of the address that it connects to.
+    fn trusted_can_be_clients(&mut self, listener: &schema::Listener, vip: &schema::Vip) {
+        let Some(address) = &vip.address else { return };
+        for prefix in &listener.proxy.trusted {
+            let (ip, length) = prefix.value;
+            if ip.is_ipv4() == address.value.is_ipv4() {
+                continue;
+            }
+            let (of_prefix, of_vip) = (family_name(ip), family_name(address.value));
+            self.push(
+                Diagnostic::error(
+                    prefix.span,
+                    format!("no client of this listener can be in {ip}/{length}: its vip is {of_vip}"),
+                )
+                .label(format!("{of_prefix} prefix"))
+                .related(address.span, format!("{of_vip} address here"))
+                .help(format!(
+                    "trust {of_vip} prefixes here, and {of_prefix} ones at a listener on an {of_prefix} vip"
+                )),
             );
         }
     }
@@ -278,6 +302,26 @@ impl Rules<'_> {
         let smallest = egresses.min_by_key(|(mtu, is_ipv4)| mtu.saturating_sub(headers(*is_ipv4)));
         if let Some((mtu, is_ipv4)) = smallest {
             self.mss_fits(mss, mtu, is_ipv4);
+        }
+    }
+
+    /// The smallest MTU of all ports bounds every segment: clients and replies may come by any.
+    pub(super) fn proxy_mtu(&mut self) {
+        let schema = self.schema;
+        let modes = schema.listeners.iter().filter_map(|listener| listener.mode.as_ref());
+        let Some(mode) = modes.into_iter().find(|mode| mode.value == Mode::Proxy) else { return };
+        for mtu in schema.ports.iter().filter_map(|port| port.mtu.as_ref()) {
+            if mtu.value < IPV4_MINIMUM_MTU {
+                let room = mtu.value.saturating_sub(headers(true));
+                self.push(
+                    Diagnostic::error(mtu.span, format!("mtu = {} is too small for mode \"proxy\"", mtu.value))
+                        .label(format!("leaves {room} bytes of a segment"))
+                        .related(mode.span, "mode of a listener")
+                        .help(format!(
+                            "use at least {IPV4_MINIMUM_MTU} bytes on every port (RFC 791, section 3.1), or an L4 mode"
+                        )),
+                );
+            }
         }
     }
 

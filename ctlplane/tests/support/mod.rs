@@ -70,7 +70,7 @@ impl Instance {
 }
 
 pub fn machine() -> Machine {
-    Machine { cpus: vec![0, 1, 2, 3] }
+    Machine::with_cpus(vec![0, 1, 2, 3])
 }
 
 /// A generation, parsed as the dataplane does.

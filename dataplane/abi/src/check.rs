@@ -4,7 +4,8 @@
 
 use crate::image::{ListenersTable, NodeTable, PoolTable, SnapshotError};
 use crate::proxy::{
-    MAX_TCP_CONNECTIONS, MAX_TCP_MEMORY, MAX_TIME_MS, MIN_TCP_MEMORY, MIN_TIME_MS, SendProxy,
+    MAX_TCP_CONNECTIONS, MAX_TCP_MEMORY, MAX_TIME_MS, MIN_TCP_CONNECTIONS, MIN_TCP_MEMORY, MIN_TIME_MS,
+    SendProxy,
 };
 use crate::record::{
     Address, AddressUse, AdminState, Algorithm, IDLE_ADAPTIVE, ListenerRecord, MAX_LISTENERS,
@@ -100,11 +101,11 @@ pub(crate) fn node(table: &NodeTable, what: &str) -> Result<(), SnapshotError> {
 fn check_tcp(node: &NodeRecord, what: &str) -> Result<(), SnapshotError> {
     let connections = node.tcp_connections;
     ensure(
-        (1..=MAX_TCP_CONNECTIONS).contains(&connections),
+        (MIN_TCP_CONNECTIONS..=MAX_TCP_CONNECTIONS).contains(&connections),
         what,
         "tcp_connections",
         u64::from(connections),
-        "must be 1 to 2^24",
+        "must be 2 to 2^24",
     )?;
     let memory = node.tcp_memory_bytes;
     ensure(

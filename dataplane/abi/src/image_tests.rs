@@ -15,7 +15,7 @@ fn node() -> NodeTable {
     node.backend_capacity = 64;
     node.snat_port_first = 1024;
     node.snat_port_last = 65_535;
-    node.tcp_connections = 1;
+    node.tcp_connections = 2;
     node.tcp_memory_bytes = 1 << 20;
     node.timeouts_ms = [0, 0, 0, 0, 0, 0, 60_000, 60_000, 60_000, 200];
     let mut port = PortRecord::new_zeroed();
@@ -229,7 +229,7 @@ fn pools_and_nodes_out_of_range_are_refused() {
         assert!(matches!(error, SnapshotError::Value { field, .. } if field == *expected), "{error}");
     }
     let cases: &[Change<NodeTable>] = &[
-        ("tcp_connections", |t| t.node.tcp_connections = 0),
+        ("tcp_connections", |t| t.node.tcp_connections = 1),
         ("tcp_connections", |t| t.node.tcp_connections = (1 << 24) + 1),
         ("tcp_memory_bytes", |t| t.node.tcp_memory_bytes = (1 << 20) - 1),
         ("tcp_memory_bytes", |t| t.node.tcp_memory_bytes = u64::MAX),

@@ -11,6 +11,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod buffers;
 mod check;
 pub mod columns;
 pub mod counters;

@@ -31,6 +31,8 @@ pub const MAX_BACKLOG: u32 = 1 << 20;
 pub const MAX_QUEUE: u32 = 1 << 20;
 /// Most further backends that a connection is tried on.
 pub const MAX_RETRIES: u8 = 10;
+/// Least connections of a worker: a proxied one takes two.
+pub const MIN_TCP_CONNECTIONS: u32 = 2;
 /// Most connections of one worker.
 pub const MAX_TCP_CONNECTIONS: u32 = 1 << 24;
 /// Least bytes of [`crate::record::NodeRecord::tcp_memory_bytes`].

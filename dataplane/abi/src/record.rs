@@ -96,9 +96,9 @@ pub struct NodeRecord {
     pub flows_ipv6: u32,
     /// Rows of the backend counters: one above the highest backend index that may ever be used.
     pub backend_capacity: u32,
-    /// Packet buffers per port and worker; 0 = the dataplane's default.
+    /// Packet buffers per port, for all workers together; 0 = the default, see [`crate::buffers::Buffers`].
     pub buffers: u32,
-    /// Bytes of one buffer's data room without headroom; 0 = the dataplane's default.
+    /// Bytes of one buffer's data room without headroom; 0 = the default.
     pub buffer_bytes: u32,
     /// [`IDLE_SPIN`] or [`IDLE_ADAPTIVE`].
     pub idle: u8,
@@ -123,7 +123,7 @@ pub struct NodeRecord {
     /// Number of [`PortRouteRecord`]s after the addresses.
     pub routes: u32,
     /// Connections that the TCP engine of one worker holds, both sides of a proxied one counted:
-    /// 1 to [`crate::proxy::MAX_TCP_CONNECTIONS`]. Fixed while a process lives.
+    /// [`crate::proxy::MIN_TCP_CONNECTIONS`] to [`crate::proxy::MAX_TCP_CONNECTIONS`]. Fixed while a process lives.
     pub tcp_connections: u32,
 }
 
