@@ -1,7 +1,7 @@
 //! What does an application ask that only moves data from one connection to another?
 
-use crate::buffer::Buffer;
-use crate::connection::Flags;
+use crate::buffer::{Buffer, Chunk};
+use crate::connection::{Flags, State};
 use crate::engine::Engine;
 use crate::event::Handle;
 
@@ -38,5 +38,37 @@ impl<B: Buffer> Engine<B> {
             record.flags.set(Flags::ACK_NOW);
             self.mark_ready(handle.slot());
         }
+    }
+
+    /// As [`Engine::receive`], but at most so many bytes; 0 takes none.
+    #[inline]
+    pub fn receive_part(&mut self, handle: Handle, most: u32) -> Option<Chunk<B>> {
+        let record = self.slab.of_mut(handle).filter(|_| most > 0)?;
+        let chunk = record.receive.take(&mut self.nodes, most)?;
+        if record.window_opened() {
+            record.flags.set(Flags::ACK_NOW);
+            self.mark_ready(handle.slot());
+        }
+        Some(chunk)
+    }
+
+    /// All pieces of what waits to be received, in order; they stay there.
+    pub fn waiting(&self, handle: Handle) -> impl Iterator<Item = &[u8]> {
+        self.slab.of(handle).into_iter().flat_map(|record| record.receive.pieces(&self.nodes))
+    }
+
+    /// How far the peer has acknowledged, modulo 2^32: the difference of two calls is a number of bytes. It stays when the connection
+    /// ends.
+    #[inline]
+    pub fn acknowledged(&self, handle: Handle) -> u32 {
+        self.slab.of(handle).map_or(0, |record| record.snd_una.0)
+    }
+
+    /// Whether the connection is open both ways and nothing is on its way or waits, as far as has arrived.
+    #[inline]
+    pub fn is_quiet(&self, handle: Handle) -> bool {
+        self.slab.of(handle).is_some_and(|record| {
+            record.state == State::Established && record.receive.is_empty() && record.send.is_empty()
+        })
     }
 }

@@ -292,6 +292,20 @@ impl ReceiveQueue {
         Some(chunk)
     }
 
+    /// Takes at most so many bytes of the first piece that can be read; what is left of it shares its buffer.
+    #[inline]
+    pub fn take<B: Buffer>(&mut self, nodes: &mut Nodes<B>, most: u32) -> Option<Chunk<B>> {
+        let node = nodes.get_mut(self.ready_head)?;
+        if u32::from(node.len) <= most {
+            return self.pop(nodes);
+        }
+        let (offset, len) = (node.offset, most as u16);
+        let buffer = node.buffer()?.share();
+        node.trim(len);
+        self.ready_len -= u32::from(len);
+        Some(Chunk { buffer, offset, len })
+    }
+
     /// The bytes of the first piece that can be read.
     #[inline]
     pub fn peek<'a, B: Buffer>(&self, nodes: &'a Nodes<B>) -> Option<&'a [u8]> {
@@ -465,6 +479,19 @@ mod tests {
         assert!(!insert(&mut queue, &mut nodes, 2_002, 1).stored, "one piece too many");
         assert!(insert(&mut queue, &mut nodes, EXPECTED.0, 5).stored, "what is read next");
         assert_eq!(queue.advance(&mut nodes, EXPECTED), EXPECTED + 5);
+    }
+
+    #[test]
+    fn a_part_of_a_piece_leaves_the_rest_of_it_where_it_was() {
+        let (mut queue, mut nodes) = (ReceiveQueue::new(), Nodes::new(8));
+        queue.append(&mut nodes, Chunk::whole(HeapBuffer::from(b"abcdef".as_slice()))).unwrap();
+        queue.append(&mut nodes, Chunk::whole(HeapBuffer::from(b"gh".as_slice()))).unwrap();
+        assert_eq!(queue.take(&mut nodes, 2).unwrap().bytes(), b"ab");
+        assert_eq!((queue.len(), queue.peek(&nodes)), (6, Some(b"cdef".as_slice())));
+        assert_eq!(queue.take(&mut nodes, 100).unwrap().bytes(), b"cdef");
+        assert_eq!(queue.take(&mut nodes, 2).unwrap().bytes(), b"gh");
+        assert!(queue.take(&mut nodes, 1).is_none() && queue.is_empty());
+        assert_eq!((nodes.used(), nodes.pinned()), (0, 0));
     }
 
     #[test]
