@@ -9,7 +9,7 @@ use crate::connections::{Accepted, Accounts, Cause, Connections, ListenerCount, 
 use crate::limits::{Acquired, Key};
 use crate::proxy::{Run, tick};
 use crate::proxy_protocol::{Ends, Parser, Progress};
-use crate::session::{Fifo, Flags, NO_BACKEND, Session, Setup, Side, Stage};
+use crate::session::{Fifo, Flags, NO_BACKEND, Session, Setup, Side, Stage, Token};
 
 impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// Reacts to the news of one connection.
@@ -87,7 +87,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if let Some(setup) = proxy.setups.at_mut(at) {
             setup.session = slot;
         }
-        self.connections.set_token(handle, Side::Client.token(slot));
+        self.connections.set_token(handle, Token::Tcp(Side::Client, slot).number());
         self.accounts.listener_active(index, 1);
         self.arm(slot, handshake_ms);
         if acquired == Acquired::Yes {

@@ -14,7 +14,7 @@ use crate::connections::{Accounts, BackendCount, Cause, Connections, ListenerCou
 use crate::limits::{Acquired, Key};
 use crate::proxy::{Proxy, Run};
 use crate::rules::{Counted, PoolRules};
-use crate::session::{Fifo, NO_BACKEND, Side, Stage};
+use crate::session::{Fifo, NO_BACKEND, Side, Stage, Token};
 
 /// Further slots that a flow's hash falls on when the backend of the first can't take it, before all are looked at.
 const REHASHES: u64 = 8;
@@ -214,7 +214,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             self.accounts.snat_exhausted();
             return Err(ConnectError::InUse);
         };
-        let token = Side::Upstream.token(slot);
+        let token = Token::Tcp(Side::Upstream, slot).number();
         let handle = self.connections.connect(local, remote, profile, token, self.now)?;
         let proxy = &mut *self.proxy;
         proxy.leases.acquire(Key::Backend(index));

@@ -4,6 +4,7 @@
 
 use std::fmt::Debug;
 
+use crate::http::event::{BackendHttpCount, BreakerState, Event, HttpCount, HttpGauge};
 use weir_tcp::{Buffer, Chunk, ConnectError, Ended, Endpoint, Engine, Events, Handle, Instant};
 
 /// A connection that a client has opened.
@@ -50,6 +51,14 @@ pub trait Connections {
     fn peek(&self, handle: Self::Handle) -> Option<&[u8]>;
     /// Takes bytes away from the beginning of what waits to be received.
     fn consume(&mut self, handle: Self::Handle, bytes: u32);
+    /// As [`Self::receive`], but at most so many bytes; 0 takes none.
+    fn receive_part(&mut self, handle: Self::Handle, most: u32) -> Option<Chunk<Self::Buffer>>;
+    /// All pieces of what waits to be received, in order; they stay there.
+    fn waiting(&self, handle: Self::Handle) -> impl Iterator<Item = &[u8]>;
+    /// How far the peer has acknowledged, modulo 2^32; stays when the connection ends.
+    fn acknowledged(&self, handle: Self::Handle) -> u32;
+    /// Whether the connection is open both ways and nothing is on its way or waits, as far as has arrived.
+    fn is_quiet(&self, handle: Self::Handle) -> bool;
     /// Bytes that wait to be received.
     fn receivable(&self, handle: Self::Handle) -> u32;
     /// Bytes that may be sent before the send buffer is full.
@@ -125,6 +134,25 @@ impl<B: Buffer> Connections for Engine<B> {
     }
 
     #[inline]
+    fn receive_part(&mut self, handle: Handle, most: u32) -> Option<Chunk<B>> {
+        Engine::receive_part(self, handle, most)
+    }
+
+    fn waiting(&self, handle: Handle) -> impl Iterator<Item = &[u8]> {
+        Engine::waiting(self, handle)
+    }
+
+    #[inline]
+    fn acknowledged(&self, handle: Handle) -> u32 {
+        Engine::acknowledged(self, handle)
+    }
+
+    #[inline]
+    fn is_quiet(&self, handle: Handle) -> bool {
+        Engine::is_quiet(self, handle)
+    }
+
+    #[inline]
     fn receivable(&self, handle: Handle) -> u32 {
         Engine::receivable(self, handle)
     }
@@ -163,8 +191,17 @@ impl<B: Buffer> Connections for Engine<B> {
 
 /// What else the worker has.
 pub trait Surroundings<B> {
-    /// A buffer with a copy of these bytes, at most [`crate::proxy_protocol::WRITTEN_MAX`]; `None` where there is none.
+    /// A buffer with a copy of these bytes, at most [`Self::longest`]; `None` where there is none.
     fn copy(&mut self, bytes: &[u8]) -> Option<B>;
+    /// The most bytes that [`Self::copy`] takes, at least [`crate::proxy_protocol::WRITTEN_MAX`]. Heads that are longer become several
+    /// buffers.
+    fn longest(&self) -> usize {
+        crate::proxy_protocol::WRITTEN_MAX
+    }
+    /// Something for the control process. It must not block: what can't be kept is dropped and counted by whoever implements this.
+    fn tell(&mut self, event: Event<'_>) {
+        let _ = event;
+    }
     /// Whether somebody but the TCP engine uses these ends: a `fullnat` flow of the same worker shares source addresses.
     fn is_taken(&self, local: Endpoint, remote: Endpoint) -> bool;
 }
@@ -244,4 +281,32 @@ pub trait Accounts {
     fn snat_exhausted(&mut self);
     /// A connection was aborted.
     fn aborted(&mut self, cause: Cause);
+    /// Something has happened at an HTTP listener.
+    fn http(&mut self, listener: u16, count: HttpCount, by: u64) {
+        let _ = (listener, count, by);
+    }
+    /// Of something there are more or fewer at an HTTP listener.
+    fn http_gauge(&mut self, listener: u16, gauge: HttpGauge, by: i64) {
+        let _ = (listener, gauge, by);
+    }
+    /// An exchange was answered or ended by the proxy; with each goes one [`HttpCount::Own`].
+    fn cause(&mut self, listener: u16, cause: weir_http::cause::Cause) {
+        let _ = (listener, cause);
+    }
+    /// Something has happened at a backend of HTTP.
+    fn backend_http(&mut self, backend: u32, count: BackendHttpCount, by: u64) {
+        let _ = (backend, count, by);
+    }
+    /// Idle connections to a backend are more or fewer; they are among those of [`Self::backend_active`].
+    fn backend_idle(&mut self, backend: u32, by: i64) {
+        let _ = (backend, by);
+    }
+    /// A breaker is in this state now.
+    fn breaker(&mut self, backend: u32, state: BreakerState) {
+        let _ = (backend, state);
+    }
+    /// The HTTP memory of the worker: bytes in use, and the ceiling.
+    fn http_memory(&mut self, used: u64, ceiling: u64) {
+        let _ = (used, ceiling);
+    }
 }

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! rules ── what the configuration says
+//! site  ── a listener's rules with its routes indexed
 //! event ── what is told and counted
 //! ```
 
 pub mod event;
 pub mod rules;
+pub mod site;

@@ -16,7 +16,7 @@ use crate::connect::Selector;
 use crate::connections::{Accounts, Cause, Connections, Surroundings};
 use crate::limits::{Key, Leases, ToLedger, ToWorker};
 use crate::rules::Rules;
-use crate::session::{Fifo, NO_BACKEND, Sessions, Setups, Side, Stage};
+use crate::session::{Fifo, NO_BACKEND, Sessions, Setups, Side, Stage, Token};
 
 /// Sessions that are looked at per call after backends went down.
 const SWEEP: u32 = 1_024;
@@ -369,7 +369,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
 
     /// The side of a session that a handle is, unless the news is stale.
     pub(crate) fn side_of(&self, handle: C::Handle) -> Option<(Side, u32)> {
-        let (side, slot) = Side::of_token(self.connections.token(handle)?);
+        let Token::Tcp(side, slot) = Token::of(self.connections.token(handle)?) else { return None };
         let session = self.proxy.sessions.at(slot)?;
         (session.handle(side) == Some(handle)).then_some((side, slot))
     }

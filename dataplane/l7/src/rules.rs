@@ -2,10 +2,14 @@
 //!
 //! Built by the dataplane's management thread from a verified snapshot (or by a test), immutable, shared by all workers.
 
+use std::sync::Arc;
+
 use weir_balance::counted::weights_of;
 use weir_l4::{Pool, Services};
 use weir_net::Prefix;
 
+use crate::http::rules::HttpPool;
+use crate::http::site::Site;
 use crate::proxy_protocol::{Expects, Version};
 
 /// What a listener of mode `proxy` does. Times are milliseconds.
@@ -86,6 +90,8 @@ impl PoolRules {
 pub struct Rules {
     listeners: Vec<Option<ListenerRules>>,
     pools: Vec<Option<PoolRules>>,
+    sites: Vec<Option<Arc<Site>>>,
+    http_pools: Vec<Option<Arc<HttpPool>>>,
     limited_backends: Vec<u32>,
 }
 
@@ -105,6 +111,35 @@ impl Rules {
             put(&mut rules.pools, index as usize, pool);
         }
         rules
+    }
+
+    /// The same, with what there is to say of HTTP: listeners with a site are HTTP, the others TCP. Every pool that a site names needs
+    /// its entry.
+    #[must_use]
+    pub fn with_http(
+        mut self,
+        sites: impl IntoIterator<Item = (u16, Arc<Site>)>,
+        pools: impl IntoIterator<Item = (u32, Arc<HttpPool>)>,
+    ) -> Self {
+        for (index, site) in sites {
+            put(&mut self.sites, usize::from(index), site);
+        }
+        for (index, pool) in pools {
+            put(&mut self.http_pools, index as usize, pool);
+        }
+        self
+    }
+
+    /// What an HTTP listener does; `None`: it is none.
+    #[inline]
+    pub fn http_listener(&self, index: u16) -> Option<&Arc<Site>> {
+        self.sites.get(usize::from(index))?.as_ref()
+    }
+
+    /// How a pool's backends are used for HTTP.
+    #[inline]
+    pub fn http_pool(&self, index: u32) -> Option<&Arc<HttpPool>> {
+        self.http_pools.get(index as usize)?.as_ref()
     }
 
     /// The rules of a listener.

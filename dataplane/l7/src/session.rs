@@ -29,17 +29,44 @@ impl Side {
             Self::Upstream => Self::Client,
         }
     }
+}
+
+/// What a connection's number means: a kind in the two low bits, the slot of its record above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Token {
+    /// A side of a session.
+    Tcp(Side, u32),
+    /// A client of HTTP.
+    HttpClient(u32),
+    /// A connection to a backend of HTTP.
+    HttpUpstream(u32),
+}
+
+impl Token {
+    /// Slots there may be of each kind.
+    pub(crate) const SLOTS: usize = (u32::MAX >> 2) as usize;
 
     /// The number that the connection carries for the engine.
     #[inline]
-    pub(crate) fn token(self, slot: u32) -> u32 {
-        slot << 1 | self as u32
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::Tcp(Side::Client, slot) => slot << 2,
+            Self::Tcp(Side::Upstream, slot) => slot << 2 | 1,
+            Self::HttpClient(slot) => slot << 2 | 2,
+            Self::HttpUpstream(slot) => slot << 2 | 3,
+        }
     }
 
-    /// What [`Side::token`] made.
+    /// What [`Token::number`] made.
     #[inline]
-    pub(crate) fn of_token(token: u32) -> (Self, u32) {
-        (if token & 1 == 0 { Self::Client } else { Self::Upstream }, token >> 1)
+    pub(crate) fn of(number: u32) -> Self {
+        let slot = number >> 2;
+        match number & 3 {
+            0 => Self::Tcp(Side::Client, slot),
+            1 => Self::Tcp(Side::Upstream, slot),
+            2 => Self::HttpClient(slot),
+            _ => Self::HttpUpstream(slot),
+        }
     }
 }
 
@@ -140,7 +167,7 @@ pub(crate) struct Sessions<H> {
 
 impl<H> Sessions<H> {
     pub(crate) fn new(capacity: usize) -> Self {
-        let capacity = capacity.min(u32::MAX as usize >> 1);
+        let capacity = capacity.min(Token::SLOTS);
         Self { records: Vec::with_capacity(capacity), capacity, free: NONE, live: 0 }
     }
 
@@ -371,10 +398,18 @@ mod tests {
     }
 
     #[test]
-    fn tokens_name_slot_and_side() {
-        for side in [Side::Client, Side::Upstream] {
-            assert_eq!(Side::of_token(side.token(0x7fff_ffff)), (side, 0x7fff_ffff));
-            assert_eq!(side.other().other(), side);
+    fn tokens_name_slot_and_kind() {
+        let last = Token::SLOTS as u32 - 1;
+        for slot in [0, 1, last] {
+            for token in [
+                Token::Tcp(Side::Client, slot),
+                Token::Tcp(Side::Upstream, slot),
+                Token::HttpClient(slot),
+                Token::HttpUpstream(slot),
+            ] {
+                assert_eq!(Token::of(token.number()), token);
+            }
         }
+        assert_eq!(Side::Client.other(), Side::Upstream);
     }
 }

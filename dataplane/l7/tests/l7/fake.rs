@@ -28,6 +28,8 @@ pub(crate) struct Connection {
     pub(crate) is_aborted: bool,
     pub(crate) is_released: bool,
     pub(crate) is_open: bool,
+    /// The peer has sent everything.
+    pub(crate) is_finished: bool,
     pub(crate) ended: Ended,
     news: Events,
 }
@@ -57,6 +59,7 @@ impl Fake {
             is_aborted: false,
             is_released: false,
             is_open: true,
+            is_finished: false,
             ended: Ended::No,
             news: Events::default(),
         });
@@ -83,6 +86,7 @@ impl Fake {
 
     /// The peer has sent everything.
     pub(crate) fn finishes(&mut self, handle: usize) {
+        self.connections[handle].is_finished = true;
         self.tell(handle, Events::FINISHED);
         self.close_if_done(handle, true);
     }
@@ -192,13 +196,41 @@ impl Connections for Fake {
     }
 
     fn consume(&mut self, handle: usize, bytes: u32) {
+        let mut left = bytes;
+        while left > 0 {
+            let Some(taken) = self.receive_part(handle, left) else { return };
+            left -= u32::from(taken.len);
+        }
+    }
+
+    fn receive_part(&mut self, handle: usize, most: u32) -> Option<Chunk<HeapBuffer>> {
         let inbox = &mut self.connections[handle].inbox;
-        let Some(chunk) = inbox.front_mut() else { return };
-        chunk.offset += bytes as u16;
-        chunk.len -= bytes as u16;
+        let chunk = inbox.front_mut().filter(|_| most > 0)?;
+        let len = u32::from(chunk.len).min(most) as u16;
+        let part = Chunk { buffer: chunk.buffer.share(), offset: chunk.offset, len };
+        chunk.offset += len;
+        chunk.len -= len;
         if chunk.len == 0 {
             inbox.pop_front();
         }
+        Some(part)
+    }
+
+    fn waiting(&self, handle: usize) -> impl Iterator<Item = &[u8]> {
+        self.connections[handle].inbox.iter().map(Chunk::bytes)
+    }
+
+    fn acknowledged(&self, handle: usize) -> u32 {
+        let connection = &self.connections[handle];
+        (connection.sent.len() - connection.outbox.len()) as u32
+    }
+
+    fn is_quiet(&self, handle: usize) -> bool {
+        let connection = &self.connections[handle];
+        connection.is_open
+            && !connection.is_finished
+            && connection.inbox.is_empty()
+            && connection.outbox.is_empty()
     }
 
     fn receivable(&self, handle: usize) -> u32 {
