@@ -158,6 +158,12 @@ impl Flags {
         if value { self.set(those) } else { self.clear(those) }
     }
 
+    /// Whether those of a mask are as wanted, all of them.
+    #[inline(always)]
+    pub(crate) const fn are(self, wanted: Flags, mask: Flags) -> bool {
+        self.0 & mask.0 == wanted.0
+    }
+
     #[inline(always)]
     pub(crate) const fn and(self, those: Flags) -> Flags {
         Flags(self.0 | those.0)

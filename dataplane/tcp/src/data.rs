@@ -3,16 +3,23 @@
 use weir_net::tcp;
 
 use crate::buffer::{Buffer, Chunk};
-use crate::connection::{Flags, State};
+use crate::connection::{Connection, Flags, State};
 use crate::engine::tick;
 use crate::event::Events;
 use crate::input::{Outcome, Work};
 use crate::segment::Segment;
 use crate::seq::SeqNumber;
+use crate::time::Instant;
 use crate::transmit::Transmit;
 
 /// Data in a buffer that is at least so many times larger is copied out, so that small writes don't pin large buffers.
 const COPY_RATIO: u32 = 4;
+
+/// Whether so many bytes are copied out of a buffer that costs so much, where they have to wait.
+#[inline(always)]
+pub(crate) const fn is_small(len: u32, cost: u32) -> bool {
+    len * COPY_RATIO < cost
+}
 
 /// Least bytes that single segments may go beyond the budget.
 const LEAST_SLACK: u64 = 8 << 20;
@@ -59,7 +66,7 @@ impl<B: Buffer> Work<'_, B> {
         }
         let is_kept = !c.receive.is_empty() || self.nodes.pinned() > self.memory / 4;
         if (is_kept || !in_order)
-            && len * COPY_RATIO < chunk.buffer.cost()
+            && is_small(len, chunk.buffer.cost())
             && let Some(small) = tx.copy(chunk.bytes())
         {
             chunk = Chunk { buffer: small, offset: 0, len: chunk.len };
@@ -75,7 +82,7 @@ impl<B: Buffer> Work<'_, B> {
             if c.rcv_nxt != before {
                 self.counters.bytes_in += u64::from(c.rcv_nxt.since(before));
                 c.events |= Events::READABLE;
-                self.adapt_space();
+                c.adapt_space(self.config.receive_buffer, self.nodes.pinned(), self.memory, self.now);
             }
             return;
         }
@@ -87,8 +94,8 @@ impl<B: Buffer> Work<'_, B> {
         self.counters.bytes_in += u64::from(len);
         c.rcv_nxt += len;
         c.events |= Events::READABLE;
-        self.acknowledge_later(len);
-        self.adapt_space();
+        c.flags = c.acknowledge_later(c.flags, len, self.config.delayed_ack_ms, self.now);
+        c.adapt_space(self.config.receive_buffer, self.nodes.pinned(), self.memory, self.now);
     }
 
     /// Cuts off what arrived before and what lies beyond the window.
@@ -143,39 +150,6 @@ impl<B: Buffer> Work<'_, B> {
         }
     }
 
-    /// RFC 9293 §3.8.6.3, RFC 5681 §4.2: every second full segment is acknowledged at once, others within the delay.
-    #[inline(always)]
-    pub(crate) fn acknowledge_later(&mut self, len: u32) {
-        let c = &mut *self.c;
-        c.unacked_bytes += len;
-        if c.quick_acks > 0 {
-            c.quick_acks -= 1;
-            c.flags.set(Flags::ACK_NOW);
-        } else if c.unacked_bytes >= 2 * u32::from(c.mss) {
-            c.flags.set(Flags::ACK_NOW);
-        } else if !c.flags.has(Flags::ACK_DELAYED) {
-            c.flags.set(Flags::ACK_DELAYED);
-            c.acknowledge_at = tick(self.now).wrapping_add(u32::from(self.config.delayed_ack_ms));
-        }
-    }
-
-    /// Lets the window grow with what the application reads in a round trip, up to the ceiling and within the memory.
-    #[inline(always)]
-    pub(crate) fn adapt_space(&mut self) {
-        let c = &mut *self.c;
-        let elapsed = self.now.low().wrapping_sub(c.rate_at);
-        if c.receive_space < self.config.receive_buffer && elapsed >= c.rtt.smoothed_us().max(1_000) {
-            let read = (c.rcv_nxt - c.receive.len()).since(c.rate_from);
-            // twice what was read, so that the sender's slow start is not held back
-            let wanted = read.saturating_mul(2);
-            if wanted > c.receive_space && self.nodes.pinned() < self.memory / 4 * 3 {
-                c.receive_space = wanted.max(c.receive_space * 2).min(self.config.receive_buffer);
-            }
-            c.rate_from = c.rcv_nxt - c.receive.len();
-            c.rate_at = self.now.low();
-        }
-    }
-
     /// RFC 9293 §3.10.7.4, eighth: the FIN, once all before it is here.
     pub(crate) fn fin(&mut self, segment: &Segment) -> Outcome {
         let c = &mut *self.c;
@@ -204,5 +178,46 @@ impl<B: Buffer> Work<'_, B> {
             _ => {}
         }
         Outcome::Alive
+    }
+}
+
+impl Connection {
+    /// RFC 9293 §3.8.6.3, RFC 5681 §4.2: every second full segment is acknowledged at once, others within the delay. The flags
+    /// after it.
+    #[inline(always)]
+    pub(crate) fn acknowledge_later(
+        &mut self,
+        mut flags: Flags,
+        len: u32,
+        delay_ms: u16,
+        now: Instant,
+    ) -> Flags {
+        self.unacked_bytes += len;
+        if self.quick_acks > 0 {
+            self.quick_acks -= 1;
+            flags.set(Flags::ACK_NOW);
+        } else if self.unacked_bytes >= 2 * u32::from(self.mss) {
+            flags.set(Flags::ACK_NOW);
+        } else if !flags.has(Flags::ACK_DELAYED) {
+            flags.set(Flags::ACK_DELAYED);
+            self.acknowledge_at = tick(now).wrapping_add(u32::from(delay_ms));
+        }
+        flags
+    }
+
+    /// Lets the window grow with what the application reads in a round trip, up to the ceiling and within the memory.
+    #[inline(always)]
+    pub(crate) fn adapt_space(&mut self, ceiling: u32, pinned: u64, memory: u64, now: Instant) {
+        let elapsed = now.low().wrapping_sub(self.rate_at);
+        if self.receive_space < ceiling && elapsed >= self.rtt.smoothed_us().max(1_000) {
+            let has_read = self.rcv_nxt - self.receive.len();
+            // twice what was read, so that the sender's slow start is not held back
+            let wanted = has_read.since(self.rate_from).saturating_mul(2);
+            if wanted > self.receive_space && pinned < memory / 4 * 3 {
+                self.receive_space = wanted.max(self.receive_space * 2).min(ceiling);
+            }
+            self.rate_from = has_read;
+            self.rate_at = now.low();
+        }
     }
 }

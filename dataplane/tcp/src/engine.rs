@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use weir_index::{Bucket, Direction, Index, buckets_for};
 use weir_net::hash::{flow_hash_2, flow_hash_5};
-use weir_net::{Kind, Parsed};
+use weir_net::{Kind, Parsed, checksum};
 
 use crate::buffer::{Buffer, Chunk, Endpoint};
 use crate::config::{ConnectionConfig, EngineConfig};
@@ -169,6 +169,8 @@ pub struct Engine<B> {
     pub(crate) spare: Vec<u32>,
     /// The segment that is sent next, kept for its place.
     pub(crate) header: Header,
+    /// Whether usual segments go the short way.
+    pub(crate) is_steady: bool,
 }
 
 /// Connections that may each begin with the usual window, however little memory there is.
@@ -219,7 +221,13 @@ impl<B: Buffer> Engine<B> {
             identification: a as u16,
             spare: Vec::new(),
             header: Header::default(),
+            is_steady: true,
         }
+    }
+
+    /// Whether usual segments go the short way, as they do from the start. It does the same as the long one; tests compare them.
+    pub fn set_steady(&mut self, to: bool) {
+        self.is_steady = to;
     }
 
     /// Sets the configuration of a listener, or of connections that the application opens. Connections that are open go
@@ -384,6 +392,27 @@ impl<B: Buffer> Engine<B> {
         now: Instant,
         tx: &mut impl Transmit<B>,
     ) -> Handled<B> {
+        let checksum_is_verified = checksum_is_verified || checksum::l4_is_valid(buffer.bytes(), parsed);
+        if self.is_steady && checksum_is_verified {
+            return match self.steady(buffer, parsed, lookup, now) {
+                Ok(()) => Handled::Done,
+                Err(buffer) => self.segment_any(buffer, parsed, lookup, true, now, tx),
+            };
+        }
+        self.segment_any(buffer, parsed, lookup, checksum_is_verified, now, tx)
+    }
+
+    /// Any segment.
+    #[inline(never)]
+    fn segment_any(
+        &mut self,
+        buffer: B,
+        parsed: &Parsed,
+        lookup: Lookup,
+        checksum_is_verified: bool,
+        now: Instant,
+        tx: &mut impl Transmit<B>,
+    ) -> Handled<B> {
         let frame = buffer.bytes();
         let mut segment = Segment::default();
         if segment.read_again(frame, parsed, checksum_is_verified).is_err() {
@@ -468,12 +497,8 @@ impl<B: Buffer> Engine<B> {
     #[inline]
     pub fn room(&self, handle: Handle) -> u32 {
         let Some(record) = self.slab.of(handle) else { return 0 };
-        let is_over = self.nodes.pinned() > self.config.memory && !record.send.is_empty();
-        if is_over || self.nodes.left_to_send() == 0 {
-            return 0;
-        }
         let limit = self.profile(record.profile).map_or(0, |profile| profile.config.send_buffer);
-        limit.min(self.share()).saturating_sub(record.send.len())
+        room_of(record, &self.nodes, self.config.memory, self.slab.live(), limit)
     }
 
     /// The window of a new connection before anything is known of it: less the more there are, so that very many that begin at once
@@ -491,18 +516,16 @@ impl<B: Buffer> Engine<B> {
     /// an equal share of a quarter of it, since buffers are larger than the data in them.
     #[inline(always)]
     pub(crate) fn share(&self) -> u32 {
-        if self.nodes.pinned() <= self.config.memory / 4 {
-            return u32::MAX;
-        }
-        let share = self.config.memory / 4 / (self.slab.live() as u64).max(1);
-        u32::try_from(share).unwrap_or(u32::MAX).max(LEAST_SHARE)
+        share_of(self.nodes.pinned(), self.config.memory, self.slab.live())
     }
 
     /// Sends a piece of data, whole or not at all: it comes back where the connection can't send, or where its send
     /// buffer is full ([`Events::WRITABLE`] follows).
     #[inline]
     pub fn send(&mut self, handle: Handle, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
-        let Some(record) = self.slab.of_mut(handle) else { return Err(chunk) };
+        let live = self.slab.live();
+        let Self { slab, nodes, profiles, config, ready, .. } = self;
+        let Some(record) = slab.of_mut(handle) else { return Err(chunk) };
         let may_send = matches!(
             record.state,
             State::Established | State::CloseWait | State::SynSent | State::SynReceived
@@ -510,20 +533,23 @@ impl<B: Buffer> Engine<B> {
         if !may_send || record.flags.has(Flags::FIN_QUEUED) {
             return Err(chunk);
         }
-        let is_full = self.nodes.left_to_send() > 0 && self.room(handle) == 0;
-        let Some(record) = self.slab.of_mut(handle) else { return Err(chunk) };
-        if is_full {
+        let limit = profiles.get(usize::from(record.profile)).and_then(Option::as_ref);
+        let limit = limit.map_or(0, |profile| profile.config.send_buffer);
+        if nodes.left_to_send() > 0 && room_of(record, nodes, config.memory, live, limit) == 0 {
             record.flags.set(Flags::WANTS_ROOM);
             return Err(chunk);
         }
         if chunk.len == 0 {
             return Ok(());
         }
-        if let Err(chunk) = record.send.push(&mut self.nodes, chunk) {
+        if let Err(chunk) = record.send.push(nodes, chunk) {
             self.await_room(handle);
             return Err(chunk);
         }
-        self.mark_ready(handle.slot);
+        if !record.flags.has(Flags::READY) {
+            record.flags.set(Flags::READY);
+            ready.push(handle.slot);
+        }
         Ok(())
     }
 
@@ -715,6 +741,26 @@ impl<B: Buffer> Engine<B> {
         self.states.moves(Some(State::Closed), None);
         self.slab.remove(slot);
     }
+}
+
+/// [`Engine::share`] of so many.
+#[inline(always)]
+fn share_of(pinned: u64, memory: u64, live: usize) -> u32 {
+    if pinned <= memory / 4 {
+        return u32::MAX;
+    }
+    let share = memory / 4 / (live as u64).max(1);
+    u32::try_from(share).unwrap_or(u32::MAX).max(LEAST_SHARE)
+}
+
+/// [`Engine::room`] of a record whose listener lets so much wait.
+#[inline(always)]
+fn room_of<B: Buffer>(record: &Connection, nodes: &Nodes<B>, memory: u64, live: usize, limit: u32) -> u32 {
+    let is_over = nodes.pinned() > memory && !record.send.is_empty();
+    if is_over || nodes.left_to_send() == 0 {
+        return 0;
+    }
+    limit.min(share_of(nodes.pinned(), memory, live)).saturating_sub(record.send.len())
 }
 
 /// The ends of a packet as its receiver sees them: the sender is remote.

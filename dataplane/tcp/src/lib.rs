@@ -34,6 +34,7 @@ pub mod secret;
 pub mod segment;
 pub mod seq;
 mod slab;
+mod steady;
 pub mod time;
 mod time_wait;
 mod timers;

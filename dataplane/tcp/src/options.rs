@@ -26,7 +26,8 @@ pub const TIMESTAMPS_LEN: usize = 12;
 pub const WINDOW_SCALE_MAX: u8 = 14;
 
 /// NOP, NOP, timestamps, 10: how RFC 7323 appendix A lays timestamps out, as a number.
-const ALIGNED_TIMESTAMPS: u32 = u32::from_be_bytes([OPTION_NOP, OPTION_NOP, OPTION_TIMESTAMPS, 10]);
+pub(crate) const ALIGNED_TIMESTAMPS: u32 =
+    u32::from_be_bytes([OPTION_NOP, OPTION_NOP, OPTION_TIMESTAMPS, 10]);
 
 /// Blocks of a SACK option: first sequence number, and the one after the last (RFC 2018 §3).
 pub type SackBlocks = ArrayVec<(SeqNumber, SeqNumber), 4>;

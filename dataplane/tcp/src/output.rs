@@ -3,7 +3,8 @@
 use weir_net::tcp;
 
 use crate::buffer::Buffer;
-use crate::connection::{Flags, State, Waiting};
+use crate::config::ConnectionConfig;
+use crate::connection::{Connection, Flags, State, Waiting};
 use crate::engine::{Engine, tick};
 use crate::header::{ECT_0, Header, NOT_ECT};
 use crate::input::Work;
@@ -11,6 +12,7 @@ use crate::listen::our_mss;
 use crate::options::{FastOpen, OptionBytes, Options, Timestamps};
 use crate::queue::Gather;
 use crate::rack::Rack;
+use crate::rtt::Bounds;
 use crate::seq::SeqNumber;
 use crate::time::Instant;
 use crate::transmit::{Payload, Transmit};
@@ -53,6 +55,22 @@ impl<B: Buffer> Engine<B> {
     fn output(&mut self, slot: u32, now: Instant, tx: &mut impl Transmit<B>) -> bool {
         self.identification = self.identification.wrapping_add(1);
         let identification = self.identification;
+        if self.is_steady
+            && let Some(went) = self.steady_output(slot, now, tx)
+        {
+            return went;
+        }
+        self.output_any(slot, identification, now, tx)
+    }
+
+    #[inline(never)]
+    fn output_any(
+        &mut self,
+        slot: u32,
+        identification: u16,
+        now: Instant,
+        tx: &mut impl Transmit<B>,
+    ) -> bool {
         let Some(mut work) = self.work(slot, now) else { return true };
         let before = work.c.state;
         if before == State::Closed {
@@ -74,8 +92,7 @@ impl<B: Buffer> Engine<B> {
     #[inline(always)]
     pub(crate) fn arm(&mut self, slot: u32, at: u32) {
         let Some(record) = self.slab.at(slot) else { return };
-        let link = &record.link;
-        if !link.is_armed() || (at.wrapping_sub(link.at()) as i32) < 0 {
+        if !record.link.is_armed_by(at) {
             self.wheel.arm(&mut self.slab, slot, at);
         }
     }
@@ -170,7 +187,7 @@ impl<B: Buffer> Work<'_, B> {
                 limited = true;
                 break;
             }
-            if len < mss && !self.may_send_small(len, unsent) {
+            if len < mss && !c.may_send_small(len, unsent, self.config.no_delay) {
                 break;
             }
             if self.config.slow_start_after_idle && self.c.send.sent() == 0 {
@@ -205,17 +222,6 @@ impl<B: Buffer> Work<'_, B> {
             return true;
         }
         self.send_fin(id, tx)
-    }
-
-    /// RFC 9293 §3.8.6.2.1: whether a segment that is not full may leave: the last one, unless Nagle's algorithm holds it back
-    /// (§3.7.4), or one of half the largest window that the peer ever had.
-    #[inline(always)]
-    fn may_send_small(&self, len: u32, unsent: u32) -> bool {
-        let c = &*self.c;
-        if len < unsent {
-            return len >= c.max_window / 2;
-        }
-        self.config.no_delay || !c.is_outstanding() || c.flags.has(Flags::FIN_QUEUED)
     }
 
     /// RFC 5681 §4.1.
@@ -320,17 +326,7 @@ impl<B: Buffer> Work<'_, B> {
             // one segment for who has none, so that two such hosts never wait for each other for ever
             space = if c.receive.is_empty() { space.min(u32::from(c.mss)) } else { 0 };
         }
-        let current = c.rcv_edge.since(c.rcv_nxt);
-        let step = u32::from(c.mss).min(c.receive_space / 2);
-        let target = if space >= current + step { space } else { current };
-        // rounded up, so that the edge does not move back by what scaling cuts off
-        let unit = (1 << c.receive_scale) - 1;
-        let window = ((target + unit) >> c.receive_scale).min(0xffff);
-        let announced = window << c.receive_scale;
-        if announced > current {
-            c.rcv_edge = c.rcv_nxt + announced;
-        }
-        window as u16
+        c.announce(space)
     }
 
     /// Sends gathered bytes; the FIN goes with the last ones.
@@ -528,79 +524,123 @@ impl<B: Buffer> Work<'_, B> {
     /// Sets the retransmission timer.
     #[inline(always)]
     pub(crate) fn wait(&mut self, waiting: Waiting, microseconds: u32) {
-        self.c.waiting = waiting;
-        self.c.retransmit_at = tick(self.now.after(u64::from(microseconds) + 999));
+        self.c.wait(waiting, microseconds, self.now);
     }
 
-    /// RFC 6298 §5, RFC 8985 §7.2: what the retransmission timer waits for, after something left or was acknowledged.
     #[inline(always)]
     pub(crate) fn rearm(&mut self) {
         self.c.flags.clear(Flags::REARM);
-        let c = &*self.c;
-        if !c.state.is_synchronized() {
-            return;
-        }
-        if !c.is_outstanding() {
-            let has_more =
-                c.send.unsent() > 0 || (c.flags.has(Flags::FIN_QUEUED) && !c.flags.has(Flags::FIN_SENT));
-            if !has_more {
-                self.c.waiting = Waiting::Nothing;
-            } else if c.waiting != Waiting::Window {
-                // RFC 9293 §3.8.6.1: only the window keeps it
-                self.wait(Waiting::Window, self.c.rtt.timeout_us(&self.bounds()));
-            }
-            return;
-        }
-        let repairing = c.flags.has(Flags::RECOVERY) || c.send.sacked() > 0 || c.send.lost() > 0;
-        if c.waiting == Waiting::Reordering && repairing {
-            return;
-        }
-        let timeout = c.rtt.timeout_us(&self.bounds());
-        let may_probe = c.flags.has(Flags::SACK) && !repairing && !c.rack.is_probing() && c.send.sent() > 0;
-        if may_probe && c.rtt.timeouts() == 0 {
-            let srtt = c.rtt.has_sample().then(|| c.rtt.smoothed_us());
-            let is_one = c.send.in_flight() <= u32::from(c.mss);
-            // the peer may delay its acknowledgement by 200 ms (RFC 8985 §7.2: WCDelAckT)
-            let pto = Rack::probe_timeout(srtt, is_one, 200_000, timeout);
-            self.wait(if pto < timeout { Waiting::TailProbe } else { Waiting::Retransmit }, pto);
-        } else {
-            self.wait(Waiting::Retransmit, timeout);
-        }
+        let bounds = self.bounds();
+        self.c.rearm(&bounds, self.now);
     }
 
     /// The tick at which the first of the timers is due.
     #[inline(always)]
     pub(crate) fn deadline(&self) -> Option<u32> {
-        let c = &*self.c;
+        self.c.deadline(self.config)
+    }
+}
+
+impl Connection {
+    /// RFC 9293 §3.8.6.2.1: whether a segment that is not full may leave: the last one, unless Nagle's algorithm holds it back
+    /// (§3.7.4), or one of half the largest window that the peer ever had.
+    #[inline(always)]
+    pub(crate) fn may_send_small(&self, len: u32, unsent: u32, no_delay: bool) -> bool {
+        if len < unsent {
+            return len >= self.max_window / 2;
+        }
+        no_delay || !self.is_outstanding() || self.flags.has(Flags::FIN_QUEUED)
+    }
+
+    /// The window that a segment tells where there is so much space; the edge moves with it.
+    #[inline(always)]
+    pub(crate) fn announce(&mut self, space: u32) -> u16 {
+        let current = self.rcv_edge.since(self.rcv_nxt);
+        let step = u32::from(self.mss).min(self.receive_space / 2);
+        let target = if space >= current + step { space } else { current };
+        // rounded up, so that the edge does not move back by what scaling cuts off
+        let unit = (1 << self.receive_scale) - 1;
+        let window = ((target + unit) >> self.receive_scale).min(0xffff);
+        let announced = window << self.receive_scale;
+        if announced > current {
+            self.rcv_edge = self.rcv_nxt + announced;
+        }
+        window as u16
+    }
+
+    /// Sets the retransmission timer.
+    #[inline(always)]
+    pub(crate) fn wait(&mut self, waiting: Waiting, microseconds: u32, now: Instant) {
+        self.waiting = waiting;
+        self.retransmit_at = tick(now.after(u64::from(microseconds) + 999));
+    }
+
+    /// RFC 6298 §5, RFC 8985 §7.2: what the retransmission timer waits for, after something left or was acknowledged.
+    #[inline(always)]
+    pub(crate) fn rearm(&mut self, bounds: &Bounds, now: Instant) {
+        if !self.state.is_synchronized() {
+            return;
+        }
+        if !self.is_outstanding() {
+            let has_more = self.send.unsent() > 0
+                || (self.flags.has(Flags::FIN_QUEUED) && !self.flags.has(Flags::FIN_SENT));
+            if !has_more {
+                self.waiting = Waiting::Nothing;
+            } else if self.waiting != Waiting::Window {
+                // RFC 9293 §3.8.6.1: only the window keeps it
+                self.wait(Waiting::Window, self.rtt.timeout_us(bounds), now);
+            }
+            return;
+        }
+        let repairing = self.flags.has(Flags::RECOVERY) || self.send.sacked() > 0 || self.send.lost() > 0;
+        if self.waiting == Waiting::Reordering && repairing {
+            return;
+        }
+        let timeout = self.rtt.timeout_us(bounds);
+        let may_probe =
+            self.flags.has(Flags::SACK) && !repairing && !self.rack.is_probing() && self.send.sent() > 0;
+        if may_probe && self.rtt.timeouts() == 0 {
+            let srtt = self.rtt.has_sample().then(|| self.rtt.smoothed_us());
+            let is_one = self.send.in_flight() <= u32::from(self.mss);
+            // the peer may delay its acknowledgement by 200 ms (RFC 8985 §7.2: WCDelAckT)
+            let pto = Rack::probe_timeout(srtt, is_one, 200_000, timeout);
+            self.wait(if pto < timeout { Waiting::TailProbe } else { Waiting::Retransmit }, pto, now);
+        } else {
+            self.wait(Waiting::Retransmit, timeout, now);
+        }
+    }
+
+    /// The tick at which the first of the timers is due.
+    #[inline(always)]
+    pub(crate) fn deadline(&self, config: &ConnectionConfig) -> Option<u32> {
         let earlier = |first: Option<u32>, at: u32| match first {
             Some(first) if (first.wrapping_sub(at) as i32) <= 0 => Some(first),
             _ => Some(at),
         };
         let mut first = None;
-        if c.waiting != Waiting::Nothing {
-            first = Some(c.retransmit_at);
+        if self.waiting != Waiting::Nothing {
+            first = Some(self.retransmit_at);
         }
-        if c.flags.has(Flags::ACK_DELAYED) {
-            first = earlier(first, c.acknowledge_at);
+        if self.flags.has(Flags::ACK_DELAYED) {
+            first = earlier(first, self.acknowledge_at);
         }
         if first.is_some() {
             return first;
         }
-        self.patience_ms().map(|patience| c.heard_at.wrapping_add(patience))
+        self.patience_ms(config).map(|patience| self.heard_at.wrapping_add(patience))
     }
 
     /// How long a peer may be silent that owes us nothing: until its FIN is waited for no more, or until the next keep-alive probe.
     #[inline(always)]
-    pub(crate) fn patience_ms(&self) -> Option<u32> {
-        let c = &*self.c;
-        if c.state == State::FinWait2 && !c.flags.has(Flags::OWNED) {
-            return Some(self.config.fin_wait_s * 1_000);
+    pub(crate) fn patience_ms(&self, config: &ConnectionConfig) -> Option<u32> {
+        if self.state == State::FinWait2 && !self.flags.has(Flags::OWNED) {
+            return Some(config.fin_wait_s * 1_000);
         }
-        let keep_alive = self.config.keep_alive.as_ref()?;
-        if !matches!(c.state, State::Established | State::CloseWait | State::FinWait2) {
+        let keep_alive = config.keep_alive.as_ref()?;
+        if !matches!(self.state, State::Established | State::CloseWait | State::FinWait2) {
             return None;
         }
-        let silent = keep_alive.idle_s + u32::from(c.keep_alives) * keep_alive.interval_s;
+        let silent = keep_alive.idle_s + u32::from(self.keep_alives) * keep_alive.interval_s;
         Some(silent.saturating_mul(1_000))
     }
 }

@@ -104,7 +104,7 @@ impl Rack {
     ///
     /// `echoed_at` is when the timestamp that the peer echoes was made, in µs (modulo 2^32) rounded down to a millisecond:
     /// `(echo - offset).wrapping_mul(1000)`. `is_idle`: nothing is outstanding any more.
-    #[inline]
+    #[inline(always)]
     pub fn on_delivered(
         &mut self,
         delivered: &DeliveredSegments,

@@ -99,7 +99,7 @@ impl RttEstimator {
 
     /// Takes one valid sample, and ends the back-off (RFC 6298 §5.7, Karn). `in_flight` is what was outstanding before
     /// the acknowledgement, in bytes; with `mss` it says how many samples one round trip gives (RFC 7323 appendix G).
-    #[inline]
+    #[inline(always)]
     pub fn sample(&mut self, now: Instant, rtt_us: u32, in_flight: u32, mss: u16) {
         let rtt_us = rtt_us.clamp(1, LONGEST_SAMPLE_US);
         self.timeouts = 0;
@@ -187,7 +187,7 @@ impl RttEstimator {
     }
 
     /// A bucket that the clock's wrap (71 min) makes look young lives for 5 s too long: harmless.
-    #[inline]
+    #[inline(always)]
     fn keep_minimum(&mut self, now: u32, rtt_us: u32) {
         let age = now.wrapping_sub(self.bucket_started);
         if age < BUCKET_US && self.current_minimum_us != NONE {
@@ -201,14 +201,14 @@ impl RttEstimator {
 }
 
 /// log2 of the samples that one round trip gives: in flight / two segments (the peer acknowledges every other one).
-#[inline]
+#[inline(always)]
 fn samples_per_round_shift(in_flight: u32, mss: u16) -> u32 {
     let two_segments = u32::from(mss) * 2;
     two_segments.leading_zeros().saturating_sub(in_flight.leading_zeros()).min(MOST_SAMPLES_SHIFT)
 }
 
 /// `value` moved by difference / 2^shift, rounded to the nearest.
-#[inline]
+#[inline(always)]
 fn moved(value: u32, difference: i64, shift: u32) -> u32 {
     let step = (difference + (1 << (shift - 1))) >> shift;
     (i64::from(value) + step).clamp(0, i64::from(u32::MAX)) as u32

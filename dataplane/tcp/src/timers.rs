@@ -252,7 +252,7 @@ impl<B: Buffer> Work<'_, B> {
     /// Nothing is outstanding: probes of a silent peer (RFC 9293 §3.8.4), and the end of waiting for its FIN.
     fn silence(&mut self, now: u32) -> Outcome {
         let silent = now.wrapping_sub(self.c.heard_at);
-        if self.patience_ms().is_none_or(|patience| silent < patience) {
+        if self.c.patience_ms(self.config).is_none_or(|patience| silent < patience) {
             return Outcome::Alive;
         }
         let c = &mut *self.c;

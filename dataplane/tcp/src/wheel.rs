@@ -63,6 +63,12 @@ impl Link {
         self.previous != NONE
     }
 
+    /// Whether it comes at this tick or before.
+    #[inline(always)]
+    pub const fn is_armed_by(&self, at: u32) -> bool {
+        self.is_armed() && at.wrapping_sub(self.at) as i32 >= 0
+    }
+
     /// The tick that it is armed for.
     #[inline]
     pub const fn at(&self) -> u32 {

@@ -191,23 +191,38 @@ impl Congestion {
     /// §5.8); in slow start, as in Linux, also while more than half of it was in use.
     #[inline]
     pub fn on_ack(&mut self, ack: &AckSample) {
+        let (in_flight, is_limited) = (ack.in_flight_before, ack.is_window_limited);
+        self.acknowledged(ack.snd_una, in_flight, is_limited, ack.now, || *ack);
+    }
+
+    /// As [`Self::on_ack`], which makes the sample only where the window may grow.
+    #[inline(always)]
+    pub(crate) fn acknowledged(
+        &mut self,
+        snd_una: SeqNumber,
+        in_flight_before: u32,
+        is_window_limited: bool,
+        now: Instant,
+        sample: impl FnOnce() -> AckSample,
+    ) {
         self.flags &= !(PRISTINE | TIMED_OUT);
-        if self.flags & REDUCED != 0 && !ack.snd_una.is_before(self.reduced_until) {
+        if self.flags & REDUCED != 0 && !snd_una.is_before(self.reduced_until) {
             self.flags &= !REDUCED;
             if let Phase::SlowStart { is_after_timeout } = &mut self.phase {
                 *is_after_timeout = false;
             }
         }
         let is_limited =
-            ack.is_window_limited || (self.window < self.threshold && self.window / 2 < ack.in_flight_before);
+            is_window_limited || (self.window < self.threshold && self.window / 2 < in_flight_before);
         if is_limited {
-            self.grow(ack);
+            self.grow(&sample());
         } else if let Phase::Avoidance(epoch) = &mut self.phase {
-            epoch.pause(ack.now.low());
+            epoch.pause(now.low());
         }
     }
 
     /// The window may grow.
+    #[inline(never)]
     fn grow(&mut self, ack: &AckSample) {
         match &mut self.phase {
             Phase::HyStart(rounds) => {
@@ -297,7 +312,7 @@ impl Congestion {
     }
 
     /// That many bytes, new or again, were sent; counts during fast recovery only (RFC 9937: prr_out).
-    #[inline]
+    #[inline(always)]
     pub fn on_transmit(&mut self, bytes: u32) {
         if let Phase::Recovery(reduction) = &mut self.phase {
             reduction.sent(bytes);

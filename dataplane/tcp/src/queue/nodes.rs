@@ -192,7 +192,7 @@ impl<B: Buffer> Nodes<B> {
     }
 
     /// Holds a piece, even beyond the limit.
-    #[inline]
+    #[inline(always)]
     pub(super) fn insert_anyway(&mut self, chunk: Chunk<B>, seq: SeqNumber) -> u32 {
         let Chunk { buffer, offset, len } = chunk;
         self.pinned += u64::from(buffer.cost());

@@ -123,6 +123,16 @@ impl ReceiveQueue {
         Ok(())
     }
 
+    /// As [`Self::append`], of some bytes, even beyond the slab's limit.
+    #[inline(always)]
+    pub(crate) fn append_anyway<B: Buffer>(&mut self, nodes: &mut Nodes<B>, chunk: Chunk<B>) {
+        let (len, cost) = (u32::from(chunk.len), chunk.buffer.cost());
+        let id = nodes.insert_anyway(chunk, SeqNumber(0));
+        self.link_ready(nodes, id, id);
+        self.ready_len += len;
+        self.count(cost);
+    }
+
     /// Keeps a segment's bytes from anywhere in the window; `expected` is RCV.NXT. What lies before it is a duplicate;
     /// what lies beyond the window the caller cut off. [`Self::advance`] makes readable what has become so.
     pub fn insert<B: Buffer>(

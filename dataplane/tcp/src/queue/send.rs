@@ -131,8 +131,10 @@ pub struct Delivered {
 pub struct Originals {
     /// Bytes.
     pub bytes: u32,
-    sent_at: u32,
-    first_end: SeqNumber,
+    /// When the last of them was sent.
+    pub(crate) sent_at: u32,
+    /// Behind the first piece.
+    pub(crate) first_end: SeqNumber,
     end: SeqNumber,
 }
 
@@ -434,6 +436,22 @@ impl SendQueue {
             }
             GatherKind::Fresh | GatherKind::Probe => {}
         }
+    }
+
+    /// Whether so many of the first bytes are whole pieces that were sent once and of which nothing is known.
+    #[inline(always)]
+    pub(crate) fn is_original_up_to<B: Buffer>(&self, nodes: &Nodes<B>, bytes: u32) -> bool {
+        let mut left = bytes;
+        let mut id = self.head;
+        while left > 0
+            && let Some(node) = nodes.get(id)
+            && u32::from(node.len) <= left
+            && node.flags & !SEGMENT_START & !UNCOUNTED == 0
+        {
+            left -= u32::from(node.len);
+            id = node.next;
+        }
+        left == 0 && bytes <= self.sent()
     }
 
     /// The first part of [`Self::acknowledge`], for what nearly every acknowledgement covers: whole pieces that were sent once and
