@@ -8,6 +8,7 @@
 //! root-<generation>      RootHeader, then one TableRef per table      immutable
 //! table-<id>             TableHeader, then the table's records        immutable, content-addressed
 //! counters               see [`counters`]                             one writer per column
+//! events-<worker>        records, see [`events`]                      one ring per worker
 //! ```
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ pub mod buffers;
 mod check;
 pub mod columns;
 pub mod counters;
+pub mod events;
 pub mod fuzz;
 pub mod image;
 pub mod proxy;
