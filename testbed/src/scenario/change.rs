@@ -11,9 +11,10 @@ use crate::interrupt::wait_for;
 use crate::topology::lab::{Family, Io};
 use crate::traffic::http;
 
-const AT_ONCE: usize = 4;
+/// Threads of a load.
+pub(super) const AT_ONCE: usize = 4;
 /// Requests that pass before and after each change.
-const BETWEEN: u64 = 60;
+pub(super) const BETWEEN: u64 = 60;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let mut scenarios = Vec::new();
@@ -34,29 +35,39 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 fn rig(context: &Context, mode: Mode) -> Result<(Rig, Service)> {
     let service = Service::new(mode, Protocol::Tcp, Family::Ipv4);
-    let rig = Rig::start_with(context, Io::AfXdp, vec![service.clone()], |config| {
-        config.timeouts = "tcp_closing = \"1s\"\ntcp_embryonic = \"2s\"\n".into();
-    })?;
-    Ok((rig, service))
+    Ok((start(context, &service)?, service))
 }
 
-/// Starts with two backends, adds the third, takes the second away; a connection on each survives.
-fn add_and_remove(context: &Context, mode: Mode) -> Result<()> {
-    let service =
-        Service { backends: vec![(1, 100), (2, 100)], ..Service::new(mode, Protocol::Tcp, Family::Ipv4) };
-    let mut rig = Rig::start_with(context, Io::AfXdp, vec![service.clone()], |config| {
+fn start(context: &Context, service: &Service) -> Result<Rig> {
+    Rig::start_with(context, Io::AfXdp, vec![service.clone()], |config| {
         config.timeouts = "tcp_closing = \"1s\"\ntcp_embryonic = \"2s\"\n".into();
-    })?;
-    let mut first = rig.connect_to(&service, "app-1")?;
-    let mut second = rig.connect_to(&service, "app-2")?;
+    })
+}
+
+/// As it is before [`come_and_go`].
+pub(super) fn two_of_three(service: Service) -> Service {
+    Service { backends: vec![(1, 100), (2, 100)], ..service }
+}
+
+fn add_and_remove(context: &Context, mode: Mode) -> Result<()> {
+    let service = two_of_three(Service::new(mode, Protocol::Tcp, Family::Ipv4));
+    let mut rig = start(context, &service)?;
+    come_and_go(&mut rig, &service)?;
+    rig.finish()
+}
+
+/// Adds the third backend to two, takes the second away; a connection on each survives, and the removed one is forgotten once its
+/// connections have ended.
+pub(super) fn come_and_go(rig: &mut Rig, service: &Service) -> Result<()> {
+    let mut first = rig.connect_to(service, "app-1")?;
+    let mut second = rig.connect_to(service, "app-2")?;
     let client = rig.client();
     let (tally, ()) = http::load_while(&client, service.target(), AT_ONCE, |load| {
-        load.more(BETWEEN)?;
-        rig.config.services[0].backends = vec![(1, 100), (2, 100), (3, 100)];
-        rig.apply()?;
-        load.more(BETWEEN)?;
-        rig.config.services[0].backends = vec![(1, 100), (3, 100)];
-        rig.apply()?;
+        for backends in [vec![(1, 100), (2, 100), (3, 100)], vec![(1, 100), (3, 100)]] {
+            load.more(BETWEEN)?;
+            rig.config.services[0].backends = backends;
+            rig.apply()?;
+        }
         load.more(BETWEEN)
     })?;
     tally.must_be_clean()?;
@@ -67,22 +78,26 @@ fn add_and_remove(context: &Context, mode: Mode) -> Result<()> {
     ensure!(who(&mut first)? == "app-1", "a connection left its backend");
     ensure!(who(&mut second)? == "app-2", "a connection of the removed backend left it");
     drop((first, second));
-    wait_for("the removed backend to go once its flows ended", Duration::from_secs(30), || {
+    wait_for("the removed backend to go once its connections ended", Duration::from_secs(30), || {
         Ok(rig.weir.status()?.backend(&service.name, "app-2").is_none().then_some(()))
-    })?;
+    })
+}
+
+fn weight(context: &Context, mode: Mode) -> Result<()> {
+    let (mut rig, service) = rig(context, mode)?;
+    shift_weight(&mut rig, &service)?;
     rig.finish()
 }
 
 /// A weight of a fifth takes a fifth of the new connections, and moves no old one.
-fn weight(context: &Context, mode: Mode) -> Result<()> {
-    let (mut rig, service) = rig(context, mode)?;
-    let mut kept = rig.connect_to(&service, "app-1")?;
+pub(super) fn shift_weight(rig: &mut Rig, service: &Service) -> Result<()> {
+    let mut kept = rig.connect_to(service, "app-1")?;
     let client = rig.client();
     let (tally, ()) = http::load_while(&client, service.target(), AT_ONCE, |load| {
         load.more(BETWEEN)?;
-        rig.weir.weir(&["backend", "weight", &format!("{}/app-1", service.name), "10"])?;
-        rig.weir.weir(&["backend", "weight", &format!("{}/app-2", service.name), "20"])?;
-        rig.weir.weir(&["backend", "weight", &format!("{}/app-3", service.name), "20"])?;
+        for (backend, weight) in [("app-1", "10"), ("app-2", "20"), ("app-3", "20")] {
+            rig.weir.weir(&["backend", "weight", &format!("{}/{backend}", service.name), weight])?;
+        }
         rig.wait_until_adopted()?;
         load.more(BETWEEN)
     })?;
@@ -93,8 +108,7 @@ fn weight(context: &Context, mode: Mode) -> Result<()> {
     let share = after.of("app-1");
     ensure!((75..=165).contains(&share), "weight 10 of 50 got {share} of 600: {:?}", after.answers);
     ensure!(who(&mut kept)? == "app-1", "a connection left its backend");
-    drop(kept);
-    rig.finish()
+    Ok(())
 }
 
 /// A drained backend keeps its connection and gets no new one, until it is ready again.

@@ -8,16 +8,13 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{connect, emptied, finish, serve_everywhere, service, streams};
 use crate::config::Service;
-use crate::interrupt::wait_for;
+use crate::interrupt::{self, wait_for};
+use crate::scenario::change::{self, AT_ONCE, BETWEEN};
 use crate::scenario::rig::{Rig, who};
 use crate::scenario::{Context, Scenario};
 use crate::topology::lab::{Family, Io};
 use crate::traffic::http;
 use crate::traffic::stream;
-
-const AT_ONCE: usize = 4;
-/// Requests that pass before and after each change.
-const BETWEEN: u64 = 60;
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -41,14 +38,16 @@ fn drain(context: &Context) -> Result<()> {
         load.more(BETWEEN)?;
         rig.weir.weir(&["backend", "drain", &backend])?;
         rig.wait_until_adopted()?;
-        let connects = |rig: &Rig| -> Result<u64> {
-            Ok(rig.weir.status()?.upstream(&service.name, "connects", |name| name == "app-2"))
+        let of_backend = |rig: &Rig, counter: &str| -> Result<u64> {
+            Ok(rig.weir.status()?.upstream(&service.name, counter, |name| name == "app-2"))
         };
-        // a SYN may have been on its way
-        std::thread::sleep(Duration::from_millis(100));
-        let at_drain = connects(&rig)?;
+        // a SYN may have been on its way: it is over when only the connection that stays is left
+        wait_for("the load to leave the drained backend", Duration::from_secs(5), || {
+            Ok((of_backend(&rig, "active")? == 1).then_some(()))
+        })?;
+        let at_drain = of_backend(&rig, "connects")?;
         load.more(BETWEEN)?;
-        let new = connects(&rig)? - at_drain;
+        let new = of_backend(&rig, "connects")? - at_drain;
         ensure!(who(&mut kept)? == "app-2", "a connection of the drained backend left it");
         rig.weir.weir(&["backend", "ready", &backend])?;
         rig.wait_until_adopted()?;
@@ -68,24 +67,7 @@ fn drain(context: &Context) -> Result<()> {
 fn weight(context: &Context) -> Result<()> {
     let service = service(Family::Ipv4);
     let mut rig = Rig::start(context, Io::AfXdp, vec![service.clone()])?;
-    let mut kept = rig.connect_to(&service, "app-1")?;
-    let client = rig.client();
-    let (tally, ()) = http::load_while(&client, service.target(), AT_ONCE, |load| {
-        load.more(BETWEEN)?;
-        for (backend, weight) in [("app-1", "10"), ("app-2", "20"), ("app-3", "20")] {
-            rig.weir.weir(&["backend", "weight", &format!("{}/{backend}", service.name), weight])?;
-        }
-        rig.wait_until_adopted()?;
-        load.more(BETWEEN)
-    })?;
-    tally.must_be_clean()?;
-    let after = http::load(&rig.lab.client, service.target(), 600, AT_ONCE)?;
-    after.must_be_clean()?;
-    // 600 draws at 1 in 5: 120 on average, standard deviation 10
-    let share = after.of("app-1");
-    ensure!((75..=165).contains(&share), "weight 10 of 50 got {share} of 600: {:?}", after.answers);
-    ensure!(who(&mut kept)? == "app-1", "a connection left its backend");
-    drop(kept);
+    change::shift_weight(&mut rig, &service)?;
     finish(rig)
 }
 
@@ -108,7 +90,8 @@ fn maint(context: &Context, on_down: &str) -> Result<()> {
             Ok((active == 0).then_some(()))
         })?;
     } else {
-        std::thread::sleep(Duration::from_millis(500));
+        // no condition tells that nothing will happen: this is far beyond the time that a reset takes
+        interrupt::pause(Duration::from_millis(500))?;
     }
     let mut reset = 0;
     for connection in &kept {
@@ -134,30 +117,9 @@ fn maint(context: &Context, on_down: &str) -> Result<()> {
 
 /// A removed backend's connections go on until they end; then it is forgotten.
 fn remove_backend(context: &Context) -> Result<()> {
-    let service = Service { backends: vec![(1, 100), (2, 100)], ..service(Family::Ipv4) };
+    let service = change::two_of_three(service(Family::Ipv4));
     let mut rig = Rig::start(context, Io::AfXdp, vec![service.clone()])?;
-    let mut first = rig.connect_to(&service, "app-1")?;
-    let mut second = rig.connect_to(&service, "app-2")?;
-    let client = rig.client();
-    let (tally, ()) = http::load_while(&client, service.target(), AT_ONCE, |load| {
-        for backends in [vec![(1, 100), (2, 100), (3, 100)], vec![(1, 100), (3, 100)]] {
-            load.more(BETWEEN)?;
-            rig.config.services[0].backends = backends;
-            rig.apply()?;
-        }
-        load.more(BETWEEN)
-    })?;
-    tally.must_be_clean()?;
-    ensure!(tally.of("app-3") > 0, "the added backend got nothing: {:?}", tally.answers);
-    let after = http::load(&rig.lab.client, service.target(), BETWEEN, AT_ONCE)?;
-    after.must_be_clean()?;
-    ensure!(after.of("app-2") == 0, "the removed backend got new connections: {:?}", after.answers);
-    ensure!(who(&mut first)? == "app-1", "a connection left its backend");
-    ensure!(who(&mut second)? == "app-2", "a connection of the removed backend left it");
-    drop((first, second));
-    wait_for("the removed backend to go once its connections ended", Duration::from_secs(30), || {
-        Ok(rig.weir.status()?.backend(&service.name, "app-2").is_none().then_some(()))
-    })?;
+    change::come_and_go(&mut rig, &service)?;
     finish(rig)
 }
 

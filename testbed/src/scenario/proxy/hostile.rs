@@ -222,7 +222,9 @@ fn half_close(context: &Context) -> Result<()> {
         ..one_backend(Family::Ipv4)
     };
     let rig = Rig::start(context, Io::AfXdp, vec![service.clone()])?;
-    let server = serve(&rig, Family::Ipv4, 1, |connection| {
+    let (is_over, over) = mpsc::channel::<()>();
+    let over = Mutex::new(over);
+    let server = serve(&rig, Family::Ipv4, 1, move |connection| {
         let mut word = [0u8; 1];
         let _ = (|| -> Result<()> {
             (&mut &connection).read_exact(&mut word)?;
@@ -243,10 +245,10 @@ fn half_close(context: &Context) -> Result<()> {
                         socket2::SockRef::from(&connection).set_linger(Some(Duration::ZERO))?;
                     }
                 }
-                // nobody says anything more
+                // nobody says anything more, until the test is over
                 _ => {
                     let _ = end_of(&connection, 10 * SECOND);
-                    std::thread::sleep(4 * SECOND);
+                    let _ = over.lock().map(|over| over.recv_timeout(10 * SECOND));
                 }
             }
             Ok(())
@@ -262,6 +264,7 @@ fn half_close(context: &Context) -> Result<()> {
     (&server_first).write_all(b"s")?;
     let received = stream::receive(&server_first, u64::MAX).context("before the server's FIN")?;
     ensure!(received == BYTES, "{received} of {BYTES} bytes came before the server's FIN");
+    // silence, but not for as long as the timeout allows
     interrupt::pause(Duration::from_millis(300))?;
     stream::send(&server_first, BYTES, &AtomicU64::new(0)).context("after the server's FIN")?;
     server_first.shutdown(Shutdown::Write)?;
@@ -275,7 +278,7 @@ fn half_close(context: &Context) -> Result<()> {
         rig.weir.status()?.upstream(&service.name, "server_resets", |_| true) == 0,
         "a RST of the server"
     );
-    drop((client_first, server_first, silent));
+    drop((client_first, server_first, silent, is_over));
     let status = rig.weir.status()?;
     ensure!(status.upstream(&service.name, "bytes_in", |_| true) >= 2 * BYTES, "bytes are missing");
     drop(server);
@@ -296,13 +299,13 @@ fn resets(context: &Context) -> Result<()> {
         {
             return;
         }
-        // a RST overtakes what is still on its way
-        std::thread::sleep(Duration::from_millis(50));
+        // a RST overtakes what is still on its way: where the server sends it, the client says first that it has the word
+        let is_told = |connection: &TcpStream| (&mut &*connection).read_exact(&mut [0]).is_ok();
         match &word {
-            b"r" => {
+            b"r" if is_told(&connection) => {
                 let _ = stream::reset(connection);
             }
-            b"d" => {
+            b"d" if is_told(&connection) => {
                 let _ = stream::send(&connection, 1 << 20, &AtomicU64::new(0));
                 let _ = stream::reset(connection);
             }
@@ -318,6 +321,7 @@ fn resets(context: &Context) -> Result<()> {
     for word in [b"r", b"d"] {
         let client = connect(&rig, &service)?;
         stream::echo(&client, word)?;
+        (&client).write_all(b"!")?;
         ensure!(end_of(&client, 2 * SECOND)? == End::Reset, "the server's RST did not reach the client");
     }
     for word in [b"q", b"b"] {

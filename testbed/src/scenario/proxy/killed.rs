@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{STREAM_PORT, connect, emptied, finish, serve, service, streams};
+use super::{STREAM_PORT, connect, emptied, finish, flows, serve, service, streams};
 use crate::config::Service;
 use crate::interrupt::wait_for;
 use crate::scenario::rig::Rig;
@@ -54,12 +54,10 @@ fn killed(context: &Context) -> Result<()> {
         let Ok(client) = connect(&rig, &up) else { return Ok(None) };
         Ok(stream::send(&client, 1 << 20, &AtomicU64::new(0)).is_ok().then_some(client))
     })?;
+    let sent = AtomicU64::new(0);
     let ended = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let outcome = stream::send(&client, 1 << 32, &AtomicU64::new(0));
-            (outcome, Instant::now())
-        });
-        std::thread::sleep(Duration::from_millis(300));
+        let sender = scope.spawn(|| (stream::send(&client, 1 << 32, &sent), Instant::now()));
+        flows(&sent)?;
         let start = Instant::now();
         sink.kill()?;
         let Ok((outcome, end)) = sender.join() else { bail!("the sender panicked") };
@@ -81,9 +79,10 @@ fn cut_off(context: &Context) -> Result<()> {
     })?;
     let server = serve(&rig, Family::Ipv4, 1, |connection| drop(stream::receive(&connection, u64::MAX)))?;
     let client = connect(&rig, &service)?;
+    let sent = AtomicU64::new(0);
     let outcome = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| stream::send(&client, 1 << 32, &AtomicU64::new(0)));
-        std::thread::sleep(Duration::from_millis(300));
+        let sender = scope.spawn(|| stream::send(&client, 1 << 32, &sent));
+        flows(&sent)?;
         rig.lab.backends[0].ip("link set eth0 down\n")?;
         let start = Instant::now();
         let Ok(outcome) = sender.join() else { bail!("the sender panicked") };

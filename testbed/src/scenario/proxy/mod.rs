@@ -15,6 +15,7 @@ mod protocol;
 mod tell;
 
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -106,6 +107,13 @@ fn until(
         Ok(right(last).then_some(last))
     });
     outcome.with_context(|| format!("{}: {counter} is {last}", service.name))
+}
+
+/// Waits until a body is well under way: more is sent than all buffers on the way hold.
+fn flows(sent: &AtomicU64) -> Result<()> {
+    wait_for("a body to be under way", Duration::from_secs(10), || {
+        Ok((sent.load(Ordering::Relaxed) >= 16 << 20).then_some(()))
+    })
 }
 
 /// Waits until no connection is left, and checks the books.

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::{connect, finish, serve, streams};
+use super::{connect, finish, flows, serve, streams};
 use crate::config::Service;
+use crate::interrupt::wait_for;
 use crate::scenario::rig::Rig;
 use crate::scenario::{Context, Scenario};
 use crate::topology::lab::{Family, Io};
@@ -32,16 +33,19 @@ fn tells(context: &Context) -> Result<()> {
     for _ in 0..3 {
         drop(connect(&rig, &nobody));
     }
-    // the backend hears nothing for a while, in the middle of a body
+    // the backend hears nothing in the middle of a body, until Weir has asked again
     let client = connect(&rig, &body)?;
+    let sent = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        let sender = scope.spawn(|| stream::send(&client, BODY, &AtomicU64::new(0)));
-        std::thread::sleep(Duration::from_millis(150));
+        let sender = scope.spawn(|| stream::send(&client, BODY, &sent));
+        flows(&sent)?;
         rig.lab.switch.ip("link set backend1 down\n")?;
-        std::thread::sleep(Duration::from_millis(700));
+        wait_for("a timeout of Weir", Duration::from_secs(5), || {
+            Ok((rig.weir.status()?.tcp("rto_timeouts") > 0).then_some(()))
+        })?;
         rig.lab.switch.ip("link set backend1 up\n")?;
         let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))?;
-        sent.context("a body with an outage of 700 ms")
+        sent.context("a body with an outage in it")
     })?;
     let status = rig.weir.status()?;
     let told = |counter: &str| status.tcp(counter);
