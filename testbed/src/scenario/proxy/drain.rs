@@ -1,20 +1,22 @@
 //! Changes under load: drain, weights, maintenance, backends and listeners that go. Established connections go on.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{connect, emptied, finish, serve_everywhere, service, streams};
-use crate::config::Service;
+use super::{connect, emptied, finish, serve, serve_everywhere, service, streams};
+use crate::config::{Mode, Service};
 use crate::interrupt::{self, wait_for};
 use crate::scenario::change::{self, AT_ONCE, BETWEEN};
 use crate::scenario::rig::{Rig, who};
 use crate::scenario::{Context, Scenario};
 use crate::topology::lab::{Family, Io};
 use crate::traffic::http;
-use crate::traffic::stream;
+use crate::traffic::stream::{self, End, end_of};
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
@@ -24,6 +26,9 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         Scenario::new("proxy/change/maint-keep", |context| maint(context, "keep")),
         Scenario::new("proxy/change/remove-backend", remove_backend),
         Scenario::new("proxy/change/remove-listener", remove_listener),
+        Scenario::new("proxy/change/remove-vip", |context| lose(context, None)),
+        Scenario::new("proxy/change/to-nat", |context| lose(context, Some(Mode::Nat))),
+        Scenario::new("proxy/change/to-fullnat", |context| lose(context, Some(Mode::Fullnat))),
     ]
 }
 
@@ -150,4 +155,89 @@ fn remove_listener(context: &Context) -> Result<()> {
     drop(kept);
     emptied(&mut rig)?;
     rig.finish()
+}
+
+/// The vip goes, or L4 balances the listener from now on: no segment of a client comes for its sessions any more. Silent
+/// ones, one in mid-transfer and one whose client does not read are reset on both sides, and nothing of them is left.
+fn lose(context: &Context, to: Option<Mode>) -> Result<()> {
+    const SILENT: usize = 20;
+    let goes = Service { backends: vec![(1, 100)], ..streams(Family::Ipv4) };
+    let stays = service(Family::Ipv4).on_vip(2);
+    let mut rig = Rig::start(context, Io::AfXdp, vec![goes.clone(), stays.clone()])?;
+    let (ends, ended) = mpsc::channel();
+    let server = serve(&rig, Family::Ipv4, 1, move |connection| {
+        let _ = ends.send(answer(&connection));
+    })?;
+    let open = |word: &[u8]| -> Result<TcpStream> {
+        let client = connect(&rig, &goes)?;
+        stream::echo(&client, word)?;
+        Ok(client)
+    };
+    let silent = (0..SILENT).map(|_| open(b"s")).collect::<Result<Vec<_>>>()?;
+    let (stuck, reading) = (open(b"d")?, open(b"d")?);
+    let client = rig.client();
+    let (tally, ()) = http::load_while(&client, stays.target(), AT_ONCE, |load| {
+        let copy = reading.try_clone()?;
+        let reader = std::thread::spawn(move || end_of(&copy, Duration::from_secs(20)));
+        load.more(BETWEEN)?;
+        match to {
+            None => drop(rig.config.services.remove(0)),
+            Some(mode) => rig.config.services[0].mode = mode,
+        }
+        rig.apply()?;
+        for (number, client) in silent.iter().chain([&stuck]).enumerate() {
+            let end = end_of(client, Duration::from_secs(2)).with_context(|| format!("client {number}"))?;
+            ensure!(end == End::Reset, "client {number} saw a FIN");
+        }
+        let Ok(end) = reader.join() else { bail!("the reader panicked") };
+        ensure!(end.context("in mid-transfer")? == End::Reset, "a FIN in mid-transfer");
+        for _ in 0..SILENT + 2 {
+            let end = ended.recv_timeout(Duration::from_secs(2)).context("a backend was not told")?;
+            ensure!(end? == End::Reset, "a backend saw a FIN");
+        }
+        load.more(BETWEEN)
+    })?;
+    tally.must_be_clean().context("of the listener that stays")?;
+    drop((silent, stuck, reading));
+    let status = emptied(&mut rig)?;
+    let row = status.listeners.iter().find(|row| row.name == goes.name);
+    match to {
+        None => {
+            ensure!(row.is_none(), "the removed listener is still in the status");
+            let target = goes.target();
+            let patience = Duration::from_millis(500);
+            let new = rig.lab.client.run(|| TcpStream::connect_timeout(&target, patience))?;
+            ensure!(new.is_err(), "the removed vip took a new connection");
+        }
+        Some(mode) => {
+            let served = connect(&rig, &goes)?;
+            stream::echo(&served, b"s").with_context(|| format!("a new connection by {}", mode.name()))?;
+            ensure!(rig.weir.status()?.tcp("established") == 0, "Weir still terminates connections");
+        }
+    }
+    // and back
+    rig.config.services = vec![goes.clone(), stays];
+    rig.apply()?;
+    let again = connect(&rig, &goes)?;
+    stream::echo(&again, b"s").context("the listener is a proxy again")?;
+    ensure!(rig.weir.status()?.tcp("established") == 2, "the new connection is not the proxy's");
+    drop((again, server));
+    finish(rig)
+}
+
+/// Echoes a word and, after a `d`, sends more than anything between holds; how the connection ended.
+fn answer(mut connection: &TcpStream) -> Result<End> {
+    let mut word = [0u8; 1];
+    connection.read_exact(&mut word)?;
+    connection.write_all(&word)?;
+    if word != *b"d" {
+        return end_of(connection, Duration::from_secs(20));
+    }
+    connection.set_write_timeout(Some(Duration::from_secs(20)))?;
+    match stream::send(connection, 1 << 40, &AtomicU64::new(0)) {
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+            Ok(End::Reset)
+        }
+        other => bail!("a body without an end ended by {other:?}"),
+    }
 }

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
@@ -24,6 +24,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
     vec![
         Scenario::new("proxy/client/never-reads", never_reads),
         Scenario::new("proxy/client/many-never-read", many_never_read),
+        Scenario::new("proxy/client/hundreds-never-read", hundreds_never_read),
         Scenario::new("proxy/client/never-sends", never_sends),
         Scenario::new("proxy/client/vanishes", vanishes),
         Scenario::new("proxy/client/half-close", half_close),
@@ -87,11 +88,62 @@ fn many_never_read(context: &Context) -> Result<()> {
     let greedy = one_backend(Family::Ipv4);
     let web = super::service(Family::Ipv4).on_vip(2);
     let mut rig = Rig::start(context, Io::AfXdp, vec![greedy.clone(), web.clone()])?;
-    let server = serve(&rig, Family::Ipv4, 1, |connection| {
-        let _ = connection.set_write_timeout(None);
-        let _ = stream::send(&connection, 1 << 30, &AtomicU64::new(0));
-    })?;
-    let clients = (0..CLIENTS).map(|_| connect(&rig, &greedy)).collect::<Result<Vec<_>>>()?;
+    let server = serve(&rig, Family::Ipv4, 1, send_for_ever)?;
+    let clients = never_read(&rig, &greedy, CLIENTS)?;
+    let tally = crate::traffic::http::load(&rig.lab.client, web.target(), 200, 4)?;
+    tally.must_be_clean().context("beside clients that never read")?;
+    buffers_lasted(&rig)?;
+    drop((clients, server));
+    emptied(&mut rig)?;
+    rig.finish()
+}
+
+/// So many that each one's share is a segment: who reads what it asked for goes on promptly, whether it came before them or after.
+fn hundreds_never_read(context: &Context) -> Result<()> {
+    const CLIENTS: usize = 400;
+    const BYTES: u64 = 1 << 20;
+    const PROMPTLY: Duration = Duration::from_secs(1);
+    let greedy = one_backend(Family::Ipv4);
+    let echo = Service { backends: vec![(2, 100)], ..streams(Family::Ipv4) }.on_vip(2);
+    let mut rig = Rig::start(context, Io::AfXdp, vec![greedy.clone(), echo.clone()])?;
+    let servers =
+        [serve(&rig, Family::Ipv4, 1, send_for_ever)?, serve(&rig, Family::Ipv4, 2, stream::serve_echo)?];
+    let before = connect(&rig, &echo)?;
+    stream::echo(&before, b"before the others")?;
+    let clients = never_read(&rig, &greedy, CLIENTS)?;
+    let after = connect(&rig, &echo)?;
+    for (which, connection) in [("before", &before), ("after", &after), ("before", &before)] {
+        let start = Instant::now();
+        let received = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| stream::send(connection, BYTES, &AtomicU64::new(0)));
+            let received = stream::receive(connection, BYTES);
+            let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))?;
+            sent.context("send")?;
+            received
+        });
+        let received = received.with_context(|| format!("the connection that came {which} the others"))?;
+        let took = start.elapsed();
+        println!("      1 MiB and back on the connection that came {which} the others: {took:.0?}");
+        ensure!(received == BYTES, "{received} of {BYTES} bytes came back");
+        ensure!(
+            took < PROMPTLY,
+            "1 MiB and back took {took:?} on the connection that came {which} the others"
+        );
+    }
+    buffers_lasted(&rig)?;
+    drop((before, after, clients, servers));
+    emptied(&mut rig)?;
+    rig.finish()
+}
+
+fn send_for_ever(connection: TcpStream) {
+    let _ = connection.set_write_timeout(None);
+    let _ = stream::send(&connection, 1 << 30, &AtomicU64::new(0));
+}
+
+/// Clients that never read, once what they hold has stopped growing; it is bounded.
+fn never_read(rig: &Rig, service: &Service, count: usize) -> Result<Vec<TcpStream>> {
+    let clients = (0..count).map(|_| connect(rig, service)).collect::<Result<Vec<_>>>()?;
     let mut most = 0;
     let mut last = 0;
     wait_for("what they hold to stop growing", Duration::from_secs(10), || {
@@ -103,24 +155,21 @@ fn many_never_read(context: &Context) -> Result<()> {
         Ok(is_quiet.then_some(()))
     })?;
     let ceiling = rig.weir.status()?.tcp.map_or(0, |tcp| tcp.memory_ceiling);
-    println!(
-        "      {CLIENTS} clients that never read hold {} KiB, at most {} KiB",
-        most >> 10,
-        ceiling >> 10
-    );
+    println!("      {count} clients that never read hold {} KiB, at most {} KiB", most >> 10, ceiling >> 10);
     // of 16,384 buffers half may wait, whatever the configuration says
     ensure!(ceiling < 64 << 20, "a ceiling of {ceiling} bytes is not what the buffers leave");
     // who has nothing waiting may still take a segment, so that nobody waits for ever
     ensure!(most <= ceiling + ceiling / 4, "{most} bytes are held, the ceiling is {ceiling}");
-    let tally = crate::traffic::http::load(&rig.lab.client, web.target(), 200, 4)?;
-    tally.must_be_clean().context("beside clients that never read")?;
+    Ok(clients)
+}
+
+/// Neither port was ever without a buffer to receive into.
+fn buffers_lasted(rig: &Rig) -> Result<()> {
     let status = rig.weir.status()?;
     for port in ["wan", "lan"] {
         ensure!(status.port(port, "rx_no_buffer") == 0, "port {port} had no buffers to receive");
     }
-    drop((clients, server));
-    emptied(&mut rig)?;
-    rig.finish()
+    Ok(())
 }
 
 /// Without a handshake, without a PROXY header, without a word.
