@@ -1,6 +1,15 @@
 //! What does this message say, where does it end, and which route does it take? HTTP/1.1 without I/O, clock or threads.
 //!
 //! ```text
+//! head ── what a request or a response says
+//!   ├─ name     which field this is
+//!   ├─ framing  where its body ends
+//!   └─ target   what it is about
+//! chunked ── where a chunked body ends, byte by byte
+//! write ── heads towards backends and clients, and the proxy's own answers
+//!   ├─ forwarded  who the client is
+//!   ├─ cookie     a cookie's value
+//!   └─ status     a status' reason
 //! cause ── why the proxy answers by itself
 //! routes ── which route does a request take, and why
 //!   ├─ spec    conditions and actions, as configured
@@ -10,4 +19,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cause;
+mod framing;
+pub mod head;
+pub mod name;
 pub mod routes;
+pub mod target;

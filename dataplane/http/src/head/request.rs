@@ -1,0 +1,270 @@
+//! What does a request's head say? RFC 9112 §3.
+
+use super::{Body, Connection, Fields, Limits, Method, Progress, Refusal, Span, Version};
+use crate::framing::{self, elements};
+use crate::name::{self, Known, class};
+use crate::target::{Form, Target};
+
+/// Bytes that a method may have; registered ones have at most 17.
+const MAX_METHOD: usize = 32;
+
+/// The host that a request is for: of its target where that has one, else of its `Host`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// As sent, port included; empty where there is none.
+    pub authority: Span,
+    /// The name or address, IPv6 addresses in brackets; without a last dot.
+    pub name: Span,
+    /// The port, where one is named.
+    pub port: Option<u16>,
+}
+
+/// A request's head.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Its method.
+    pub method: Method,
+    /// The method's name.
+    pub method_name: Span,
+    /// What it is about.
+    pub target: Target,
+    /// Its version.
+    pub version: Version,
+    /// Its fields.
+    pub fields: Fields,
+    /// Bytes of the head, its empty line and an empty line before it included.
+    pub len: usize,
+    /// How its body ends.
+    pub body: Body,
+    /// What it says about its connection.
+    pub connection: Connection,
+    /// Whether the client wants to go on with its connection: its version and `Connection` say so.
+    pub keep_alive: bool,
+    /// Whether the client waits for a 100.
+    pub expect_continue: bool,
+    /// Whether it asks for another protocol, other than HTTP/2 (which nobody should reach behind our back).
+    pub upgrade: bool,
+    /// The host.
+    pub host: Host,
+}
+
+impl Request {
+    /// Parses a head from its first byte on. What follows it may be there as well.
+    #[inline]
+    pub fn parse(&mut self, bytes: &[u8], limits: &Limits) -> Result<Progress, Refusal> {
+        let view = limits.view(bytes);
+        match self.parse_lines(view, limits)? {
+            Some(end) => {
+                self.len = end;
+                self.judge(view)?;
+                Ok(Progress::Complete)
+            }
+            None if bytes.len() >= limits.most() => Err(Refusal::TooLarge),
+            None => Ok(Progress::Incomplete),
+        }
+    }
+
+    /// The first line and the fields.
+    #[inline]
+    fn parse_lines(&mut self, bytes: &[u8], limits: &Limits) -> Result<Option<usize>, Refusal> {
+        let Some(start) = leading(bytes)? else { return Ok(None) };
+        let Some(method_end) = method_end(bytes, start)? else { return Ok(None) };
+        self.method_name = Span::between(start, method_end);
+        self.method = Method::of(self.method_name.of(bytes));
+        let Some((target, seen)) = target(bytes, method_end + 1, limits)? else { return Ok(None) };
+        self.target = Target::parse(bytes, target, seen, self.method)?;
+        let Some((version, next)) = version(bytes, target.end() + 1)? else { return Ok(None) };
+        self.version = version;
+        self.fields.parse(bytes, next, limits)
+    }
+
+    /// What the fields mean together.
+    #[inline]
+    fn judge(&mut self, head: &[u8]) -> Result<(), Refusal> {
+        self.body = framing::request(&self.fields, head, self.method, self.version)?;
+        self.host = self.judge_host(head)?;
+        self.connection = Connection::default();
+        if self.fields.has(Known::Connection) {
+            self.connection = Connection::read(&mut self.fields, head, true)?;
+        }
+        let is_11 = self.version == Version::Http11;
+        self.keep_alive = !self.connection.close && (is_11 || self.connection.keep_alive);
+        self.upgrade = is_11
+            && self.connection.upgrade
+            && self.method != Method::Connect
+            && self.fields.has(Known::Upgrade)
+            && self.is_upgrade_known(head);
+        self.expect_continue = false;
+        if self.fields.has(Known::Expect) {
+            self.expect_continue = self.judge_expectation(head)? && is_11 && self.body != Body::None;
+        }
+        Ok(())
+    }
+
+    /// RFC 9112 §3.2: exactly one `Host` under 1.1, and a valid one always. The target's host wins (§3.2.2).
+    #[inline]
+    fn judge_host(&self, head: &[u8]) -> Result<Host, Refusal> {
+        let named = match self.fields.find(Known::Host) {
+            Some(field) if !self.fields.is_repeated(Known::Host) => host(head, field.value)?,
+            None if self.version == Version::Http10 => Host::default(),
+            _ => return Err(Refusal::Host),
+        };
+        match self.target.form {
+            Form::Absolute | Form::Authority => {
+                host(head, self.target.authority).map_err(|_| Refusal::Target)
+            }
+            Form::Origin | Form::Asterisk => Ok(named),
+        }
+    }
+
+    /// RFC 9110 §10.1.1: 1.0 clients can't mean it.
+    fn judge_expectation(&self, head: &[u8]) -> Result<bool, Refusal> {
+        let expects = !self.fields.is_repeated(Known::Expect)
+            && self.fields.value(Known::Expect, head).eq_ignore_ascii_case(b"100-continue");
+        if expects || self.version == Version::Http10 { Ok(expects) } else { Err(Refusal::Expectation) }
+    }
+
+    /// Whether `Upgrade` lists a protocol, and none of them is HTTP or TLS.
+    fn is_upgrade_known(&self, head: &[u8]) -> bool {
+        let values = self.fields.iter().filter(|field| field.known == Known::Upgrade);
+        let mut protocols = values.flat_map(|field| elements(field.value.of(head))).peekable();
+        protocols.peek().is_some() && protocols.all(is_upgrade_allowed)
+    }
+}
+
+fn is_upgrade_allowed(protocol: &[u8]) -> bool {
+    let starts =
+        |with: &[u8]| protocol.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    !starts(b"h2") && !starts(b"http/") && !starts(b"tls/")
+}
+
+/// Where the first line begins: behind one empty line, which RFC 9112 §2.2 wants tolerated; `None`: more must come.
+#[inline(always)]
+fn leading(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+    match bytes.first() {
+        Some(b'\r') => match bytes.get(1) {
+            Some(b'\n') if bytes.len() > 2 => Ok(Some(2)),
+            Some(b'\n') | None => Ok(None),
+            Some(_) => Err(Refusal::BareCr),
+        },
+        Some(b'\n') => Err(Refusal::BareLf),
+        Some(_) => Ok(Some(0)),
+        None => Ok(None),
+    }
+}
+
+/// The end of the method, where a space follows it.
+#[inline(always)]
+fn method_end(bytes: &[u8], start: usize) -> Result<Option<usize>, Refusal> {
+    let rest = bytes.get(start..).unwrap_or_default();
+    for (offset, &byte) in rest.iter().take(MAX_METHOD + 1).enumerate() {
+        if name::class_of(byte) & class::TOKEN != 0 {
+            continue;
+        }
+        return if byte == b' ' && offset > 0 { Ok(Some(start + offset)) } else { Err(Refusal::Method) };
+    }
+    if rest.len() > MAX_METHOD { Err(Refusal::Method) } else { Ok(None) }
+}
+
+/// The target, where a space follows it, with the classes of its bytes.
+#[inline(always)]
+fn target(bytes: &[u8], start: usize, limits: &Limits) -> Result<Option<(Span, u8)>, Refusal> {
+    let mut seen = 0;
+    let most = limits.target_bytes as usize;
+    let rest = bytes.get(start..).unwrap_or_default();
+    for (offset, &byte) in rest.iter().take(most + 1).enumerate() {
+        let class = name::class_of(byte);
+        if class & class::TARGET != 0 {
+            seen |= class;
+            continue;
+        }
+        return match byte {
+            b' ' if offset > 0 => Ok(Some((Span::between(start, start + offset), seen))),
+            b'\n' => Err(Refusal::BareLf),
+            b'\r' => Err(Refusal::Version),
+            _ => Err(Refusal::Target),
+        };
+    }
+    if rest.len() > most { Err(Refusal::TargetTooLong) } else { Ok(None) }
+}
+
+/// The version, and the offset behind its line.
+#[inline(always)]
+fn version(bytes: &[u8], start: usize) -> Result<Option<(Version, usize)>, Refusal> {
+    let rest = bytes.get(start..).unwrap_or_default();
+    match rest.first_chunk::<10>() {
+        Some(b"HTTP/1.1\r\n") => Ok(Some((Version::Http11, start + 10))),
+        Some(b"HTTP/1.0\r\n") => Ok(Some((Version::Http10, start + 10))),
+        _ => odd_version(rest),
+    }
+}
+
+/// Refuses what isn't the beginning of a version that we know.
+#[cold]
+fn odd_version<T>(rest: &[u8]) -> Result<Option<T>, Refusal> {
+    let line = memchr::memchr2(b'\r', b'\n', rest).map_or(rest, |end| rest.get(..end).unwrap_or(rest));
+    let there = line.len().min(8);
+    if line.get(..there) == b"HTTP/1.1".get(..there) || line.get(..there) == b"HTTP/1.0".get(..there) {
+        return match rest.get(there..) {
+            Some([] | [b'\r']) => Ok(None),
+            Some([b'\n', ..]) => Err(Refusal::BareLf),
+            Some([b'\r', ..]) if there == 8 => Err(Refusal::BareCr),
+            _ => Err(Refusal::Version),
+        };
+    }
+    match line {
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit() =>
+        {
+            Err(Refusal::VersionUnsupported)
+        }
+        [b'H', b'T', b'T', b'P', b'/', major] | [b'H', b'T', b'T', b'P', b'/', major, b'.']
+            if major.is_ascii_digit() && rest.len() == line.len() =>
+        {
+            Ok(None)
+        }
+        _ => Err(Refusal::Version),
+    }
+}
+
+/// Checks a host with its port. Names are letters, digits, `-`, `.`, `_` and `~`; what RFC 3986 allows beside them (`%xx`, `,`, `;`
+/// …) is no name of the DNS and is refused.
+#[inline]
+fn host(head: &[u8], authority: Span) -> Result<Host, Refusal> {
+    let text = authority.of(head);
+    let name_length = match text.first() {
+        None => return Err(Refusal::Host),
+        Some(b'[') => bracketed(text)?,
+        Some(_) => text.iter().take_while(|&&byte| name::class_of(byte) & class::HOST != 0).count(),
+    };
+    let port = match text.get(name_length..) {
+        Some([]) => None,
+        Some([b':']) => None,
+        Some([b':', digits @ ..]) => Some(port(digits)?),
+        _ => return Err(Refusal::Host),
+    };
+    let dots = usize::from(text.get(..name_length).is_some_and(|name| name.ends_with(b".")));
+    if name_length == dots {
+        return Err(Refusal::Host);
+    }
+    let start = authority.start as usize;
+    Ok(Host { authority, name: Span::between(start, start + name_length - dots), port })
+}
+
+/// Bytes of an IPv6 address in brackets.
+fn bracketed(text: &[u8]) -> Result<usize, Refusal> {
+    let end = memchr::memchr(b']', text).ok_or(Refusal::Host)?;
+    let address = text.get(1..end).and_then(|address| core::str::from_utf8(address).ok());
+    match address.map(str::parse::<core::net::Ipv6Addr>) {
+        Some(Ok(_)) => Ok(end + 1),
+        _ => Err(Refusal::Host),
+    }
+}
+
+fn port(digits: &[u8]) -> Result<u16, Refusal> {
+    if digits.len() > 5 || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Refusal::Host);
+    }
+    let number = digits.iter().fold(0_u32, |number, digit| number * 10 + u32::from(digit - b'0'));
+    u16::try_from(number).map_err(|_| Refusal::Host)
+}
