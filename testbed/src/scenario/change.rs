@@ -44,7 +44,7 @@ fn start(context: &Context, service: &Service) -> Result<Rig> {
     })
 }
 
-/// As it is before [`come_and_go`].
+/// The service that [`come_and_go`] begins with.
 pub(super) fn two_of_three(service: Service) -> Service {
     Service { backends: vec![(1, 100), (2, 100)], ..service }
 }

@@ -1,4 +1,5 @@
-//! Changes under load: drain, weights, maintenance, backends and listeners that go. Established connections go on.
+//! Changes under load: drain, weights, maintenance, backends and listeners that go. Established connections go on while
+//! their clients can be heard.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
