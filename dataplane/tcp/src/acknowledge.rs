@@ -23,14 +23,11 @@ impl<B: Buffer> Work<'_, B> {
         let advances = ack.is_after(c.snd_una);
         let window_before = c.snd_wnd;
         if !ack.is_before(c.snd_una) {
-            // §3.10.7.4: SND.WL1 and SND.WL2 keep old segments from changing the window
-            let is_newer =
-                c.snd_wl1.is_before(segment.seq) || (c.snd_wl1 == segment.seq && !ack.is_before(c.snd_wl2));
-            if is_newer {
+            // §3.10.7.4: SND.WL1 keeps old segments from changing the window; SND.WL2 is never after SND.UNA and so asks nothing more
+            if !segment.seq.is_before(c.snd_wl1) {
                 c.snd_wnd = u32::from(segment.window) << c.send_scale;
                 c.max_window = c.max_window.max(c.snd_wnd);
                 c.snd_wl1 = segment.seq;
-                c.snd_wl2 = ack;
             }
         }
         if c.waiting == Waiting::Window {
@@ -54,7 +51,7 @@ impl<B: Buffer> Work<'_, B> {
         }
         let in_flight_before = c.send.in_flight();
         let flight_size = c.send.sent() - c.send.sacked();
-        let is_calm = !has_sack && !c.flags.has(Flags::RECOVERY) && !c.rack.is_probing();
+        let is_calm = !has_sack && !c.flags.has(Flags::RECOVERY) && !c.is_probing();
         let mut delivered = Delivered::default();
         if advances {
             c.snd_una = ack;
@@ -84,7 +81,7 @@ impl<B: Buffer> Work<'_, B> {
         let c = &mut *self.c;
         let is_idle = c.send.sent() == 0;
         let min_rtt = c.rtt.minimum_us().unwrap_or(0);
-        c.rack.on_delivered(&delivered.segments, self.now, min_rtt, None, is_idle);
+        c.rack_mut().on_delivered(&delivered.segments, self.now, min_rtt, None, is_idle);
         if delivered.acked_bytes > 0 {
             let sample = AckSample {
                 now: self.now,
@@ -154,7 +151,7 @@ impl<B: Buffer> Work<'_, B> {
     #[inline(never)]
     pub(crate) fn duplicate_acknowledgement(&mut self, segment: &Segment) {
         let c = &mut *self.c;
-        if c.rack.is_probing() && c.rack.on_probe_ack(segment.ack, None, true) {
+        if c.is_probing() && c.rack_mut().on_probe_ack(segment.ack, None, true) {
             self.probe_repaired();
         }
         let c = &mut *self.c;
@@ -181,7 +178,7 @@ impl<B: Buffer> Work<'_, B> {
     pub(crate) fn late_duplicate(&mut self, frame: &[u8], segment: &Segment) {
         let Some(block) = duplicate_block(&segment.sack_blocks(frame), segment.ack) else { return };
         let c = &mut *self.c;
-        c.rack.on_probe_ack(segment.ack, Some(block), false);
+        c.rack_mut().on_probe_ack(segment.ack, Some(block), false);
         self.sent_needlessly(block);
     }
 
@@ -189,7 +186,8 @@ impl<B: Buffer> Work<'_, B> {
     /// that was sent again has proved needless (RFC 3708 §2).
     pub(crate) fn sent_needlessly(&mut self, block: (SeqNumber, SeqNumber)) {
         let c = &mut *self.c;
-        c.rack.on_duplicate(c.snd_una, c.snd_nxt);
+        let (snd_una, snd_nxt) = (c.snd_una, c.snd_nxt);
+        c.rack_mut().on_duplicate(snd_una, snd_nxt);
         if c.send.duplicate(block) && c.flags.has(Flags::UNDOABLE) {
             self.undo();
         }
@@ -232,7 +230,7 @@ impl<B: Buffer> Work<'_, B> {
             self.sent_needlessly(block);
         }
         let c = &mut *self.c;
-        if c.rack.is_probing() && c.rack.on_probe_ack(segment.ack, duplicate, false) {
+        if c.is_probing() && c.rack_mut().on_probe_ack(segment.ack, duplicate, false) {
             self.probe_repaired();
         }
         let c = &mut *self.c;
@@ -242,7 +240,7 @@ impl<B: Buffer> Work<'_, B> {
             .map(|timestamps| timestamps.echo.wrapping_sub(c.ts_offset).wrapping_mul(1_000));
         let min_rtt = c.rtt.minimum_us().unwrap_or(0);
         let is_idle = c.send.sent() == 0;
-        c.rack.on_delivered(&delivered.segments, self.now, min_rtt, echoed_at, is_idle);
+        c.rack_mut().on_delivered(&delivered.segments, self.now, min_rtt, echoed_at, is_idle);
         self.detect_spurious(segment, &delivered);
         let lost = self.lose(flight_size);
         let c = &mut *self.c;
@@ -293,13 +291,14 @@ impl<B: Buffer> Work<'_, B> {
         if !c.flags.has(Flags::SACK) {
             return 0;
         }
-        let window = c.rack.reordering_window(
+        let window = c.rack().reordering_window(
             c.rtt.minimum_us().unwrap_or(0),
             c.rtt.smoothed_us(),
             c.flags.has(Flags::RECOVERY),
             c.send.sacked_segments(),
         );
-        let losses = c.send.lose_by_rack(self.nodes, &c.rack, window, self.now);
+        let rack = *c.rack();
+        let losses = c.send.lose_by_rack(self.nodes, &rack, window, self.now);
         if losses.lost_bytes > 0 && !c.flags.has(Flags::RECOVERY) {
             self.begin_recovery(flight_size);
         }
@@ -323,7 +322,7 @@ impl<B: Buffer> Work<'_, B> {
         c.flags.clear(Flags::TIMED_OUT);
         c.recover = c.snd_nxt;
         c.undo_before = c.ts_now(self.now);
-        c.rack.forget_probe();
+        c.rack_mut().forget_probe();
         c.send.begin_episode(self.nodes);
         c.congestion.enter_recovery(flight_size, c.snd_nxt, self.now);
         if c.flags.has(Flags::ECN) {
@@ -335,7 +334,7 @@ impl<B: Buffer> Work<'_, B> {
         let c = &mut *self.c;
         // what was needless may show after the repair (UNDOABLE stays until the next one begins)
         c.flags.clear(Flags::RECOVERY.and(Flags::TIMED_OUT));
-        c.rack.on_recovery_end();
+        c.rack_mut().on_recovery_end();
         c.congestion.leave_recovery();
         c.duplicate_acks = 0;
     }

@@ -5,8 +5,9 @@
 use crate::buffer::Endpoint;
 use crate::congestion::Congestion;
 use crate::event::{Ended, Events};
+use crate::listen::QUICK_ACKS;
 use crate::queue::{ReceiveQueue, SendQueue};
-use crate::rack::Rack;
+use crate::rack::{DeliveredSegments, Rack};
 use crate::rtt::RttEstimator;
 use crate::seq::SeqNumber;
 use crate::time::Instant;
@@ -187,7 +188,7 @@ pub(crate) enum Waiting {
     Window,
 }
 
-/// A connection: six cache lines, of which an ordinary segment leaves the last alone.
+/// A connection: four cache lines that usual segments need, and two that losses and the like do.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Connection {
@@ -208,7 +209,7 @@ pub(crate) struct Connection {
     /// The acknowledgement that was sent last.
     pub(crate) last_ack: SeqNumber,
     pub(crate) ts_recent: u32,
-    // line 1, the variables of RFC 9293 §3.3.1 and the timers
+    // line 1, the variables of RFC 9293 §3.3.1 and the timers; SND.WL2 is not among them: it is never after SND.UNA
     /// Milliseconds at which `ts_recent` was taken.
     pub(crate) ts_recent_at: u32,
     pub(crate) ts_offset: u32,
@@ -216,16 +217,19 @@ pub(crate) struct Connection {
     pub(crate) snd_nxt: SeqNumber,
     pub(crate) snd_wnd: u32,
     pub(crate) snd_wl1: SeqNumber,
-    pub(crate) snd_wl2: SeqNumber,
-    pub(crate) max_window: u32,
     /// Data bytes of a full segment without options other than timestamps.
     pub(crate) mss: u16,
     pub(crate) profile: u16,
     /// Acknowledgements without delay that are left (as Linux, so that slow start of the peer gets on).
     pub(crate) quick_acks: u8,
     pub(crate) retries: u8,
-    pub(crate) ended: Ended,
+    pub(crate) duplicate_acks: u8,
     pub(crate) events: Events,
+    pub(crate) keep_alives: u8,
+    /// Whether `rack` may hold what the next acknowledgement is compared with.
+    has_rack: bool,
+    /// With [`Flags::DUPLICATE`]: length of the block that has arrived twice (RFC 2883).
+    pub(crate) duplicate_len: u16,
     /// When the peer was heard last.
     pub(crate) heard_at: u32,
     /// Full segments since the last acknowledgement.
@@ -236,27 +240,25 @@ pub(crate) struct Connection {
     /// Most bytes that may wait for the application now; grows to the ceiling.
     pub(crate) receive_space: u32,
     pub(crate) rate_at: u32,
-    // line 2, sending
-    pub(crate) send: SendQueue,
-    /// Microseconds of the last SYN or data segment.
-    pub(crate) sent_at: u32,
-    pub(crate) link: Link,
-    // line 3
-    pub(crate) receive: ReceiveQueue,
-    pub(crate) rtt: RttEstimator,
-    /// The application's own number.
-    pub(crate) token: u32,
-    pub(crate) keep_alives: u8,
-    pub(crate) duplicate_acks: u8,
-    /// With [`Flags::DUPLICATE`]: length of the block that has arrived twice (RFC 2883).
-    pub(crate) duplicate_len: u16,
-    // lines 4 and 5, the path: what an ordinary acknowledgement needs of it comes first
-    pub(crate) rack: Rack,
-    pub(crate) congestion: Congestion,
-    /// Losses up to here are one repair.
-    pub(crate) recover: SeqNumber,
     /// Where the measure of the reading rate began (sequence number of what was read).
     pub(crate) rate_from: SeqNumber,
+    // line 2
+    pub(crate) receive: ReceiveQueue,
+    pub(crate) rtt: RttEstimator,
+    pub(crate) link: Link,
+    /// The application's own number.
+    pub(crate) token: u32,
+    // line 3; of the path what an ordinary acknowledgement needs comes first
+    pub(crate) send: SendQueue,
+    pub(crate) congestion: Congestion,
+    // lines 4 and 5
+    rack: Rack,
+    /// The largest window that the peer ever announced.
+    pub(crate) max_window: u32,
+    /// Microseconds of the last SYN or data segment; of data only where slow start after idle asks for it.
+    pub(crate) sent_at: u32,
+    /// Losses up to here are one repair.
+    pub(crate) recover: SeqNumber,
     /// When data that waits for its acknowledgement was first sent again, or the SYN.
     pub(crate) trouble_since: u32,
     /// RFC 5961: when something out of place was answered last.
@@ -267,17 +269,123 @@ pub(crate) struct Connection {
     pub(crate) duplicate: SeqNumber,
     /// With [`Flags::FIN_PENDING`]: where the peer's FIN stands.
     pub(crate) remote_fin: SeqNumber,
+    pub(crate) ended: Ended,
 }
 
 /// Cache lines of a record; an idle connection costs little else.
 pub(crate) const LINES: usize = 6;
 const _: () = assert!(size_of::<Connection>() == LINES * 64);
 const _: () = assert!(std::mem::offset_of!(Connection, ts_recent_at) == 64);
-const _: () = assert!(std::mem::offset_of!(Connection, send) == 128);
-const _: () = assert!(std::mem::offset_of!(Connection, receive) == 192);
-const _: () = assert!(std::mem::offset_of!(Connection, rack) == 256);
+const _: () = assert!(std::mem::offset_of!(Connection, receive) == 128);
+const _: () = assert!(std::mem::offset_of!(Connection, send) == 192);
+const _: () = assert!(std::mem::offset_of!(Connection, congestion) + Congestion::OFTEN == 256);
 
 impl Connection {
+    /// A connection between two ends, of which nothing else is known.
+    pub(crate) fn new(
+        local: Endpoint,
+        remote: Endpoint,
+        (iss, ts_offset): (SeqNumber, u32),
+        profile: u16,
+        congestion: Congestion,
+        now: Instant,
+    ) -> Self {
+        let ticks = now.milliseconds();
+        Self {
+            remote: remote.address,
+            local: local.address,
+            remote_port: remote.port,
+            local_port: local.port,
+            generation: 0,
+            flags: Flags::default(),
+            state: State::SynSent,
+            waiting: Waiting::Nothing,
+            send_scale: 0,
+            receive_scale: 0,
+            rcv_nxt: SeqNumber(0),
+            rcv_edge: SeqNumber(0),
+            last_ack: SeqNumber(0),
+            ts_recent: 0,
+            ts_recent_at: ticks,
+            ts_offset,
+            snd_una: iss,
+            snd_nxt: iss,
+            snd_wnd: 0,
+            snd_wl1: SeqNumber(0),
+            mss: congestion.mss(),
+            profile,
+            quick_acks: QUICK_ACKS,
+            retries: 0,
+            duplicate_acks: 0,
+            events: Events::default(),
+            keep_alives: 0,
+            has_rack: false,
+            duplicate_len: 0,
+            heard_at: ticks,
+            unacked_bytes: 0,
+            retransmit_at: 0,
+            acknowledge_at: 0,
+            receive_space: 0,
+            rate_at: now.low(),
+            rate_from: SeqNumber(0),
+            receive: ReceiveQueue::default(),
+            rtt: RttEstimator::new(),
+            link: Link::IDLE,
+            token: 0,
+            send: SendQueue::new(iss + 1),
+            congestion,
+            rack: Rack::default(),
+            max_window: 0,
+            sent_at: now.low(),
+            recover: iss,
+            trouble_since: 0,
+            challenged_at: ticks.wrapping_sub(60_000),
+            undo_before: 0,
+            duplicate: SeqNumber(0),
+            remote_fin: SeqNumber(0),
+            ended: Ended::No,
+        }
+    }
+
+    /// Asks for the lines that usual segments need.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self) {
+        hugepages::prefetch::read(&self.remote);
+        hugepages::prefetch::read(&self.ts_recent_at);
+        hugepages::prefetch::read(&self.receive);
+        hugepages::prefetch::read(&self.send);
+    }
+
+    /// RFC 8985: RACK-TLP's state.
+    #[inline(always)]
+    pub(crate) fn rack(&self) -> &Rack {
+        &self.rack
+    }
+
+    /// The same, to change.
+    #[inline(always)]
+    pub(crate) fn rack_mut(&mut self) -> &mut Rack {
+        self.has_rack = true;
+        &mut self.rack
+    }
+
+    /// Whether a tail loss probe is outstanding.
+    #[inline(always)]
+    pub(crate) fn is_probing(&self) -> bool {
+        self.has_rack && self.rack.is_probing()
+    }
+
+    /// Tells RACK what was delivered of data that were sent once. Where nothing was known before and nothing is outstanding after,
+    /// nothing is left of it: in a conversation its lines are never read.
+    #[inline(always)]
+    pub(crate) fn originals_delivered(&mut self, segments: &DeliveredSegments, now: Instant) {
+        let is_idle = self.send.sent() == 0;
+        if self.has_rack || !is_idle {
+            self.rack.on_delivered(segments, now, 0, None, is_idle);
+            self.has_rack = !self.rack.is_blank();
+        }
+    }
+
     /// Whether these are its ends.
     #[inline(always)]
     pub(crate) fn is_between(&self, remote: Endpoint, local: Endpoint) -> bool {

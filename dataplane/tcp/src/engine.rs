@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use weir_index::{Bucket, Direction, Index, buckets_for};
 use weir_net::hash::{flow_hash_2, flow_hash_5};
-use weir_net::{Kind, Parsed, checksum};
+use weir_net::{Kind, Parsed, checksum, tcp};
 
 use crate::buffer::{Buffer, Chunk, Endpoint};
 use crate::config::{ConnectionConfig, EngineConfig};
@@ -18,6 +18,7 @@ use crate::counters::Counters;
 use crate::event::{Ended, Events, Handle};
 use crate::header::Header;
 use crate::limit::ChallengeLimit;
+use crate::options::TIMESTAMPS_LEN;
 use crate::queue::Nodes;
 use crate::rtt::Bounds;
 use crate::secret::Secrets;
@@ -317,6 +318,8 @@ impl<B: Buffer> Engine<B> {
         let (remote, local) = endpoints(frame, parsed);
         let hash = self.hash(remote, local);
         self.index.prefetch(hash);
+        // behind the IP header, where options lie, another line may begin
+        hugepages::prefetch::read_slice_at(frame, parsed.l4_offset() + tcp::HEADER_LEN + TIMESTAMPS_LEN - 1);
         Lookup { hash, guess: 0 }
     }
 
@@ -328,7 +331,7 @@ impl<B: Buffer> Engine<B> {
             && candidate.direction == Direction::Forward
             && let Some(record) = self.slab.records().get(candidate.slot as usize)
         {
-            hugepages::prefetch::all(record);
+            record.prefetch();
         }
     }
 
@@ -340,6 +343,7 @@ impl<B: Buffer> Engine<B> {
             && let Some(record) = self.slab.records().get(candidate.slot as usize)
         {
             record.send.prefetch(&self.nodes);
+            record.receive.prefetch(&self.nodes);
         }
     }
 

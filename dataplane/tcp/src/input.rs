@@ -191,7 +191,6 @@ impl<B: Buffer> Work<'_, B> {
         let agrees = segment.flags & (tcp::ECE | tcp::CWR) == tcp::ECE;
         c.flags.put(Flags::ECN, wanted_ecn && agrees);
         c.snd_una = segment.ack;
-        c.snd_wl2 = segment.ack;
         c.events |= Events::CONNECTED;
         c.flags.set(Flags::ACK_NOW);
         self.counters.connected += 1;
@@ -414,7 +413,6 @@ impl<B: Buffer> Work<'_, B> {
         c.snd_wnd = u32::from(segment.window) << c.send_scale;
         c.max_window = c.max_window.max(c.snd_wnd);
         c.snd_wl1 = segment.seq;
-        c.snd_wl2 = segment.ack;
         if !c.flags.has(Flags::PASSIVE) {
             c.events |= Events::CONNECTED;
             self.counters.connected += 1;

@@ -7,20 +7,17 @@ use weir_net::{Parsed, tcp};
 use crate::buffer::{Buffer, Endpoint};
 use crate::config::{ConnectionConfig, SynCookies};
 use crate::congestion::Congestion;
-use crate::connection::{Connection, Flags, State, Waiting};
+use crate::connection::{Connection, Flags, State};
 use crate::engine::{ConnectError, Engine, endpoints, is_due, tick};
-use crate::event::{Ended, Events, Handle};
+use crate::event::{Events, Handle};
 use crate::header::{Header, NOT_ECT};
 use crate::options::{FastOpen, OptionBytes, Options, Timestamps};
-use crate::queue::{ReceiveQueue, SendQueue};
-use crate::rack::Rack;
-use crate::rtt::RttEstimator;
+use crate::queue::SendQueue;
 use crate::secret::{Asked, FastOpenCheck, Restored};
 use crate::segment::Segment;
 use crate::seq::SeqNumber;
 use crate::time::Instant;
 use crate::transmit::{Payload, Transmit};
-use crate::wheel::Link;
 
 /// RFC 9293 §3.7.1: what a peer takes that says nothing of its MSS, by family.
 fn default_mss(is_v4: bool) -> u16 {
@@ -66,62 +63,12 @@ enum Cookie {
 impl<B: Buffer> Engine<B> {
     fn fresh(&self, local: Endpoint, remote: Endpoint, profile: u16, now: Instant) -> Connection {
         let config = self.profile(profile).map(|profile| profile.config).unwrap_or_default();
-        let (iss, ts_offset) = self.secrets.connection(local, remote, now);
+        let numbers = self.secrets.connection(local, remote, now);
         let mss = our_mss(&config, local.is_v4()).min(default_mss(local.is_v4()));
-        Connection {
-            remote: remote.address,
-            local: local.address,
-            remote_port: remote.port,
-            local_port: local.port,
-            generation: 0,
-            flags: Flags::default(),
-            state: State::SynSent,
-            waiting: Waiting::Nothing,
-            send_scale: 0,
-            receive_scale: 0,
-            rcv_nxt: SeqNumber(0),
-            rcv_edge: SeqNumber(0),
-            last_ack: SeqNumber(0),
-            ts_recent: 0,
-            ts_recent_at: tick(now),
-            ts_offset,
-            snd_una: iss,
-            snd_nxt: iss,
-            snd_wnd: 0,
-            snd_wl1: SeqNumber(0),
-            snd_wl2: SeqNumber(0),
-            max_window: 0,
-            mss,
-            profile,
-            quick_acks: QUICK_ACKS,
-            retries: 0,
-            ended: Ended::No,
-            events: Events::default(),
-            recover: iss,
-            send: SendQueue::new(iss + 1),
-            rtt: RttEstimator::new(),
-            rack: Rack::default(),
-            congestion: Congestion::new(config.algorithm, mss, config.initial_window),
-            receive: ReceiveQueue::default(),
-            receive_space: config.receive_buffer.min(FIRST_SPACE).min(self.first_share()),
-            rate_from: SeqNumber(0),
-            rate_at: now.low(),
-            unacked_bytes: 0,
-            retransmit_at: 0,
-            acknowledge_at: 0,
-            heard_at: tick(now),
-            trouble_since: 0,
-            sent_at: now.low(),
-            challenged_at: tick(now).wrapping_sub(60_000),
-            undo_before: 0,
-            token: 0,
-            duplicate: SeqNumber(0),
-            duplicate_len: 0,
-            remote_fin: SeqNumber(0),
-            keep_alives: 0,
-            duplicate_acks: 0,
-            link: Link::IDLE,
-        }
+        let congestion = Congestion::new(config.algorithm, mss, config.initial_window);
+        let mut record = Connection::new(local, remote, numbers, profile, congestion, now);
+        record.receive_space = config.receive_buffer.min(FIRST_SPACE).min(self.first_share());
+        record
     }
 
     /// Opens a connection with the configuration of a profile ([`Engine::set_listener`]); [`Events::CONNECTED`] or
@@ -468,7 +415,6 @@ impl Connection {
         self.snd_wnd = u32::from(segment.window);
         self.max_window = self.snd_wnd;
         self.snd_wl1 = segment.seq;
-        self.snd_wl2 = self.snd_una;
         match options.window_scale.filter(|_| config.window_scaling) {
             Some(scale) => {
                 self.send_scale = scale;

@@ -598,7 +598,7 @@ impl Connection {
         }
         let timeout = self.rtt.timeout_us(bounds);
         let may_probe =
-            self.flags.has(Flags::SACK) && !repairing && !self.rack.is_probing() && self.send.sent() > 0;
+            self.flags.has(Flags::SACK) && !repairing && !self.is_probing() && self.send.sent() > 0;
         if may_probe && self.rtt.timeouts() == 0 {
             let srtt = self.rtt.has_sample().then(|| self.rtt.smoothed_us());
             let is_one = self.send.in_flight() <= u32::from(self.mss);

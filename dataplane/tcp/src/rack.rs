@@ -76,6 +76,12 @@ impl Rack {
         self.flags = if to { self.flags | flag } else { self.flags & !flag };
     }
 
+    /// Whether neither a probe nor anything delivered is remembered.
+    #[inline(always)]
+    pub(crate) const fn is_blank(&self) -> bool {
+        !self.has(HAS_NEWEST | HAS_HIGHEST | PROBING)
+    }
+
     /// Whether anything was delivered that segments can be compared with.
     #[inline(always)]
     pub const fn is_valid(&self) -> bool {

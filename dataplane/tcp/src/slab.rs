@@ -106,7 +106,7 @@ impl Entries for Slab {
     #[inline(always)]
     fn prefetch(&self, slot: u32) {
         if let Some(record) = self.at(slot) {
-            hugepages::prefetch::all(record);
+            record.prefetch();
         }
     }
 }

@@ -135,7 +135,7 @@ impl<B: Buffer> Engine<B> {
             }
         }
         if acked != 0 {
-            let is_plain = !c.rack.is_probing() & (c.send.sacked() == 0) & (c.send.first() == c.snd_una)
+            let is_plain = !c.is_probing() & (c.send.sacked() == 0) & (c.send.first() == c.snd_una)
                 && c.send.is_original_up_to(nodes, acked);
             if !is_plain {
                 return Err(buffer);
@@ -154,11 +154,12 @@ impl<B: Buffer> Engine<B> {
             c.ts_recent_at = ticks;
         }
         if !said.seq.is_before(c.snd_wl1) {
-            // the acknowledgement is not before SND.UNA, which is not before SND.WL2
-            c.snd_wnd = said.window << c.send_scale;
-            c.max_window = c.max_window.max(c.snd_wnd);
             c.snd_wl1 = said.seq;
-            c.snd_wl2 = said.ack;
+            let window = said.window << c.send_scale;
+            if window != c.snd_wnd {
+                c.snd_wnd = window;
+                c.max_window = c.max_window.max(window);
+            }
         }
         let settings = &profile.config;
         if acked != 0 {
@@ -257,7 +258,6 @@ impl<B: Buffer> Engine<B> {
                 counters.segments_out += 1;
                 counters.bytes_out += u64::from(gather.len);
                 c.congestion.on_transmit(gather.len);
-                c.sent_at = now.low();
                 c.snd_nxt = c.snd_nxt.max(end);
                 flags.set(Flags::REARM);
             }
@@ -329,7 +329,7 @@ impl Connection {
             lowest_original_end: Some(originals.first_end),
             highest_end: Some(ack),
         };
-        self.rack.on_delivered(&segments, now, 0, None, self.send.sent() == 0);
+        self.originals_delivered(&segments, now);
         let is_window_limited = flags.has(Flags::WINDOW_LIMITED);
         let (snd_nxt, srtt_us) = (self.snd_nxt, self.rtt.smoothed_us());
         let sample = || AckSample {

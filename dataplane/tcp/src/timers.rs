@@ -136,7 +136,7 @@ impl<B: Buffer> Work<'_, B> {
             if self.emit(&gather, id, tx) {
                 self.counters.bytes_out += u64::from(gather.len);
                 let snd_nxt = self.c.snd_nxt;
-                self.c.rack.on_probe(snd_nxt, false);
+                self.c.rack_mut().on_probe(snd_nxt, false);
             } else {
                 self.c.send.unsend(self.nodes, gather);
             }
@@ -145,7 +145,7 @@ impl<B: Buffer> Work<'_, B> {
         {
             self.counters.retransmitted += 1;
             let snd_nxt = self.c.snd_nxt;
-            self.c.rack.on_probe(snd_nxt, true);
+            self.c.rack_mut().on_probe(snd_nxt, true);
         }
         self.c.flags.clear(Flags::REARM);
         let timeout = self.c.rtt.timeout_us(&self.bounds());
@@ -166,13 +166,13 @@ impl<B: Buffer> Work<'_, B> {
         }
         let c = &mut *self.c;
         let flight = c.send.sent() - c.send.sacked();
-        let window = c.rack.reordering_window(
+        let window = c.rack().reordering_window(
             c.rtt.minimum_us().unwrap_or(0),
             c.rtt.smoothed_us(),
             true,
             c.send.sacked_segments(),
         );
-        c.rack.forget_probe();
+        c.rack_mut().forget_probe();
         if c.retries == 1 && !c.flags.has(Flags::RECOVERY) {
             c.flags.set(Flags::UNDOABLE);
             c.undo_before = c.ts_now(self.now);
@@ -181,7 +181,8 @@ impl<B: Buffer> Work<'_, B> {
             c.flags.clear(Flags::UNDOABLE);
         }
         let without_rack = !c.flags.has(Flags::SACK);
-        c.send.lose_on_timeout(self.nodes, &c.rack, window, self.now, without_rack);
+        let rack = *c.rack();
+        c.send.lose_on_timeout(self.nodes, &rack, window, self.now, without_rack);
         c.congestion.on_timeout(flight, c.snd_nxt, self.now);
         c.flags.set(Flags::RECOVERY.and(Flags::TIMED_OUT));
         c.recover = c.snd_nxt;

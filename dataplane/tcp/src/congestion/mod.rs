@@ -59,8 +59,9 @@ pub struct AckSample {
     pub is_window_limited: bool,
 }
 
-/// What the window is doing.
+/// What the window is doing. Which it is stands in the first byte.
 #[derive(Clone, Copy, Debug)]
+#[repr(u8)]
 enum Phase {
     /// The first slow start, watched for growing delay.
     HyStart(HyStart),
@@ -119,9 +120,13 @@ pub struct Congestion {
     undo: Undo,
 }
 
-const _: () = assert!(size_of::<Congestion>() <= 72);
+const _: () = assert!(size_of::<Congestion>() <= 76);
+const _: () = assert!(std::mem::offset_of!(Congestion, phase) + 4 == Congestion::OFTEN);
 
 impl Congestion {
+    /// Of so many bytes an acknowledgement asks that finds the window wide enough.
+    pub(crate) const OFTEN: usize = 16;
+
     /// A connection that has sent nothing (RFC 6928 §2: the initial window).
     pub fn new(algorithm: Algorithm, mss: u16, initial_window_segments: u8) -> Self {
         let mss = mss.max(1);

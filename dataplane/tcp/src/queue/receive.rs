@@ -28,13 +28,11 @@ pub struct ReceiveQueue {
     /// The first piece of the first run.
     waiting: u32,
     ready_len: u32,
-    waiting_len: u32,
-    pinned: u32,
     pieces: u32,
     runs: u32,
 }
 
-const _: () = assert!(size_of::<ReceiveQueue>() <= 32);
+const _: () = assert!(size_of::<ReceiveQueue>() <= 24);
 
 /// What became of a piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,16 +52,7 @@ impl Default for ReceiveQueue {
 impl ReceiveQueue {
     /// Empty.
     pub const fn new() -> Self {
-        Self {
-            ready_head: NONE,
-            ready_tail: NONE,
-            waiting: NONE,
-            ready_len: 0,
-            waiting_len: 0,
-            pinned: 0,
-            pieces: 0,
-            runs: 0,
-        }
+        Self { ready_head: NONE, ready_tail: NONE, waiting: NONE, ready_len: 0, pieces: 0, runs: 0 }
     }
 
     /// Bytes that can be read.
@@ -78,22 +67,10 @@ impl ReceiveQueue {
         self.ready_len == 0
     }
 
-    /// Bytes that arrived ahead of a gap.
-    #[inline(always)]
-    pub const fn out_of_order_bytes(&self) -> u32 {
-        self.waiting_len
-    }
-
     /// Whether anything arrived ahead of a gap.
     #[inline(always)]
     pub const fn has_out_of_order(&self) -> bool {
         self.waiting != NONE
-    }
-
-    /// Bytes of memory that all pieces keep from other use.
-    #[inline(always)]
-    pub const fn pinned(&self) -> u32 {
-        self.pinned
     }
 
     /// Asks for the cache line that the next piece in order will be linked to.
@@ -110,7 +87,6 @@ impl ReceiveQueue {
         if len == 0 {
             return Ok(());
         }
-        let cost = chunk.buffer.cost();
         // a connection without any can always take one, so that each makes progress
         let id = if self.ready_len == 0 {
             nodes.insert_anyway(chunk, SeqNumber(0))
@@ -119,18 +95,18 @@ impl ReceiveQueue {
         };
         self.link_ready(nodes, id, id);
         self.ready_len += len;
-        self.count(cost);
+        self.pieces += 1;
         Ok(())
     }
 
     /// As [`Self::append`], of some bytes, even beyond the slab's limit.
     #[inline(always)]
     pub(crate) fn append_anyway<B: Buffer>(&mut self, nodes: &mut Nodes<B>, chunk: Chunk<B>) {
-        let (len, cost) = (u32::from(chunk.len), chunk.buffer.cost());
+        let len = u32::from(chunk.len);
         let id = nodes.insert_anyway(chunk, SeqNumber(0));
         self.link_ready(nodes, id, id);
         self.ready_len += len;
-        self.count(cost);
+        self.pieces += 1;
     }
 
     /// Keeps a segment's bytes from anywhere in the window; `expected` is RCV.NXT. What lies before it is a duplicate;
@@ -200,10 +176,8 @@ impl ReceiveQueue {
         if !is_next && (self.pieces >= MAX_PIECES || makes_gap && self.runs >= MAX_GAPS) {
             return None;
         }
-        let (len, cost) = (u32::from(piece.len), piece.buffer.cost());
         let id = nodes.insert(piece, start).ok()?;
-        self.waiting_len += len;
-        self.count(cost);
+        self.pieces += 1;
         let last = if touches_after { nodes.get(after).map_or(id, |node| node.last) } else { id };
         nodes.link(id, after);
         let first = if before == NONE {
@@ -248,19 +222,16 @@ impl ReceiveQueue {
                     node.last = last;
                     node.stamp = stamp;
                 }
-                self.waiting_len -= end.since(start);
                 self.release(nodes, id);
                 continue;
             }
             let twice = expected.since(start);
             node.trim(twice as u16);
-            self.waiting_len -= twice;
             let run_end = nodes.get(last).map_or(expected, |node| node.end());
             self.waiting = nodes.get(last).map_or(NONE, |node| node.next);
             self.runs -= 1;
             self.link_ready(nodes, id, last);
             let bytes = run_end.since(expected);
-            self.waiting_len -= bytes;
             self.ready_len += bytes;
             expected = run_end;
         }
@@ -351,8 +322,8 @@ impl ReceiveQueue {
     }
 
     /// Lets go of what arrived ahead of gaps, though it was acknowledged selectively: RFC 2018 §8 allows it under memory
-    /// pressure. Bytes that were let go.
-    pub fn drop_out_of_order<B: Buffer>(&mut self, nodes: &mut Nodes<B>) -> u32 {
+    /// pressure.
+    pub fn drop_out_of_order<B: Buffer>(&mut self, nodes: &mut Nodes<B>) {
         let mut id = self.waiting;
         while let Some(node) = nodes.get(id) {
             let next = node.next;
@@ -361,7 +332,6 @@ impl ReceiveQueue {
         }
         self.waiting = NONE;
         self.runs = 0;
-        std::mem::take(&mut self.waiting_len)
     }
 
     /// Lets everything go.
@@ -372,16 +342,9 @@ impl ReceiveQueue {
     }
 
     #[inline(always)]
-    const fn count(&mut self, cost: u32) {
-        self.pieces += 1;
-        self.pinned = self.pinned.wrapping_add(cost);
-    }
-
-    #[inline(always)]
     fn release<B: Buffer>(&mut self, nodes: &mut Nodes<B>, id: u32) -> Option<Chunk<B>> {
         let chunk = nodes.release(id)?;
         self.pieces -= 1;
-        self.pinned = self.pinned.wrapping_sub(chunk.buffer.cost());
         Some(chunk)
     }
 
@@ -511,8 +474,9 @@ mod tests {
         queue.append(&mut nodes, chunk(3)).unwrap();
         assert_eq!(queue.append(&mut nodes, chunk(4)).unwrap_err().len, 4);
         assert!(!insert(&mut queue, &mut nodes, 3_000, 10).stored);
-        assert_eq!((queue.len(), queue.out_of_order_bytes(), queue.pinned()), (3, 10, 13));
-        assert_eq!(queue.drop_out_of_order(&mut nodes), 10);
-        assert_eq!((queue.len(), queue.pinned(), nodes.used()), (3, 3, 1));
+        assert_eq!((queue.len(), queue.has_out_of_order(), nodes.pinned()), (3, true, 13));
+        queue.drop_out_of_order(&mut nodes);
+        assert_eq!((queue.len(), queue.has_out_of_order()), (3, false));
+        assert_eq!((nodes.pinned(), nodes.used()), (3, 1));
     }
 }
