@@ -5,10 +5,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use weir_abi::http::HttpPoolRecord;
 use weir_abi::image::TableImage;
 use weir_abi::proxy::{ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{
-    Address, AddressUse, AdminState, Algorithm, BackendRecord, IDLE_ADAPTIVE, IDLE_SPIN,
+    Address, AddressUse, AdminState, Algorithm, Application, BackendRecord, IDLE_ADAPTIVE, IDLE_SPIN,
     InterfaceAddressRecord, ListenerRecord, MAX_WORKERS, NO_INDEX, NO_POSITION, NodeRecord, PoolRecord,
     PortRecord, PortRouteRecord, VipRecord,
 };
@@ -284,6 +285,7 @@ fn listeners_table(input: &ListenersInput) -> ListenersTable {
             gue_variant: listener.gue_variant,
             on_down: listener.on_down as u8,
             gue_port: listener.gue_port,
+            application: Application::None as u8,
             reserved: 0,
             proxy: settings(listener),
         })
@@ -331,6 +333,7 @@ impl PoolInput<'_> {
                 max_connections: backend.max_connections,
                 admin: state as u8,
                 down: 0,
+                backup: 0,
                 reserved: 0,
             });
         }
@@ -343,6 +346,7 @@ impl PoolInput<'_> {
                 max_connections: 0,
                 admin: AdminState::Removed as u8,
                 down: 0,
+                backup: 0,
                 reserved: 0,
             });
         }
@@ -371,6 +375,7 @@ impl PoolInput<'_> {
             backends: 0,
             slots: 0,
             upstream: self.model.map_or(TcpRecord::POOL, |pool| pool.upstream),
+            http: HttpPoolRecord::DEFAULT,
         };
         Ok((PoolTable { pool, backends, slots: slots.table.clone() }.encode(), slots))
     }

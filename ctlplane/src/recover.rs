@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use weir_abi::image::MAX_TABLE_BYTES;
 use weir_abi::record::{AdminState, BackendRecord, Mode};
-use weir_abi::{ListenersTable, PoolTable, Root, table_name};
+use weir_abi::{ListenersTable, PoolTable, Root, TableKind, table_name};
 
 use crate::publish::Snapshots;
 use crate::state::{BackendEntry, ListenerEntry, Phase, PoolEntry, State};
@@ -56,7 +56,7 @@ fn pools(snapshots: &Snapshots, root: &Root) -> Vec<(u64, PoolTable)> {
         let bytes = snapshots.directory().read(&table_name(reference.id), MAX_TABLE_BYTES).ok()?;
         PoolTable::parse(reference, &bytes).ok().map(|table| (reference.id, table))
     };
-    root.tables.iter().skip(2).filter_map(read).collect()
+    root.of_kind(TableKind::Pool).filter_map(read).collect()
 }
 
 fn listeners(

@@ -13,7 +13,7 @@ use weir_abi::columns::{
 };
 use weir_abi::image::MAX_TABLE_BYTES;
 use weir_abi::record::{AdminState, Algorithm, Mode};
-use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, table_name};
+use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, TableKind, table_name};
 
 use crate::counters::Counters;
 use crate::model::{algorithm_name, format_ports, protocol_name};
@@ -318,7 +318,7 @@ impl Status {
             }
             Err(error) => self.missing.push(format!("ports: {error}")),
         }
-        for reference in root.tables.iter().skip(2) {
+        for reference in root.of_kind(TableKind::Pool) {
             let table = read_table(directory, reference.id)
                 .and_then(|bytes| PoolTable::parse(reference, &bytes).map_err(|error| error.to_string()));
             match table {

@@ -1,5 +1,8 @@
-//! What does a snapshot say of proxied TCP? Rules, connection profiles and limits of one generation.
+//! What does a snapshot say of proxied connections? Rules, connection profiles and limits of one generation.
 
+pub mod http;
+
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use weir_abi::proxy::{AcceptProxy, Congestion, ProxyRecord, SendProxy, SynCookies, TcpRecord};
@@ -36,7 +39,10 @@ impl Proxied {
         let workers = node.node.worker_count.max(1);
         let mut proxied = Self { memory: node.node.tcp_memory_bytes, ..Self::default() };
         let mut listeners = Vec::new();
-        let mut used = std::collections::HashSet::new();
+        let sites =
+            snapshot.sites.iter().filter_map(|(_, site)| Some((u16::try_from(site.listener).ok()?, site)));
+        let of_http: HashSet<u32> = sites.clone().flat_map(|(_, site)| site.pools.iter().copied()).collect();
+        let mut used = of_http.clone();
         for record in &snapshot.listeners.listeners {
             let Some((index, proxy)) = proxy_of(snapshot, record) else { continue };
             used.insert(record.pool);
@@ -49,6 +55,7 @@ impl Proxied {
             listeners.push((index, rules_of(snapshot, proxy, workers)));
         }
         let mut rules = Vec::new();
+        let mut http_pools = Vec::new();
         let mut limited = Vec::new();
         for ((_, table), pool) in snapshot.pools.iter().zip(pools) {
             let profile = u16::try_from(POOL_PROFILES + table.pool.index).ok();
@@ -59,8 +66,13 @@ impl Proxied {
                 limited.push(backend.index);
             }
             rules.push((table.pool.index, pool_of(table, pool, profile)));
+            if of_http.contains(&table.pool.index) {
+                http_pools.push((table.pool.index, Arc::new(http::pool_of(table))));
+            }
         }
-        proxied.rules = Arc::new(Rules::new(listeners, rules, limited));
+        let sites = sites.map(|(index, site)| (index, Arc::clone(&site.site)));
+        let rules = Rules::new(listeners, rules, limited).with_http(sites, http_pools);
+        proxied.rules = Arc::new(rules);
         proxied
     }
 }

@@ -13,10 +13,11 @@
 use std::net::IpAddr;
 
 use hugepages::segment::SegmentDir;
+use weir_abi::http::HttpPoolRecord;
 use weir_abi::proxy::TcpRecord;
 use weir_abi::record::{
-    Address, AddressUse, AdminState, BackendRecord, InterfaceAddressRecord, ListenerRecord, Mode, NO_INDEX,
-    NodeRecord, OnDown, PoolRecord, PortRecord, PortRouteRecord, VipRecord,
+    Address, AddressUse, AdminState, Application, BackendRecord, InterfaceAddressRecord, ListenerRecord,
+    Mode, NO_INDEX, NodeRecord, OnDown, PoolRecord, PortRecord, PortRouteRecord, VipRecord,
 };
 use weir_abi::text::{Name, Text};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, root_name, table_name};
@@ -72,6 +73,7 @@ pub(crate) fn backend(index: u32, address: &str, port: u16) -> BackendRecord {
         max_connections: 0,
         admin: AdminState::Ready as u8,
         down: 0,
+        backup: 0,
         reserved: 0,
     }
 }
@@ -82,6 +84,7 @@ pub(crate) fn pool(index: u32, backends: Vec<BackendRecord>) -> PoolTable {
     record.name = Name::new(&format!("pool{index}"));
     record.index = index;
     record.upstream = TcpRecord::POOL;
+    record.http = HttpPoolRecord::DEFAULT;
     let slots = (0..backends.len() as u16).collect();
     PoolTable { pool: record, backends, slots }
 }
@@ -103,6 +106,7 @@ pub(crate) fn listener(index: u32, protocol: u8, port: u16, mode: Mode, pool: u3
         gue_variant: 0,
         on_down: OnDown::Reselect as u8,
         gue_port: 6_080,
+        application: Application::None as u8,
         reserved: 0,
         proxy: NO_INDEX,
     }

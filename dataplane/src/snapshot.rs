@@ -8,10 +8,14 @@ use std::sync::Arc;
 
 use hugepages::segment::{SegmentDir, SegmentError};
 use weir_abi::image::{MAX_ROOT_BYTES, MAX_TABLE_BYTES};
+use weir_abi::record::{Application, NO_INDEX};
 use weir_abi::{
-    ListenersTable, NodeTable, PoolTable, Root, SnapshotError, TableRef, root_generation, root_name,
-    table_name,
+    HttpTable, ListenersTable, NodeTable, PoolTable, Root, SnapshotError, TableKind, TableRef,
+    root_generation, root_name, table_name,
 };
+use weir_l7::http::site::Site;
+
+use crate::proxied::http::listener_of;
 
 /// A verified generation.
 #[derive(Clone, Debug)]
@@ -27,6 +31,29 @@ pub struct Snapshot {
     listeners_id: u64,
     /// Pools with the id of their table.
     pub pools: Vec<(u64, Arc<PoolTable>)>,
+    /// Listeners of HTTP with the id of their table.
+    pub sites: Vec<(u64, HttpSite)>,
+}
+
+/// A listener of HTTP, its routes indexed: that takes time, and is done once for each table.
+#[derive(Clone, Debug)]
+pub struct HttpSite {
+    /// Index of the listener.
+    pub listener: u32,
+    /// Indices of the pools that it names, each once.
+    pub pools: Arc<[u32]>,
+    /// What it does.
+    pub site: Arc<Site>,
+}
+
+impl HttpSite {
+    fn of(table: &HttpTable) -> Result<Self, String> {
+        let mut pools: Vec<u32> = table.pools().collect();
+        pools.sort_unstable();
+        pools.dedup();
+        let site = Site::new(listener_of(table)).map_err(|error| error.to_string())?;
+        Ok(Self { listener: table.head.listener, pools: pools.into(), site: Arc::new(site) })
+    }
 }
 
 /// Why a generation can't be run.
@@ -43,6 +70,14 @@ pub enum LoadError {
     /// A file is not what it should be.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// Routes that can't be indexed.
+    #[error("{name}: {reason}")]
+    Routes {
+        /// Which table.
+        name: String,
+        /// Why.
+        reason: String,
+    },
     /// Tables that contradict each other.
     #[error("root-{generation}: {problem} {value}")]
     Reference {
@@ -60,7 +95,7 @@ impl Snapshot {
     pub fn load(directory: &SegmentDir, generation: u64, previous: Option<&Self>) -> Result<Self, LoadError> {
         let bytes = read(directory, &root_name(generation), MAX_ROOT_BYTES)?;
         let root = Root::parse(generation, &bytes)?;
-        let [node_ref, listeners_ref, pool_refs @ ..] = root.tables.as_slice() else {
+        let [node_ref, listeners_ref, ..] = root.tables.as_slice() else {
             return Err(LoadError::Reference { generation, problem: "too few tables:", value: 0 });
         };
         let previous_pools: HashMap<u64, &Arc<PoolTable>> =
@@ -73,16 +108,27 @@ impl Snapshot {
             Some(previous) => Arc::clone(&previous.listeners),
             None => Arc::new(ListenersTable::parse(listeners_ref, &table(directory, listeners_ref)?)?),
         };
-        let mut pools = Vec::with_capacity(pool_refs.len());
-        for reference in pool_refs {
+        let mut pools = Vec::new();
+        for reference in root.of_kind(TableKind::Pool) {
             let pool = match previous_pools.get(&reference.id) {
                 Some(pool) => Arc::clone(pool),
                 None => Arc::new(PoolTable::parse(reference, &table(directory, reference)?)?),
             };
             pools.push((reference.id, pool));
         }
-        let snapshot =
-            Self { generation, node, node_id: node_ref.id, listeners, listeners_id: listeners_ref.id, pools };
+        let known: HashMap<u64, &HttpSite> =
+            previous.iter().flat_map(|previous| &previous.sites).map(|(id, site)| (*id, site)).collect();
+        let mut sites = Vec::new();
+        for reference in root.of_kind(TableKind::Http) {
+            let site = match known.get(&reference.id) {
+                Some(site) => HttpSite::clone(site),
+                None => HttpSite::of(&HttpTable::parse(reference, &table(directory, reference)?)?)
+                    .map_err(|reason| LoadError::Routes { name: table_name(reference.id), reason })?,
+            };
+            sites.push((reference.id, site));
+        }
+        let (node_id, listeners_id) = (node_ref.id, listeners_ref.id);
+        let snapshot = Self { generation, node, node_id, listeners, listeners_id, pools, sites };
         snapshot.check()?;
         Ok(snapshot)
     }
@@ -119,16 +165,36 @@ impl Snapshot {
                 }
             }
         }
+        let mut sites = HashMap::new();
+        for (_, site) in &self.sites {
+            if let Some(pool) = site.pools.iter().find(|pool| !pools.contains_key(pool)) {
+                return error("a route names a pool that is not there:", u64::from(*pool));
+            }
+            if sites.insert(site.listener, ()).is_some() {
+                return error("two tables of HTTP are for listener", u64::from(site.listener));
+            }
+        }
         let mut indices = HashMap::new();
         for listener in &self.listeners.listeners {
-            if !pools.contains_key(&listener.pool) {
+            let http = listener.application == Application::Http as u8;
+            let may_have_none = http && listener.pool == NO_INDEX;
+            if !may_have_none && !pools.contains_key(&listener.pool) {
                 return error("a listener names a pool that is not there:", u64::from(listener.pool));
             }
             if indices.insert(listener.index, ()).is_some() {
                 return error("two listeners have index", u64::from(listener.index));
             }
+            if sites.remove(&listener.index).is_some() != http {
+                return error(
+                    "routes and protocol http don't go together in listener",
+                    u64::from(listener.index),
+                );
+            }
         }
-        Ok(())
+        match sites.keys().next() {
+            Some(listener) => error("routes are for a listener that is not there:", u64::from(*listener)),
+            None => Ok(()),
+        }
     }
 
     /// What of the node table can't change while the process runs; the first difference is named.

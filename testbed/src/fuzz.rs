@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use weir_abi::counters::{GroupSpec, Layout};
+use weir_abi::http::HttpPoolRecord;
 use weir_abi::proxy::{AcceptProxy, ProxyRecord, TcpRecord};
 use weir_abi::record::{
     Address, BackendRecord, ListenerRecord, Mode, NO_INDEX, NodeRecord, OnDown, PoolRecord, PortRecord,
@@ -183,6 +184,7 @@ fn snapshot_seeds() -> Vec<Vec<u8>> {
     backend.address = vip.address;
     let mut pool = PoolRecord::new_zeroed();
     pool.upstream = TcpRecord::POOL;
+    pool.http = HttpPoolRecord::DEFAULT;
     let pool = PoolTable { pool, backends: vec![backend; 2], slots: vec![0, 1, u16::MAX] }.encode();
     let tables = vec![node.reference, listeners.reference, pool.reference];
     let mut seeds = vec![Root { generation: 7, created_unix_ms: 0, tables }.encode()];

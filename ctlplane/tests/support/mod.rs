@@ -14,7 +14,7 @@ use weir_abi::columns::{
 };
 use weir_abi::counters::{GroupSpec, Layout};
 use weir_abi::image::{MAX_ROOT_BYTES, MAX_TABLE_BYTES};
-use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, root_name, table_name};
+use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, TableKind, root_name, table_name};
 use weir_ctlplane::engine::{Engine, EngineError, Options};
 use weir_ctlplane::machine::Machine;
 
@@ -90,7 +90,10 @@ impl Tables {
         let node = NodeTable::parse(&root.tables[0], &read(0)).unwrap();
         let listeners = ListenersTable::parse(&root.tables[1], &read(1)).unwrap();
         let pools =
-            (2..root.tables.len()).map(|at| PoolTable::parse(&root.tables[at], &read(at)).unwrap()).collect();
+            (2..root.tables.len())
+            .filter(|at| root.tables[*at].kind == TableKind::Pool as u32)
+            .map(|at| PoolTable::parse(&root.tables[at], &read(at)).unwrap())
+            .collect();
         Self { root, node, listeners, pools }
     }
 

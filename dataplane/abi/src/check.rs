@@ -8,7 +8,7 @@ use crate::proxy::{
     SendProxy,
 };
 use crate::record::{
-    Address, AddressUse, AdminState, Algorithm, IDLE_ADAPTIVE, ListenerRecord, MAX_LISTENERS,
+    Address, AddressUse, AdminState, Algorithm, Application, IDLE_ADAPTIVE, ListenerRecord, MAX_LISTENERS,
     MAX_POOL_BACKENDS, MAX_POOLS, MAX_PORTS, MAX_WORKERS, Mode, NO_INDEX, NO_POSITION, NodeRecord, OnDown,
     Timeout,
 };
@@ -148,12 +148,22 @@ fn check_listener(listener: &ListenerRecord, vips: usize, what: &str) -> Result<
     let index = listener.index as usize;
     ensure(index < MAX_LISTENERS, what, "listener.index", index as u64, "must be below 65,535")?;
     ensure((listener.vip as usize) < vips, what, "listener.vip", u64::from(listener.vip), "must be a vip")?;
+    let http = listener.application == Application::Http as u8;
     ensure(
-        (listener.pool as usize) < MAX_POOLS,
+        (listener.pool as usize) < MAX_POOLS || listener.pool == NO_INDEX && http,
         what,
         "listener.pool",
         u64::from(listener.pool),
-        "must be a pool",
+        "must be a pool, but for HTTP",
+    )?;
+    let application = Application::from_u8(listener.application);
+    let fits = application.is_some() && (!http || listener.mode == Mode::Proxy as u8);
+    ensure(
+        fits,
+        what,
+        "application",
+        u64::from(listener.application),
+        "must be known, and none in a mode other than proxy",
     )?;
     ensure(
         listener.port_first >= 1 && listener.port_first <= listener.port_last,
@@ -231,6 +241,7 @@ pub(crate) fn pool(table: &PoolTable, what: &str) -> Result<(), SnapshotError> {
         "must be known",
     )?;
     pool.upstream.check_pool(what)?;
+    pool.http.check(what)?;
     ensure(
         backends.len() <= MAX_POOL_BACKENDS,
         what,
@@ -249,6 +260,7 @@ pub(crate) fn pool(table: &PoolTable, what: &str) -> Result<(), SnapshotError> {
             "must be known",
         )?;
         ensure(backend.down <= 1, what, "down", u64::from(backend.down), "must be 0 or 1")?;
+        ensure(backend.backup <= 1, what, "backup", u64::from(backend.backup), "must be 0 or 1")?;
     }
     let bound = backends.len() as u16;
     if let Some(&slot) = slots.iter().find(|&&slot| slot != NO_POSITION && slot >= bound) {
@@ -257,7 +269,7 @@ pub(crate) fn pool(table: &PoolTable, what: &str) -> Result<(), SnapshotError> {
     Ok(())
 }
 
-fn check_address(address: &Address, what: &str, field: &'static str) -> Result<(), SnapshotError> {
+pub(crate) fn check_address(address: &Address, what: &str, field: &'static str) -> Result<(), SnapshotError> {
     let bits = match address.family {
         4 => 32,
         6 => 128,

@@ -9,8 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::check::{self, value};
 use crate::proxy::ProxyRecord;
 use crate::record::{
-    Address, BackendRecord, InterfaceAddressRecord, ListenerRecord, MAX_POOLS, NodeRecord, PoolRecord,
-    PortRecord, PortRouteRecord, VERSION, VipRecord,
+    Address, BackendRecord, InterfaceAddressRecord, ListenerRecord, MAX_LISTENERS, MAX_POOLS, NodeRecord,
+    PoolRecord, PortRecord, PortRouteRecord, VERSION, VipRecord,
 };
 
 const ROOT_MAGIC: [u8; 8] = *b"WEIRROOT";
@@ -18,8 +18,8 @@ const TABLE_MAGIC: [u8; 8] = *b"WEIRTABL";
 const CHECKSUM_SEED: u64 = 0x7765_6972_5f63_6b73;
 const ID_SEED: u64 = 0x7765_6972_5f69_645f;
 
-/// Most tables that a root may name: pools, node and listeners.
-pub const MAX_TABLES: usize = MAX_POOLS + 2;
+/// Most tables that a root may name: node, listeners, pools and listeners of HTTP.
+pub const MAX_TABLES: usize = 2 + MAX_POOLS + MAX_LISTENERS;
 /// Largest table, bytes: a pool of 65,534 backends with a large slot table stays below it.
 pub const MAX_TABLE_BYTES: usize = 64 << 20;
 /// Largest root, bytes.
@@ -129,6 +129,8 @@ pub enum TableKind {
     Listeners = 2,
     /// [`PoolTable`].
     Pool = 3,
+    /// [`crate::HttpTable`].
+    Http = 4,
 }
 
 /// File name of a generation's root.
@@ -146,14 +148,14 @@ pub fn table_name(id: u64) -> String {
     format!("table-{id:016x}")
 }
 
-/// One generation: which tables make it up, in order: node, listeners, pools.
+/// One generation: which tables make it up, in order: node, listeners, pools, listeners of HTTP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
     /// Number of the generation, rising.
     pub generation: u64,
     /// When it was made, for people.
     pub created_unix_ms: u64,
-    /// Exactly one node table, one listeners table, any number of pools.
+    /// Exactly one node table, one listeners table, any number of pools, any number of listeners of HTTP.
     pub tables: Vec<TableRef>,
 }
 
@@ -208,25 +210,28 @@ impl Root {
         let Some((tables, _)) = records::<TableRef>(body, count) else {
             return Err(SnapshotError::Length { what: what(), got: bytes.len(), expected });
         };
+        let mut last = TableKind::Pool as u32;
         for (position, table) in tables.iter().enumerate() {
-            let kind = match position {
-                0 => TableKind::Node,
-                1 => TableKind::Listeners,
-                _ => TableKind::Pool,
+            let fits = match position {
+                0 => table.kind == TableKind::Node as u32,
+                1 => table.kind == TableKind::Listeners as u32,
+                _ => (last..=TableKind::Http as u32).contains(&table.kind),
             };
-            if table.kind != kind as u32 {
-                return Err(value(
-                    &what(),
-                    "kind",
-                    u64::from(table.kind),
-                    "must be node, listeners, pools in order",
-                ));
+            if !fits {
+                let rule = "must be node, listeners, pools, listeners of HTTP in order";
+                return Err(value(&what(), "kind", u64::from(table.kind), rule));
             }
+            last = last.max(table.kind);
         }
         if count < 2 {
             return Err(value(&what(), "tables", count as u64, "must be at least node and listeners"));
         }
         Ok(Self { generation, created_unix_ms: header.created_unix_ms, tables })
+    }
+
+    /// The tables of a kind.
+    pub fn of_kind(&self, kind: TableKind) -> impl Iterator<Item = &TableRef> {
+        self.tables.iter().filter(move |table| table.kind == kind as u32)
     }
 }
 
@@ -256,7 +261,7 @@ pub struct TableImage {
 }
 
 impl TableImage {
-    fn seal(kind: TableKind, content: &[u8]) -> Self {
+    pub(crate) fn seal(kind: TableKind, content: &[u8]) -> Self {
         let header = TableHeader {
             magic: TABLE_MAGIC,
             version: VERSION,
@@ -280,7 +285,7 @@ impl TableImage {
 }
 
 /// A table whose bytes are fewer or more than the reference or its own counts say.
-fn wrong_length(reference: &TableRef, bytes: &[u8]) -> SnapshotError {
+pub(crate) fn wrong_length(reference: &TableRef, bytes: &[u8]) -> SnapshotError {
     SnapshotError::Length {
         what: table_name(reference.id),
         got: bytes.len(),
@@ -289,7 +294,11 @@ fn wrong_length(reference: &TableRef, bytes: &[u8]) -> SnapshotError {
 }
 
 /// Proves a table's bytes against the root's reference and returns its content.
-fn unseal<'a>(kind: TableKind, reference: &TableRef, bytes: &'a [u8]) -> Result<&'a [u8], SnapshotError> {
+pub(crate) fn unseal<'a>(
+    kind: TableKind,
+    reference: &TableRef,
+    bytes: &'a [u8],
+) -> Result<&'a [u8], SnapshotError> {
     let what = || table_name(reference.id);
     let Ok((header, content)) = TableHeader::read_from_prefix(bytes) else {
         return Err(SnapshotError::Length {
@@ -461,7 +470,10 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 /// Copies `count` records off the front; `None` where the bytes don't hold so many.
-fn records<T: FromBytes + IntoBytes + Immutable>(bytes: &[u8], count: usize) -> Option<(Vec<T>, &[u8])> {
+pub(crate) fn records<T: FromBytes + IntoBytes + Immutable>(
+    bytes: &[u8],
+    count: usize,
+) -> Option<(Vec<T>, &[u8])> {
     let length = count.checked_mul(size_of::<T>())?;
     let (head, rest) = bytes.split_at_checked(length)?;
     let mut records = T::new_vec_zeroed(count).ok()?;

@@ -2,6 +2,7 @@
 #![allow(clippy::indexing_slicing, reason = "tests")]
 
 use super::*;
+use crate::http::HttpPoolRecord;
 use crate::proxy::{AcceptProxy, TcpRecord};
 use crate::record::{Mode, NO_INDEX, NO_POSITION, OnDown};
 use crate::text::{Name, Text};
@@ -29,6 +30,7 @@ fn pool() -> PoolTable {
     let mut record = PoolRecord::new_zeroed();
     record.name = Name::new("app");
     record.upstream = TcpRecord::POOL;
+    record.http = HttpPoolRecord::DEFAULT;
     let mut backend = BackendRecord::new_zeroed();
     backend.address = Address::host([198, 18, 1, 11].into()).with_port(80);
     backend.weight = 1;
@@ -103,7 +105,7 @@ fn another_version_is_named_in_the_error() {
     let mut bytes = Root { generation: 1, created_unix_ms: 0, tables: vec![] }.encode();
     bytes[8] = 9;
     let error = Root::parse(1, &bytes).unwrap_err().to_string();
-    assert_eq!(error, "root-1 has layout version 9, this program reads version 2");
+    assert_eq!(error, "root-1 has layout version 9, this program reads version 3");
 }
 
 #[test]

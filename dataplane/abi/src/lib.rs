@@ -18,11 +18,13 @@ pub mod columns;
 pub mod counters;
 pub mod events;
 pub mod fuzz;
+pub mod http;
 pub mod image;
 pub mod proxy;
 pub mod record;
 pub mod text;
 
+pub use http::HttpTable;
 pub use image::{
     ListenersTable, NodeTable, PoolTable, Root, SnapshotError, TableImage, TableKind, TableRef,
     root_generation, root_name, table_name,

@@ -6,11 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::http::HttpPoolRecord;
 use crate::proxy::TcpRecord;
 use crate::text::{Name, Text};
 
 /// Version of every record and header here. Raised with each change of a layout or a meaning.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Most workers that a node can have.
 pub const MAX_WORKERS: usize = 64;
 /// Most ports that a node can have.
@@ -241,6 +242,16 @@ pub enum Mode {
     Proxy = 5,
 }
 
+/// What a proxy listener understands of what it passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Application {
+    /// Nothing: bytes.
+    None = 0,
+    /// HTTP/1.1.
+    Http = 1,
+}
+
 /// What happens to the flows of a backend that is down or in maintenance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -263,7 +274,7 @@ pub struct ListenerRecord {
     pub index: u32,
     /// Position in the table's vips.
     pub vip: u32,
-    /// Index of the pool ([`PoolRecord::index`]).
+    /// Index of the pool ([`PoolRecord::index`]); [`NO_INDEX`] in an HTTP listener without a default pool.
     pub pool: u32,
     /// First port, host byte order.
     pub port_first: u16,
@@ -279,8 +290,10 @@ pub struct ListenerRecord {
     pub on_down: u8,
     /// UDP destination port of GUE.
     pub gue_port: u16,
+    /// [`Application`]; [`Application::Http`] only in [`Mode::Proxy`], with a table of its own ([`crate::HttpTable`]).
+    pub application: u8,
     /// Zero.
-    pub reserved: u16,
+    pub reserved: u8,
     /// Position in the table's proxies; [`NO_INDEX`] exactly in the other modes.
     pub proxy: u32,
 }
@@ -323,6 +336,8 @@ pub struct PoolRecord {
     pub slots: u32,
     /// Proxied connections to its backends.
     pub upstream: TcpRecord,
+    /// How HTTP uses them.
+    pub http: HttpPoolRecord,
 }
 
 /// A backend's administrative state.
@@ -357,8 +372,10 @@ pub struct BackendRecord {
     pub admin: u8,
     /// 1 = down by health; 0 = up.
     pub down: u8,
+    /// 1 = gets HTTP requests only when no other can; 0 = usual.
+    pub backup: u8,
     /// Zero.
-    pub reserved: u16,
+    pub reserved: u8,
 }
 
 /// Gives an enum `from_u8`.
@@ -375,6 +392,7 @@ macro_rules! from_u8 {
 }
 pub(crate) use from_u8;
 from_u8!(Mode: Dsr, Ipip, Gue, Nat, Fullnat, Proxy);
+from_u8!(Application: None, Http);
 from_u8!(OnDown: Reselect, Reset, Keep);
 from_u8!(Algorithm: Maglev, RoundRobin, SourceHash, LeastConn, RandomTwo);
 from_u8!(AdminState: Ready, Drain, Maint, Removed);
@@ -414,13 +432,14 @@ const _: () = {
     assert!(size_of::<PortRouteRecord>() == 44);
     assert!(size_of::<VipRecord>() == 84);
     assert!(size_of::<ListenerRecord>() == 64 + 12 + 4 + 8 + 4);
-    assert!(size_of::<PoolRecord>() == 64 + 16 + 28);
+    assert!(size_of::<PoolRecord>() == 64 + 16 + 28 + 216);
     assert!(size_of::<BackendRecord>() == 64 + 8 + 20 + 4 + 4);
     assert!(std::mem::offset_of!(NodeRecord, worker_count) == 136);
     assert!(std::mem::offset_of!(NodeRecord, tcp_connections) == 244);
     assert!(std::mem::offset_of!(ListenerRecord, index) == 64);
     assert!(std::mem::offset_of!(ListenerRecord, proxy) == 88);
     assert!(std::mem::offset_of!(PoolRecord, upstream) == 80);
+    assert!(std::mem::offset_of!(PoolRecord, http) == 108);
     assert!(std::mem::offset_of!(BackendRecord, address) == 72);
     assert!(std::mem::offset_of!(BackendRecord, max_connections) == 92);
 };

@@ -11,6 +11,9 @@ pub struct Text<const N: usize>([u8; N]);
 pub type Name = Text<64>;
 
 impl<const N: usize> Text<N> {
+    /// No text.
+    pub const EMPTY: Self = Self([0; N]);
+
     /// Copies as much of `text` as fits (cut at a character boundary).
     pub fn new(text: &str) -> Self {
         let mut end = text.len().min(N);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use weir_http::routes::spec::Route;
 
 /// What a listener of protocol `http` does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpListener {
     /// Its routes, in the order of the file. Built into a table once, by whoever makes the rules.
     pub routes: Arc<[Route]>,
@@ -35,6 +35,27 @@ pub struct HttpListener {
     pub log_per_ten_thousand: u16,
     /// What happens to new connections when memory is at its ceiling.
     pub when_full: WhenFull,
+}
+
+impl Default for HttpListener {
+    /// The configuration's defaults.
+    fn default() -> Self {
+        Self {
+            routes: Arc::default(),
+            default_pool: None,
+            times: HttpTimes::default(),
+            limits: HttpLimits::default(),
+            tell: Tell::default(),
+            connect_allowed: false,
+            upgrade_allowed: true,
+            cause_header: true,
+            error_pages: Vec::new(),
+            rate_limits: Vec::new(),
+            own_rate_limits: Vec::new(),
+            log_per_ten_thousand: 0,
+            when_full: WhenFull::Refuse,
+        }
+    }
 }
 
 /// What a client gets when memory is at its ceiling.
@@ -182,7 +203,7 @@ pub enum RateKey {
 }
 
 /// How the backends of a pool are used for HTTP.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpPool {
     /// What picks a backend, where the pool's algorithm hashes.
     pub hash: HashBy,
