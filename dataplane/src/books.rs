@@ -6,12 +6,13 @@ use std::sync::atomic::AtomicU64;
 
 use hugepages::segment::AtomicWords;
 use weir_abi::columns::{
-    BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, ProxyColumn, TcpColumn, UpstreamColumn,
-    WorkerColumn,
+    BackendColumn, CAUSE_GROUP, DROP_GROUP, HttpBackendColumn, HttpColumn, HttpWorkerColumn, ListenerColumn,
+    PortColumn, ProxyColumn, TcpColumn, UpstreamColumn, WorkerColumn,
 };
 use weir_abi::counters::{GroupSpec, Layout, Writer};
 use weir_abi::record::MAX_PORTS;
 use weir_l4::{Accounts, Delivery, Ended};
+use weir_l7::http::event::{BackendHttpCount, BreakerState, HttpCount, HttpGauge};
 use weir_l7::{BackendCount, Cause, ListenerCount};
 
 use crate::drops::{self, Drop};
@@ -45,8 +46,17 @@ pub fn layout(workers: usize, backend_rows: usize) -> Layout {
             group(TcpColumn::GROUP, 1, TcpColumn::COLUMNS),
             group(ProxyColumn::GROUP, LISTENER_ROWS, ProxyColumn::COLUMNS),
             group(UpstreamColumn::GROUP, backend_rows, UpstreamColumn::COLUMNS),
+            group(HttpColumn::GROUP, LISTENER_ROWS, HttpColumn::COLUMNS),
+            GroupSpec { name: CAUSE_GROUP, rows: LISTENER_ROWS, columns: cause_names() },
+            group(HttpBackendColumn::GROUP, backend_rows, HttpBackendColumn::COLUMNS),
+            group(HttpWorkerColumn::GROUP, 1, HttpWorkerColumn::COLUMNS),
         ],
     )
+}
+
+/// Codes of all causes, in the order of their numbers, which begin at 1.
+fn cause_names() -> Vec<&'static str> {
+    weir_http::cause::Cause::ALL.iter().map(|cause| cause.code()).collect()
 }
 
 /// Which way a delivered packet went.
@@ -94,6 +104,10 @@ pub struct Books {
     tcp: Writer<Words>,
     proxy: Writer<Words>,
     upstream: Writer<Words>,
+    http: Writer<Words>,
+    cause: Writer<Words>,
+    http_backend: Writer<Words>,
+    http_worker: Writer<Words>,
     /// By backend and way, so that the few backends of one pool don't meet.
     tallies: [Tally; TALLIES],
     /// Which of them hold something.
@@ -115,6 +129,10 @@ impl Books {
             tcp: writer(TcpColumn::GROUP)?,
             proxy: writer(ProxyColumn::GROUP)?,
             upstream: writer(UpstreamColumn::GROUP)?,
+            http: writer(HttpColumn::GROUP)?,
+            cause: writer(CAUSE_GROUP)?,
+            http_backend: writer(HttpBackendColumn::GROUP)?,
+            http_worker: writer(HttpWorkerColumn::GROUP)?,
             tallies: [Tally::default(); TALLIES],
             pending: 0,
             unsettled: 0,
@@ -164,6 +182,16 @@ impl Books {
     /// Adds to a column of the TCP engine.
     pub fn add_tcp(&self, column: TcpColumn, amount: u64) {
         self.tcp.add(0, column as usize, amount);
+    }
+
+    /// Sets a column of the worker's HTTP.
+    pub fn set_http(&self, column: HttpWorkerColumn, value: u64) {
+        self.http_worker.set(0, column as usize, value);
+    }
+
+    /// Adds to a column of the worker's HTTP.
+    pub fn add_http(&self, column: HttpWorkerColumn, amount: u64) {
+        self.http_worker.add(0, column as usize, amount);
     }
 
     /// Moves a gauge.
@@ -360,6 +388,73 @@ impl weir_l7::Accounts for &Books {
         };
         self.add_tcp(column, 1);
     }
+
+    #[inline]
+    fn http(&mut self, listener: u16, count: HttpCount, by: u64) {
+        let column = match count {
+            HttpCount::Requests => HttpColumn::Requests,
+            HttpCount::Informational => HttpColumn::Informational,
+            HttpCount::Successful => HttpColumn::Successful,
+            HttpCount::Redirection => HttpColumn::Redirection,
+            HttpCount::ClientError => HttpColumn::ClientError,
+            HttpCount::ServerError => HttpColumn::ServerError,
+            HttpCount::Own => HttpColumn::Own,
+            HttpCount::Retries => HttpColumn::Retries,
+            HttpCount::RetriesDenied => HttpColumn::RetriesDenied,
+            HttpCount::RateLimited => HttpColumn::RateLimited,
+            HttpCount::Tunnels => HttpColumn::TunnelsTotal,
+            HttpCount::Mirrored => HttpColumn::Mirrored,
+            HttpCount::MirrorsDropped => HttpColumn::MirrorsDropped,
+            HttpCount::KeepAliveTimeouts => HttpColumn::KeepAliveTimeouts,
+        };
+        self.http.add(usize::from(listener), column as usize, by);
+    }
+
+    #[inline]
+    fn http_gauge(&mut self, listener: u16, gauge: HttpGauge, by: i64) {
+        let column = match gauge {
+            HttpGauge::Exchanges => HttpColumn::Exchanges,
+            HttpGauge::IdleClients => HttpColumn::IdleClients,
+            HttpGauge::Tunnels => HttpColumn::Tunnels,
+        };
+        Books::shift(&self.http, usize::from(listener), column as usize, by);
+    }
+
+    fn cause(&mut self, listener: u16, cause: weir_http::cause::Cause) {
+        // numbers begin at 1
+        self.cause.add(usize::from(listener), usize::from(cause as u8).saturating_sub(1), 1);
+    }
+
+    #[inline]
+    fn backend_http(&mut self, backend: u32, count: BackendHttpCount, by: u64) {
+        let column = match count {
+            BackendHttpCount::Requests => HttpBackendColumn::Requests,
+            BackendHttpCount::Reused => HttpBackendColumn::Reused,
+            BackendHttpCount::ServerErrors => HttpBackendColumn::ServerErrors,
+            BackendHttpCount::Failures => HttpBackendColumn::Failures,
+            BackendHttpCount::BreakerOpened => HttpBackendColumn::BreakerOpened,
+        };
+        self.http_backend.add(backend as usize, column as usize, by);
+    }
+
+    #[inline]
+    fn backend_idle(&mut self, backend: u32, by: i64) {
+        Books::shift(&self.http_backend, backend as usize, HttpBackendColumn::Idle as usize, by);
+    }
+
+    fn breaker(&mut self, backend: u32, state: BreakerState) {
+        for (column, of) in [
+            (HttpBackendColumn::BreakerOpen, BreakerState::Open),
+            (HttpBackendColumn::BreakerHalfOpen, BreakerState::HalfOpen),
+        ] {
+            self.http_backend.set(backend as usize, column as usize, u64::from(state == of));
+        }
+    }
+
+    fn http_memory(&mut self, used: u64, ceiling: u64) {
+        self.set_http(HttpWorkerColumn::MemoryUsed, used);
+        self.set_http(HttpWorkerColumn::MemoryCeiling, ceiling);
+    }
 }
 
 #[cfg(test)]
@@ -519,5 +614,49 @@ pub(crate) mod tests {
         assert_eq!((sum("listener", 1, "no_backend"), sum("backend", 2, "resets")), (1, 1));
         let names = ["flows_created", "flows_expired", "flows_evicted"];
         assert_eq!(names.map(|name| sum("worker", 0, name)), [4, 1, 2]);
+    }
+    #[test]
+    fn http_is_counted_by_listener_cause_and_backend() {
+        use weir_http::cause::Cause;
+        use weir_l7::Accounts;
+        let (_parent, [first, second, _], reader) = books();
+        let (mut first, mut second) = (&first, &second);
+        first.http(3, HttpCount::Requests, 2);
+        second.http(3, HttpCount::Requests, 1);
+        first.http(3, HttpCount::ServerError, 1);
+        first.http_gauge(3, HttpGauge::Exchanges, 1);
+        second.http_gauge(3, HttpGauge::Exchanges, -1);
+        second.http_gauge(3, HttpGauge::Tunnels, 1);
+        for cause in Cause::ALL {
+            first.cause(3, *cause);
+        }
+        second.cause(3, Cause::NoRoute);
+        let sum = |group, row, column| reader.group(group).unwrap().sum_of(row, column);
+        assert_eq!((sum("http", 3, "requests"), sum("http", 3, "responses_5xx")), (3, 1));
+        assert_eq!(
+            (sum("http", 3, "exchanges"), sum("http", 3, "tunnels"), sum("http", 2, "requests")),
+            (0, 1, 0)
+        );
+        for cause in Cause::ALL {
+            let expected = if *cause == Cause::NoRoute { 2 } else { 1 };
+            assert_eq!(sum("http_cause", 3, cause.code()), expected, "{cause:?}");
+        }
+        first.backend_http(2, BackendHttpCount::Requests, 5);
+        first.backend_idle(2, 1);
+        first.breaker(2, BreakerState::Open);
+        second.breaker(2, BreakerState::HalfOpen);
+        let breakers =
+            || (sum("http_backend", 2, "breaker_open"), sum("http_backend", 2, "breaker_half_open"));
+        assert_eq!(breakers(), (1, 1));
+        first.breaker(2, BreakerState::Closed);
+        assert_eq!(breakers(), (0, 1));
+        assert_eq!((sum("http_backend", 2, "requests"), sum("http_backend", 2, "idle")), (5, 1));
+        first.http_memory(7, 9);
+        second.http_memory(1, 9);
+        assert_eq!((sum("http_worker", 0, "memory_used"), sum("http_worker", 0, "memory_ceiling")), (8, 18));
+        // beyond the table: not counted, no harm
+        first.http(u16::MAX, HttpCount::Requests, 1);
+        first.cause(u16::MAX, Cause::Memory);
+        first.breaker(u32::MAX, BreakerState::Open);
     }
 }

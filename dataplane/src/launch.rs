@@ -2,7 +2,7 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -22,12 +22,13 @@ use weir_net::Mac;
 use weir_net::hash::{SYMMETRIC_KEY, Toeplitz};
 
 use crate::books::{self, Books, Words};
+use crate::events::{self, Events};
 use crate::links::Links;
 use crate::memory::{self, remember_snat};
 use crate::messages::{FromWorker, ToWorker};
 use crate::output::{Output, PortOut, Way};
 use crate::snapshot::Snapshot;
-use crate::terminate::{Sizes, Terminator};
+use crate::terminate::{Microseconds, Sizes, Terminator};
 use crate::view::View;
 use crate::worker::{Input, Peers, Worker, tick_now};
 
@@ -91,6 +92,8 @@ pub struct Foundry {
     connections: usize,
     /// What the buffers of a port allow: half of them may wait in queues, the rest is for receiving and sending.
     memory: u64,
+    /// Where event rings are.
+    shared: PathBuf,
 }
 
 impl Foundry {
@@ -98,8 +101,9 @@ impl Foundry {
     pub fn terminator(&self, worker: u16, view: &View) -> Box<Terminator> {
         let owner = reply_owner(&self.spread, worker, self.workers);
         let sizes = Sizes { connections: self.connections, most_memory: self.memory };
-        let small = self.small.clone();
-        Box::new(Terminator::new(&sizes, view, owner, self.secret, small, self.tsc_hz))
+        let (small, clock) = (self.small.clone(), Microseconds::new(self.tsc_hz));
+        let events = Events::open(&self.shared, worker, view.generation, clock.now());
+        Box::new(Terminator::new(&sizes, view, owner, self.secret, small, clock, events))
     }
 }
 
@@ -203,7 +207,7 @@ pub fn launch(
         deal_queues(index as u16, part, &mut lots, &mut wiring)?;
     }
     let pools: Vec<PacketPool> = parts.iter().map(|part| part.pool.clone()).collect();
-    let foundry = foundry(&eal.handle(), &spread, workers as u16, buffers, node)?;
+    let foundry = foundry(&eal.handle(), &spread, workers as u16, buffers, node, place.shared)?;
     adopter.set_workers(workers);
     let mut handles = Vec::new();
     for (index, lot) in lots.into_iter().enumerate() {
@@ -260,7 +264,9 @@ fn foundry(
     workers: u16,
     buffers: Buffers,
     node: &NodeRecord,
+    shared: &SegmentDir,
 ) -> Result<Foundry, LaunchError> {
+    events::remove_others(shared, workers).map_err(|error| failed("event rings")(&error))?;
     let small = PacketPool::new(environment, "small", SMALL_BUFFERS, POOL_CACHE, SMALL_BYTES, None)
         .map_err(|error| failed("buffers for small pieces")(&error))?;
     let mut secret = [0; 32];
@@ -275,6 +281,7 @@ fn foundry(
         tsc_hz: lcore::tsc_hz(environment),
         connections: node.tcp_connections as usize,
         memory: buffers.of_queues(workers.into()),
+        shared: shared.path().to_owned(),
     })
 }
 

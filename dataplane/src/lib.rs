@@ -6,12 +6,14 @@
 //!                  ├ terminate  connections that end here: TCP (weir-tcp) and the proxy (weir-l7)
 //!                  ├ local   answers to ARP, NDP, echo
 //!                  ├ links   next hops' addresses, packets that wait for one
+//!                  ├ events  what the control process is told: exchanges, breakers
 //!                  └ books   counters; drops: every reason
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod books;
 pub mod drops;
+pub mod events;
 pub mod launch;
 pub mod links;
 pub mod local;

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use dpdk::{Mbuf, PacketPool, SharedMbuf, lcore, mbuf};
-use weir_abi::columns::{TcpColumn, WorkerColumn};
+use weir_abi::columns::{HttpWorkerColumn, TcpColumn, WorkerColumn};
 use weir_l4::NO_LISTENER;
 use weir_l4::snat::ReplyOwner;
+use weir_l7::http::event::Event;
 use weir_l7::{Proxy, ProxyConfig, Surroundings, ToLedger, ToWorker};
 use weir_net::{PacketBuf, Parsed, Protocol, eth, icmp};
 use weir_tcp::header::PayloadSum;
@@ -19,6 +20,7 @@ use weir_tcp::{
 
 use crate::books::Books;
 use crate::drops::WorkerReason;
+use crate::events::Events;
 use crate::links::Links;
 use crate::memory::SegmentMemory;
 use crate::messages::FromWorker;
@@ -82,6 +84,8 @@ pub struct Terminator {
     lookups: Vec<weir_tcp::Lookup>,
     /// For small pieces of data.
     small: PacketPool,
+    /// To the control process.
+    events: Events,
     most_memory: u64,
     /// What of it the configuration allows.
     memory: u64,
@@ -120,10 +124,11 @@ impl Terminator {
         owner: ReplyOwner,
         secret: [u8; 32],
         small: PacketPool,
-        tsc_hz: u64,
+        clock: Microseconds,
+        mut events: Events,
     ) -> Self {
-        let clock = Microseconds::new(tsc_hz);
         let now = clock.now();
+        events.set_generation(view.generation);
         let most_memory = sizes.most_memory;
         let memory = most_memory.min(view.proxied.memory);
         let config = EngineConfig {
@@ -148,6 +153,7 @@ impl Terminator {
             taken,
             lookups,
             small,
+            events,
             most_memory,
             memory,
             clock,
@@ -159,6 +165,7 @@ impl Terminator {
     /// Runs a new generation from here on.
     pub fn adopt(&mut self, view: &View, mut books: &Books) {
         set_profiles(&mut self.engine, view);
+        self.events.set_generation(view.generation);
         self.memory = self.most_memory.min(view.proxied.memory);
         self.engine.set_memory(self.memory);
         let services = Arc::clone(&view.services);
@@ -240,7 +247,7 @@ impl Terminator {
         let now = self.clock.now();
         let mut books = wire.books;
         self.is_busy = false;
-        let mut surroundings = Around { small: &self.small, flows: wire.flows };
+        let mut surroundings = around(&self.small, &mut self.events, wire, now);
         self.proxy.run(&mut self.engine, &mut surroundings, &mut books, now);
         self.engine.transmit(now, wire);
     }
@@ -250,12 +257,13 @@ impl Terminator {
         let now = self.clock.now();
         let mut books = wire.books;
         self.engine.advance(now, wire);
+        self.events.look_at_clock(now);
         if now >= self.rotates {
             self.rotates = now.after(ROTATION_US);
             self.engine.rotate_secrets(now);
         }
         if self.proxy.next_deadline(now).is_some_and(|due| due <= now) {
-            let mut surroundings = Around { small: &self.small, flows: wire.flows };
+            let mut surroundings = around(&self.small, &mut self.events, wire, now);
             self.proxy.advance(&mut self.engine, &mut surroundings, &mut books, now);
         }
         self.run(wire);
@@ -265,7 +273,7 @@ impl Terminator {
     pub fn receive(&mut self, message: ToWorker, wire: &Wire<'_>) {
         let now = self.clock.now();
         let mut books = wire.books;
-        let mut surroundings = Around { small: &self.small, flows: wire.flows };
+        let mut surroundings = around(&self.small, &mut self.events, wire, now);
         self.proxy.receive(message, &mut self.engine, &mut surroundings, &mut books, now);
         self.is_busy = true;
     }
@@ -281,7 +289,7 @@ impl Terminator {
         }
     }
 
-    /// Writes gauges and counters. What the proxy aborts is counted by cause as it happens.
+    /// Writes gauges and counters of TCP and events. What the proxy aborts is counted by cause as it happens.
     pub fn publish(&self, books: &Books) {
         let (census, counters) = (self.engine.census(), self.engine.counters());
         for (column, state) in [
@@ -322,6 +330,9 @@ impl Terminator {
         ] {
             books.set_tcp(column, value);
         }
+        let events = self.events.counts();
+        books.set_http(HttpWorkerColumn::EventsWritten, events.written);
+        books.set_http(HttpWorkerColumn::EventsRefused, events.refused);
     }
 }
 
@@ -332,15 +343,37 @@ fn set_profiles(engine: &mut Engine<PacketBuffer>, view: &View) {
     }
 }
 
-/// Buffers for the proxy's own words, and the flows of L4 that share its source addresses.
+/// Buffers for the proxy's own words, the flows of L4 that share its source addresses, and who is told what happens.
 struct Around<'a> {
     small: &'a PacketPool,
+    pools: &'a [PacketPool],
     flows: &'a weir_l4::Engine<SegmentMemory>,
+    events: &'a mut Events,
+    now: Instant,
+}
+
+fn around<'a>(small: &'a PacketPool, events: &'a mut Events, wire: &'a Wire<'_>, now: Instant) -> Around<'a> {
+    Around { small, pools: wire.pools, flows: wire.flows, events, now }
 }
 
 impl Surroundings<PacketBuffer> for Around<'_> {
+    /// What fits a small buffer takes one while there are any, the rest one of a port's, as received packets are.
     fn copy(&mut self, bytes: &[u8]) -> Option<PacketBuffer> {
-        copy_into(self.small, bytes)
+        let small = if bytes.len() <= usize::from(self.small.data_room()) {
+            copy_into(self.small, bytes)
+        } else {
+            None
+        };
+        small.or_else(|| self.pools.iter().find_map(|pool| copy_into(pool, bytes)))
+    }
+
+    fn longest(&self) -> usize {
+        let small = usize::from(self.small.data_room());
+        self.pools.iter().map(|pool| usize::from(pool.data_room())).max().unwrap_or(0).max(small)
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        self.events.tell(event, self.now);
     }
 
     fn is_taken(&self, local: Endpoint, remote: Endpoint) -> bool {

@@ -276,6 +276,88 @@ columns! {
     }
 }
 
+/// Group of the causes why the proxy answered HTTP requests itself or ended exchanges: one row per listener index, one column per
+/// cause, named by its code.
+pub const CAUSE_GROUP: &str = "http_cause";
+
+columns! {
+    /// HTTP of a listener; one row per listener index.
+    HttpColumn "http" {
+        /// Requests whose head was read.
+        Requests "requests",
+        /// Responses 1xx, as the following the proxy's own included.
+        Informational "responses_1xx",
+        /// Responses 2xx.
+        Successful "responses_2xx",
+        /// Responses 3xx.
+        Redirection "responses_3xx",
+        /// Responses 4xx.
+        ClientError "responses_4xx",
+        /// Responses 5xx.
+        ServerError "responses_5xx",
+        /// Responses or ends of the proxy's own making; the group [`CAUSE_GROUP`] says why.
+        Own "own_responses",
+        /// Attempts after a first.
+        Retries "retries",
+        /// Retries that the budget did not allow.
+        RetriesDenied "retries_denied",
+        /// Requests that a rate limit refused.
+        RateLimited "rate_limited",
+        /// Connections that became tunnels.
+        TunnelsTotal "tunnels_total",
+        /// Copies sent to mirrors.
+        Mirrored "mirrored",
+        /// Copies that were not sent.
+        MirrorsDropped "mirrors_dropped",
+        /// Keep-alive connections ended for their silence.
+        KeepAliveTimeouts "keep_alive_timeouts",
+        /// Gauge: exchanges in progress.
+        Exchanges "exchanges",
+        /// Gauge: clients between two requests.
+        IdleClients "idle_clients",
+        /// Gauge: tunnels.
+        Tunnels "tunnels",
+    }
+}
+
+columns! {
+    /// Backends as HTTP sees them; one row per backend index.
+    HttpBackendColumn "http_backend" {
+        /// Requests sent.
+        Requests "requests",
+        /// Requests on a connection that was idle before.
+        Reused "reused",
+        /// Responses 5xx.
+        ServerErrors "server_errors",
+        /// Requests without a usable response.
+        Failures "failures",
+        /// Times that a breaker opened.
+        BreakerOpened "breaker_opened",
+        /// Gauge: idle connections, among [`UpstreamColumn::Active`].
+        Idle "idle",
+        /// Gauge: workers whose breaker is open.
+        BreakerOpen "breaker_open",
+        /// Gauge: workers whose breaker is half-open.
+        BreakerHalfOpen "breaker_half_open",
+    }
+}
+
+columns! {
+    /// HTTP of a worker; one row per area.
+    HttpWorkerColumn "http_worker" {
+        /// Gauge: bytes of buffers and records in use.
+        MemoryUsed "memory_used",
+        /// Bytes beyond which new connections are refused.
+        MemoryCeiling "memory_ceiling",
+        /// Events told to the control process, by all processes since the ring was made.
+        EventsWritten "events_written",
+        /// Events that found the ring full, since it was made: lines that the access log lacks.
+        EventsRefused "events_refused",
+        /// Messages of rate limits to other workers that found a ring full: asked for again.
+        RateMessagesLost "rate_messages_lost",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,6 +372,9 @@ mod tests {
             (TcpColumn::GROUP, TcpColumn::COLUMNS),
             (ProxyColumn::GROUP, ProxyColumn::COLUMNS),
             (UpstreamColumn::GROUP, UpstreamColumn::COLUMNS),
+            (HttpColumn::GROUP, HttpColumn::COLUMNS),
+            (HttpBackendColumn::GROUP, HttpBackendColumn::COLUMNS),
+            (HttpWorkerColumn::GROUP, HttpWorkerColumn::COLUMNS),
         ];
         let mut names = std::collections::HashSet::new();
         for (group, columns) in groups {
@@ -301,5 +386,6 @@ mod tests {
         assert_eq!(TcpColumn::SnatExhausted.name(), "snat_exhausted");
         // an area has a row per backend that there may ever be: one cache line each
         assert!(BackendColumn::COLUMNS.len() <= 8 && UpstreamColumn::COLUMNS.len() <= 8);
+        assert!(HttpBackendColumn::COLUMNS.len() <= 8);
     }
 }

@@ -13,6 +13,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use crate::record::Address;
 
+/// Names of rings: this and the worker's number.
+pub const RING_PREFIX: &str = "events-";
 /// Longest record, in bytes.
 pub const MOST_BYTES: usize = size_of::<ExchangeHead>() + TEXT_BYTES;
 /// Longest texts, in the order of [`Texts`]: method, target, host, user agent, referer, request id.
