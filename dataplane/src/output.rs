@@ -75,6 +75,25 @@ impl Output {
         }
     }
 
+    /// The link address of a port whose frames have no tag.
+    #[inline]
+    pub fn untagged(&self, port: u16) -> Option<Mac> {
+        self.ports.get(usize::from(port)).filter(|out| out.vlan.is_none()).map(|out| out.mac)
+    }
+
+    /// Sends a burst of finished frames.
+    #[inline]
+    pub fn send_all(&mut self, port: u16, packets: impl ExactSizeIterator<Item = Mbuf>, books: &Books) {
+        let Some(out) = self.ports.get_mut(usize::from(port)) else {
+            books.dropped(WorkerReason::NoRoute, packets.len() as u64);
+            return;
+        };
+        if packets.len() > out.batch.remaining_capacity() {
+            out.flush(usize::from(port), books);
+        }
+        out.batch.extend(packets);
+    }
+
     /// Sends a finished frame with the next batch.
     #[inline]
     pub fn send(&mut self, port: u16, packet: Mbuf, books: &Books) {

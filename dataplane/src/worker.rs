@@ -19,9 +19,7 @@ use weir_abi::columns::{PortColumn, WorkerColumn};
 use weir_l4::engine::Engine;
 use weir_l4::rate::TICKS_PER_SECOND;
 use weir_l4::{Delivery, Lookup, Owner, Spread, Verdict};
-use weir_net::{
-    Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, icmpv6, parse_into, parse_plain_v4, parse_plain_v6,
-};
+use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse_into};
 
 use crate::books::{Books, Way};
 use crate::drops::{Drop, WorkerReason};
@@ -134,6 +132,8 @@ enum Origin {
 /// Of the frames of one burst: all are addressed to this port, and this worker owns all flows.
 #[derive(Clone, Copy)]
 struct Station {
+    /// Index of the port.
+    port: u16,
     mac: Mac,
     /// See [`Input::filter`].
     filter: bool,
@@ -273,69 +273,145 @@ impl Worker {
         for packet in burst.iter() {
             hugepages::prefetch::read_slice_at(packet.data(), 0);
         }
-        self.accept(burst, origin, tick, stage);
-        let Stage { packets, parsed, lookups, deliveries, ports, .. } = stage;
-        self.engine.steady(packets, parsed, lookups, deliveries, tick, &mut self.books);
-        self.dispatch(packets, parsed, lookups, deliveries, ports, tick);
+        let station = burst.first().map(origin.clone()).and_then(|(port, origin)| self.station(port, origin));
+        let usual = match station {
+            Some(station) => self.usual(burst, station, &mut stage.lookups),
+            None => {
+                stage.lookups.fill(Lookup::default());
+                0
+            }
+        };
+        if usual == burst.len() {
+            stage.packets.extend(burst.drain(..).map(Packet));
+        } else {
+            self.accept(burst, origin, tick, stage);
+        }
+        let Stage { packets, lookups, deliveries, .. } = stage;
+        self.guess(lookups.get_mut(..packets.len()).unwrap_or_default());
+        self.engine.steady(packets, lookups, deliveries, tick, &mut self.books);
+        if !self.dispatch_alike(packets, deliveries) {
+            self.dispatch(stage, station, tick);
+        }
         if self.terminator.as_ref().is_some_and(|terminator| terminator.has_taken()) {
             self.terminated(Terminator::arrive);
         }
     }
 
-    /// The first stages: what the packets are, and where their flows may be. (A function for each stage, so that what its loop
-    /// needs stays in registers.)
-    #[inline(always)]
+    /// The first stage of nearly every packet: whether it is a usual one for this worker, and where its flow may be. Returns how
+    /// many are; of others, the lookup says so. (A function for each stage, so that what its loop needs stays in registers.)
+    #[inline(never)]
+    fn usual(&self, burst: &Burst, station: Station, lookups: &mut [Lookup; BURST]) -> usize {
+        let mut usual = 0;
+        for (packet, lookup) in burst.iter().zip(lookups) {
+            let frame = packet.data();
+            let options = ParseOptions { l3_checksum_ok: packet.is_ip_checked() };
+            let is_usual = ((packet.segment_count() == 1) & !packet.is_corrupt())
+                && is_for_station(station.mac, frame, station.filter)
+                && self.engine.prepare_usual(frame, &options, lookup);
+            if is_usual {
+                usual += 1;
+            } else {
+                *lookup = Lookup::default();
+            }
+        }
+        usual
+    }
+
+    /// The first stage of a burst with others among the usual packets, which may end here: those that stay, side by side, and
+    /// where their flows may be.
+    #[inline(never)]
     fn accept(
         &mut self,
         burst: &mut Burst,
-        origin: impl Fn(&Mbuf) -> (u16, Origin) + Clone,
+        origin: impl Fn(&Mbuf) -> (u16, Origin),
         tick: u32,
         stage: &mut Stage,
     ) {
         let Stage { packets, parsed, lookups, ports, steering, .. } = stage;
-        let mut places = parsed.iter_mut().zip(ports.iter_mut());
+        let found = *lookups;
+        let mut places = parsed.iter_mut().zip(lookups).zip(ports);
         let mut place = places.next();
-        let station = burst.first().map(origin.clone()).and_then(|(port, origin)| self.station(port, origin));
-        for packet in burst.drain(..) {
-            let Some((parsed, kept_port)) = &mut place else { break };
+        for (packet, found) in burst.drain(..).zip(found) {
+            let Some(((parsed, lookup), kept_port)) = &mut place else { break };
             let (port, origin) = origin(&packet);
             let packet = Packet(packet);
-            let packet = if station.is_some_and(|station| is_plain(&packet, station, parsed)) {
+            let packet = if found.is_usual() {
+                **lookup = found;
                 packet
             } else {
                 let classified = self.classify(packet, port, origin, tick, parsed, steering);
                 let Some(packet) = classified else { continue };
+                self.engine.prepare(packet.data(), parsed, lookup);
                 packet
             };
             **kept_port = port;
             packets.push(packet);
             place = places.next();
         }
-        for ((packet, parsed), lookup) in packets.iter().zip(parsed.iter()).zip(lookups.iter_mut()) {
-            self.engine.prepare(packet.data(), parsed, lookup);
+    }
+
+    /// The second stage: reads the index and asks for the records.
+    #[inline(never)]
+    fn guess(&self, lookups: &mut [Lookup]) {
+        for lookup in lookups {
+            self.engine.guess(lookup);
         }
-        for (parsed, lookup) in parsed.iter().zip(lookups.iter_mut()).take(packets.len()) {
-            self.engine.guess(parsed, lookup);
+    }
+
+    /// The last stage of most bursts: all packets are usual ones and leave by one port, without a tag. `false`: they don't, and
+    /// nothing has become of any of them.
+    #[inline(never)]
+    fn dispatch_alike(
+        &mut self,
+        packets: &mut ArrayVec<Packet, BURST>,
+        deliveries: &[Option<Delivery>],
+    ) -> bool {
+        let Some(deliveries) = deliveries.get(..packets.len()) else { return false };
+        let Some(Some(Delivery { egress, .. })) = deliveries.first() else { return false };
+        let Some(source) = self.output.untagged(*egress) else { return false };
+        for (packet, delivery) in packets.iter_mut().zip(deliveries) {
+            let Some(delivery) = delivery.as_ref().filter(|delivery| delivery.egress == *egress) else {
+                return false;
+            };
+            let Some(mac) = self.links.of_id(NeighbourId(delivery.next_hop)) else { return false };
+            // what has no room for link addresses, if there is such a thing, is dropped as before
+            if !eth::set_addresses(packet.data_mut(), mac, source) {
+                return false;
+            }
         }
+        for delivery in deliveries.iter().flatten() {
+            self.books.delivered(delivery, Way::In);
+        }
+        self.output.send_all(*egress, packets.drain(..).map(|packet| packet.0), &self.books);
+        true
     }
 
     /// The last stage: packets leave in the order in which they came; those that are not usual are decided here.
     #[inline(never)]
-    fn dispatch(
-        &mut self,
-        packets: &mut ArrayVec<Packet, BURST>,
-        parsed: &[Parsed],
-        lookups: &[Lookup],
-        deliveries: &[Option<Delivery>],
-        ports: &[u16],
-        tick: u32,
-    ) {
-        let places = parsed.iter().zip(lookups).zip(deliveries).zip(ports);
-        for (packet, (((parsed, lookup), delivery), port)) in packets.drain(..).zip(places) {
-            match delivery {
-                Some(delivery) => self.send_usual(packet, delivery),
-                None => self.decide(packet, parsed, lookup, *port, tick),
+    fn dispatch(&mut self, stage: &mut Stage, station: Option<Station>, tick: u32) {
+        let Stage { packets, parsed, lookups, deliveries, ports, steering } = stage;
+        for (at, (packet, delivery)) in packets.drain(..).zip(deliveries.iter()).enumerate() {
+            if let Some(delivery) = delivery {
+                self.send_usual(packet, delivery);
+                continue;
             }
+            let (Some(parsed), Some(lookup), Some(port)) =
+                (parsed.get_mut(at), lookups.get(at), ports.get(at))
+            else {
+                continue;
+            };
+            let packet = match station {
+                Some(Station { port, filter, .. }) if lookup.is_usual() => {
+                    // a usual packet, but not of a settled flow: nobody has read all of it yet
+                    let origin = Origin::Nic { filter };
+                    let classified = self.classify(packet, port, origin, tick, parsed, steering);
+                    let Some(packet) = classified else { continue };
+                    packet
+                }
+                _ => packet,
+            };
+            let port = station.map_or(*port, |station| station.port);
+            self.decide(packet, parsed, lookup, port, tick);
         }
     }
 
@@ -349,13 +425,16 @@ impl Worker {
         self.terminator = Some(terminator);
     }
 
-    /// What plain frames of a burst must look like to be this worker's; `None` where that can't be told of all at once.
+    /// What usual frames of a burst must look like to be this worker's; `None` where that can't be told of all at once.
     fn station(&self, port: u16, origin: Origin) -> Option<Station> {
         let Origin::Nic { filter } = origin else { return None };
         let out = self.output.ports.get(usize::from(port))?;
-        // a plain frame has no tag
-        (matches!(*self.peers.spread, Spread::Alone) && out.vlan.is_none())
-            .then_some(Station { mac: out.mac, filter })
+        // a usual frame has no tag
+        (matches!(*self.peers.spread, Spread::Alone) && out.vlan.is_none()).then_some(Station {
+            port,
+            mac: out.mac,
+            filter,
+        })
     }
 
     /// First stage: what is this packet, and is it ours? `None`: it was dealt with.
@@ -419,7 +498,7 @@ impl Worker {
 
     fn accept_link(&mut self, packet: &Packet, parsed: &Parsed, port: u16, filter: bool) -> bool {
         let Some(out) = self.output.ports.get(usize::from(port)) else { return false };
-        if !is_for_station(out.mac, packet, filter) {
+        if !is_for_station(out.mac, packet.data(), filter) {
             self.drop_one(WorkerReason::OtherStation);
             return false;
         }
@@ -751,21 +830,11 @@ impl Worker {
     }
 }
 
-/// First stage of nearly every packet: whether it is plain IP for this worker. All others, good or bad, go through
-/// [`Worker::classify`], which begins anew.
-#[inline(always)]
-fn is_plain(packet: &Packet, station: Station, parsed: &mut Parsed) -> bool {
-    let options = ParseOptions { l3_checksum_ok: packet.0.is_ip_checked() };
-    ((packet.0.segment_count() == 1) & !packet.0.is_corrupt())
-        && (parse_plain_v4(packet.data(), &options, parsed) || parse_plain_v6(packet.data(), parsed))
-        && is_for_station(station.mac, packet, station.filter)
-}
-
 /// Whether a frame is addressed to the port, or to several stations.
 #[inline(always)]
-fn is_for_station(mac: Mac, packet: &Packet, filter: bool) -> bool {
+fn is_for_station(mac: Mac, frame: &[u8], filter: bool) -> bool {
     let to_us = |to: &[u8; 6]| *to == mac.0 || Mac(*to).is_multicast();
-    !filter || packet.data().first_chunk().is_some_and(to_us)
+    !filter || frame.first_chunk().is_some_and(to_us)
 }
 
 /// IEEE 802.1Q §6.9: identifier 0 is a priority tag, no VLAN.

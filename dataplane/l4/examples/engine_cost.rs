@@ -302,8 +302,8 @@ fn burst(
         parse_into(buffer.data(), &ParseOptions::default(), parsed).unwrap();
         engine.prepare(buffer.data(), parsed, lookup);
     }
-    for (parsed, lookup) in parsed.iter().zip(lookups.iter_mut()).take(buffers.len()) {
-        engine.guess(parsed, lookup);
+    for lookup in lookups.iter_mut().take(buffers.len()) {
+        engine.guess(lookup);
     }
     let mut delivered = 0;
     for ((buffer, parsed), lookup) in buffers.iter_mut().zip(parsed.iter()).zip(lookups.iter()) {

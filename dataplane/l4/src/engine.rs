@@ -15,7 +15,7 @@ use std::ops::DerefMut;
 use std::sync::Arc;
 
 use weir_net::hash::StableKey;
-use weir_net::{Kind, PacketBuf, Parsed, icmp_reply, tcp};
+use weir_net::{Kind, PacketBuf, ParseOptions, Parsed, Usual, icmp_reply, tcp, usual_v4, usual_v6};
 
 use crate::entry::{Address, EntryV4, EntryV6, Tuple};
 use crate::fragment::{Datagram, Fragments};
@@ -76,6 +76,10 @@ pub enum Ended {
 pub struct Lookup {
     pub(crate) hash: u32,
     pub(crate) guess: u32,
+    /// Length of a usual packet (see [`Engine::prepare_usual`]), 0 of others.
+    pub(crate) usual_len: u16,
+    /// 4 or 6; 0 where there are no ports to look up.
+    pub(crate) family: u8,
     pub(crate) foreseen: Foreseen,
 }
 
@@ -92,6 +96,12 @@ pub(crate) struct Foreseen {
 }
 
 impl Lookup {
+    /// Whether [`Engine::prepare_usual`] took the packet.
+    #[inline(always)]
+    pub fn is_usual(&self) -> bool {
+        self.usual_len != 0
+    }
+
     /// Of a packet that nothing was foreseen for.
     pub(crate) fn of(hash: u32) -> Self {
         Self { hash, ..Self::default() }
@@ -238,9 +248,24 @@ impl<M: Memory> Engine<M> {
         }
     }
 
+    /// First step of nearly every packet, shorter: where the frame is a usual one, does as [`Engine::prepare`] and lets
+    /// [`Engine::steady`] have it, and nobody needs it parsed before. `false`: it is not, and nothing has changed.
+    #[inline(always)]
+    pub fn prepare_usual(&self, frame: &[u8], options: &ParseOptions, lookup: &mut Lookup) -> bool {
+        if let Some(usual) = usual_v4(frame, options) {
+            prepare_usual(&self.v4, usual, lookup);
+        } else if let Some(usual) = usual_v6(frame) {
+            prepare_usual(&self.v6, usual, lookup);
+        } else {
+            return false;
+        }
+        true
+    }
+
     /// First step: hashes the packet's tuple and asks for the index line. `lookup` may be an earlier packet's.
     #[inline(always)]
     pub fn prepare(&self, frame: &[u8], parsed: &Parsed, lookup: &mut Lookup) {
+        (lookup.usual_len, lookup.family) = (0, 0);
         if !parsed.has_ports {
             return;
         }
@@ -254,36 +279,31 @@ impl<M: Memory> Engine<M> {
 
     /// Second step: reads the index line and asks for the record.
     #[inline(always)]
-    pub fn guess(&self, parsed: &Parsed, lookup: &mut Lookup) {
-        if !parsed.has_ports {
-            return;
+    pub fn guess(&self, lookup: &mut Lookup) {
+        if lookup.family == u32::FAMILY {
+            guess(&self.v4, lookup);
+        } else if lookup.family == u128::FAMILY {
+            guess(&self.v6, lookup);
         }
-        if parsed.kind == Kind::Ipv4 { guess(&self.v4, lookup) } else { guess(&self.v6, lookup) }
     }
 
     /// Third step of nearly every packet, shorter: rewrites those of the burst that are usual for their backends, as
-    /// [`Engine::process`] would. A delivery that stays `None`: nothing has changed, and that has to decide.
+    /// [`Engine::process`] would. A delivery of `None`: nothing has changed, and that has to decide.
     #[inline]
     pub fn steady<P: PacketBuf>(
         &mut self,
         packets: &mut [P],
-        parsed: &[Parsed],
         lookups: &[Lookup],
         deliveries: &mut [Option<Delivery>],
         now: u32,
         accounts: &mut impl Accounts,
     ) {
         let (services, shared) = (&*self.services, &mut self.shared);
-        let seen = |kind| parsed.iter().take(packets.len()).any(|parsed| parsed.kind == kind);
-        let (v4, v6) = (seen(Kind::Ipv4), seen(Kind::Ipv6));
-        deliveries.fill(None);
-        if v4 {
-            Lane { services, shared, table: &mut self.v4, now, accounts }
-                .steady_burst(packets, parsed, lookups, deliveries);
-        }
-        if v6 {
+        let others = Lane { services, shared, table: &mut self.v4, now, accounts }
+            .steady_burst(packets, lookups, deliveries, true);
+        if others {
             Lane { services, shared, table: &mut self.v6, now, accounts }
-                .steady_burst(packets, parsed, lookups, deliveries);
+                .steady_burst(packets, lookups, deliveries, false);
         }
     }
 
@@ -372,6 +392,19 @@ fn key_of(services: &Services) -> StableKey {
 }
 
 #[inline(always)]
+fn prepare_usual<A, E, B>(table: &FlowTable<A, E, B>, usual: Usual<A>, lookup: &mut Lookup)
+where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+{
+    let Usual { src, dst, src_port, dst_port, protocol, l3_len } = usual;
+    let hash = Tuple { src, dst, src_port, dst_port, protocol: protocol.0 }.hash(table.seed());
+    table.index().prefetch(hash);
+    (lookup.hash, lookup.usual_len, lookup.family) = (hash, l3_len, A::FAMILY);
+}
+
+#[inline(always)]
 fn prepare<A, E, B>(
     services: &Services,
     shared: &Shared,
@@ -388,6 +421,7 @@ fn prepare<A, E, B>(
     let hash = tuple.hash(table.seed());
     table.index().prefetch(hash);
     lookup.hash = hash;
+    lookup.family = A::FAMILY;
     if parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         // else what an earlier packet has left stays there, and nobody looks at it
         lookup.foreseen = foresee(services, shared, table, tuple);

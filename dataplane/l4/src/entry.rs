@@ -10,6 +10,7 @@ use std::fmt::Debug;
 use weir_net::hash::{
     StableKey, flow_hash_2, flow_hash_5, source_hash_v4, source_hash_v6, stable_hash_v4, stable_hash_v6,
 };
+use weir_net::parse::{parsed_usual_v4, parsed_usual_v6};
 use weir_net::{InnerFlow, Kind, Parsed, rewrite};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -108,6 +109,8 @@ pub trait Address: Copy + Eq + Debug + Send + std::hash::Hash + 'static {
     fn addresses(frame: &[u8], parsed: &Parsed) -> (Self, Self);
     /// Reads source and destination address of the packet that an ICMP error quotes.
     fn inner_addresses(frame: &[u8], inner: &InnerFlow) -> (Self, Self);
+    /// What is known of a usual frame of this family, by the length of its packet.
+    fn parsed_usual(frame: &[u8], l3_len: u16) -> Option<Parsed>;
     /// Takes one off the TTL or hop limit; false where it would reach zero.
     fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool;
     /// Rewrites addresses and ports where given and takes one off the TTL or hop limit, checksums mended; false where it would
@@ -153,6 +156,10 @@ impl Address for u32 {
         (inner.src_v4(frame), inner.dst_v4(frame))
     }
     #[inline(always)]
+    fn parsed_usual(frame: &[u8], l3_len: u16) -> Option<Parsed> {
+        parsed_usual_v4(frame, l3_len)
+    }
+    #[inline(always)]
     fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool {
         rewrite::decrement_ttl_v4(frame, parsed)
     }
@@ -194,6 +201,10 @@ impl Address for u128 {
     }
     fn inner_addresses(frame: &[u8], inner: &InnerFlow) -> (Self, Self) {
         (u128::from_be_bytes(inner.src_v6(frame)), u128::from_be_bytes(inner.dst_v6(frame)))
+    }
+    #[inline(always)]
+    fn parsed_usual(frame: &[u8], l3_len: u16) -> Option<Parsed> {
+        parsed_usual_v6(frame, l3_len)
     }
     #[inline(always)]
     fn decrement_ttl(frame: &mut [u8], parsed: &Parsed) -> bool {

@@ -149,8 +149,8 @@ pub fn l4(data: &[u8]) {
         if burst.is_empty() {
             break;
         }
-        for (_, parsed, lookup) in &mut burst {
-            engine.guess(parsed, lookup);
+        for (.., lookup) in &mut burst {
+            engine.guess(lookup);
         }
         for (mut packet, parsed, lookup) in burst {
             let _ = engine.process(&mut packet, &parsed, &lookup, now, &mut accounts);

@@ -614,9 +614,10 @@ pub(crate) fn matches<A: Address>(
     }
     match direction {
         Direction::Forward => {
-            entry.client() == tuple.src
-                && entry.client_port() == tuple.src_port
-                && entry.vip_port() == tuple.dst_port
+            // joined without branches: nearly always all of it holds
+            (entry.client() == tuple.src)
+                & (entry.client_port() == tuple.src_port)
+                & (entry.vip_port() == tuple.dst_port)
                 && services.listener(entry.listener()).is_some_and(|l| A::from_bits(l.vip) == tuple.dst)
         }
         Direction::Reverse => {

@@ -5,7 +5,7 @@
 
 use std::ops::DerefMut;
 
-use weir_net::{PacketBuf, Parsed, tcp};
+use weir_net::PacketBuf;
 
 use crate::engine::{Accounts, Lookup};
 use crate::entry::{Address, Entry};
@@ -17,8 +17,8 @@ use weir_index::{Bucket, Candidate, Direction, Index};
 
 /// Length of an Ethernet header without a tag.
 const LINK_LEN: u16 = 14;
-/// Flags that begin or end something, or let the MSS be read.
-const RARE_FLAGS: u8 = tcp::SYN | tcp::FIN | tcp::RST;
+/// Length of a TCP header without options: what a usual frame has at least.
+const TRANSPORT_LEN: u16 = 20;
 
 impl<A, E, B, C> Lane<'_, A, E, B, C>
 where
@@ -27,50 +27,43 @@ where
     B: DerefMut<Target = [Bucket]>,
     C: Accounts,
 {
-    /// Rewrites the packets of this family for their backends. A delivery of `None`: its packet has not changed, and
-    /// [`Lane::process`] has to decide.
+    /// Rewrites the usual packets of this family for their backends. A delivery of `None`: its packet has not changed, and
+    /// [`Lane::process`] has to decide. The other family's deliveries become `None` if this is the `first` to look at them.
+    /// Returns whether there are such.
     #[inline(never)]
     pub(crate) fn steady_burst<P: PacketBuf>(
         &mut self,
         packets: &mut [P],
-        parsed: &[Parsed],
         lookups: &[Lookup],
         deliveries: &mut [Option<Delivery>],
-    ) {
-        let places = parsed.iter().zip(lookups).zip(deliveries);
-        for (packet, ((parsed, lookup), delivery)) in packets.iter_mut().zip(places) {
-            if parsed.kind == A::KIND {
-                *delivery = self.steady(packet, parsed, lookup);
+        first: bool,
+    ) -> bool {
+        let mut others = false;
+        for (packet, (lookup, delivery)) in packets.iter_mut().zip(lookups.iter().zip(deliveries)) {
+            if lookup.family == A::FAMILY {
+                *delivery = self.steady(packet, lookup);
+            } else if first {
+                others = true;
+                *delivery = None;
             }
         }
+        others
     }
 
     /// Rewrites the packet for its backend; `None`, and no change, where [`Lane::process`] has to.
     #[inline(always)]
-    pub(crate) fn steady<P: PacketBuf>(
-        &mut self,
-        packet: &mut P,
-        parsed: &Parsed,
-        lookup: &Lookup,
-    ) -> Option<Delivery> {
-        let l4 = LINK_LEN + A::HEADER_LEN;
-        let usual = parsed.has_ports
-            & (parsed.l3 == LINK_LEN)
-            & (parsed.l4 == l4)
-            & (parsed.fragment_offset == 0)
-            & (parsed.tcp_flags & RARE_FLAGS == 0)
-            & (parsed.ttl > 1);
+    fn steady<P: PacketBuf>(&mut self, packet: &mut P, lookup: &Lookup) -> Option<Delivery> {
         let Some(Candidate { slot, direction: Direction::Forward }) = Index::<B>::candidate(lookup.guess)
         else {
             return None;
         };
-        if !usual {
+        let l3_len = lookup.usual_len;
+        if l3_len == 0 {
             return None;
         }
-        // what is known is said once more as constants, from which all offsets and checks below fold
-        let parsed =
-            &Parsed { kind: A::KIND, has_ports: true, l3: LINK_LEN, l4, fragment_offset: 0, ..*parsed };
-        let frame = packet.data_mut().get_mut(..usize::from(l4) + tcp::HEADER_LEN)?;
+        // of constant length, so that all checks of offsets below fold
+        let frame = packet.data_mut().get_mut(..usize::from(LINK_LEN + A::HEADER_LEN + TRANSPORT_LEN))?;
+        let parsed = &A::parsed_usual(frame, l3_len)?;
         let tuple = tuple_of::<A>(frame, parsed);
         let services = self.services;
         let entry = self.table.entry_mut(slot)?;
@@ -81,21 +74,21 @@ where
         }
         let listener = services.listener(entry.listener())?;
         let backend = services.backend(entry.backend())?;
-        if backend.down || parsed.l3_len > backend.mtu {
+        if backend.down || l3_len > backend.mtu {
             return None;
         }
         // not a `match`: that becomes an indirect jump
         let rewritten = if listener.mode == Mode::Dsr {
             A::decrement_ttl(frame, parsed)
         } else if matches!(listener.mode, Mode::Ipip | Mode::Gue) {
-            if usize::from(parsed.l3_len) + tunnel::overhead(listener, backend) > usize::from(backend.mtu) {
+            if usize::from(l3_len) + tunnel::overhead(listener, backend) > usize::from(backend.mtu) {
                 return None;
             }
             let identification = self.shared.identification.wrapping_add(1);
             self.shared.identification = identification;
-            tunnel::encapsulate(packet, parsed, listener, backend, lookup.hash, identification)
+            tunnel::encapsulate_usual::<A, P>(packet, lookup, listener, backend, identification)
         } else {
-            let server = (A::from_bits(backend.address), backend.serves(parsed.dst_port));
+            let server = (A::from_bits(backend.address), backend.serves(tuple.dst_port));
             let source = if listener.mode == Mode::Nat {
                 None
             } else if listener.mode == Mode::Fullnat {
@@ -115,7 +108,7 @@ where
             listener: entry.listener(),
             backend: entry.backend(),
             l3: LINK_LEN,
-            bytes: parsed.l3_len,
+            bytes: l3_len,
             egress: backend.egress,
             next_hop: backend.next_hop,
             fallback: false,

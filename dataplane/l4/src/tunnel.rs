@@ -3,6 +3,8 @@
 use weir_net::encap::{self, Ends, GueUdp, Link, Outer, Tunnel, entropy_port};
 use weir_net::{Family, Mac, PacketBuf, Parsed};
 
+use crate::engine::Lookup;
+use crate::entry::Address;
 use crate::services::{Backend, Listener, Mode};
 
 /// Length of the link header that an encapsulated frame starts with.
@@ -70,21 +72,55 @@ pub(crate) fn encapsulate<P: PacketBuf>(
     hash: u32,
     identification: u16,
 ) -> bool {
+    encapsulate_v4(packet, parsed, listener, backend, hash, identification)
+        .unwrap_or_else(|| encapsulate_any(packet, parsed, listener, backend, hash, identification))
+}
+
+/// [`encapsulate`] for a usual packet: with constant offsets.
+#[inline(never)]
+pub(crate) fn encapsulate_usual<A: Address, P: PacketBuf>(
+    packet: &mut P,
+    lookup: &Lookup,
+    listener: &Listener,
+    backend: &Backend,
+    identification: u16,
+) -> bool {
+    let parsed_of = |packet: &P| A::parsed_usual(packet.data(), lookup.usual_len);
+    let Some(parsed) = parsed_of(packet) else { return false };
+    encapsulate_v4(packet, &parsed, listener, backend, lookup.hash, identification).unwrap_or_else(|| {
+        // once more: what is handed on must stand in memory, and above it need not
+        parsed_of(packet).is_some_and(|parsed| {
+            encapsulate_any(packet, &parsed, listener, backend, lookup.hash, identification)
+        })
+    })
+}
+
+/// [`encapsulate`] for the usual tunnels, over IPv4; `None`: this is another one.
+#[inline(always)]
+fn encapsulate_v4<P: PacketBuf>(
+    packet: &mut P,
+    parsed: &Parsed,
+    listener: &Listener,
+    backend: &Backend,
+    hash: u32,
+    identification: u16,
+) -> Option<bool> {
     let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
     let (src, dst) = (backend.tunnel_source, backend.address);
-    if is_v4(src) && is_v4(dst) {
-        // what `outer` would say, of which most is known here and folds into constants
-        let ends = Ends::V4 { src: src as u32, dst: dst as u32 };
-        let outer = |tunnel| Outer { tunnel, ends, ttl: OUTER_TTL, identification, flow_label: 0 };
-        if listener.mode == Mode::Ipip {
-            return encap::forward(packet, parsed, &outer(Tunnel::Ipip), &link);
-        }
-        if listener.mode == Mode::Gue && listener.gue_variant != 0 {
-            let udp = GueUdp { checksum: false, ..gue_udp(listener, hash) };
-            return encap::forward(packet, parsed, &outer(Tunnel::GueVariant1(udp)), &link);
-        }
+    if !is_v4(src) || !is_v4(dst) {
+        return None;
     }
-    encapsulate_any(packet, parsed, listener, backend, hash, identification)
+    // what `outer` would say, of which most is known here and folds into constants
+    let ends = Ends::V4 { src: src as u32, dst: dst as u32 };
+    let outer = |tunnel| Outer { tunnel, ends, ttl: OUTER_TTL, identification, flow_label: 0 };
+    if listener.mode == Mode::Ipip {
+        return Some(encap::forward(packet, parsed, &outer(Tunnel::Ipip), &link));
+    }
+    if listener.mode == Mode::Gue && listener.gue_variant != 0 {
+        let udp = GueUdp { checksum: false, ..gue_udp(listener, hash) };
+        return Some(encap::forward(packet, parsed, &outer(Tunnel::GueVariant1(udp)), &link));
+    }
+    None
 }
 
 /// [`encapsulate`] for all tunnels.

@@ -15,7 +15,9 @@ use crate::icmpv6;
 use crate::ipv4;
 use crate::ipv6;
 use crate::ndp;
-use crate::parse::{Kind, ParseOptions, Parsed, parse, parse_any};
+use crate::parse::{
+    Kind, ParseOptions, Parsed, Usual, parse, parse_any, parsed_usual_v4, parsed_usual_v6, usual_v4, usual_v6,
+};
 use crate::rewrite;
 use crate::tcp;
 use crate::tcp_reset;
@@ -31,6 +33,7 @@ pub fn fuzz_parse(data: &[u8]) {
         let outcome = parse(data, &options);
         let mut slowly = Parsed::default();
         assert_eq!(outcome, parse_any(data, &options, &mut slowly).map(|()| slowly), "the fast path differs");
+        fuzz_usual(data, &options, outcome.as_ref().ok());
         let Ok(parsed) = outcome else { continue };
         match parsed.kind {
             Kind::Arp => {
@@ -119,6 +122,42 @@ fn seed(ether_type: u16, header: &[u8], payload: &[u8]) -> Vec<u8> {
         debug_assert!(done, "{parsed:?}");
     }
     frame
+}
+
+/// A usual frame is what it says it is, but perhaps for its addresses.
+fn fuzz_usual(data: &[u8], options: &ParseOptions, parsed: Option<&Parsed>) {
+    if let Some(Usual { src, dst, src_port, dst_port, protocol, l3_len }) = usual_v4(data, options) {
+        let known = parsed_usual_v4(data, l3_len);
+        assert_eq!(
+            known.map(|known| (known.src_port, known.dst_port, known.protocol)),
+            Some((src_port, dst_port, protocol))
+        );
+        match parsed {
+            Some(parsed) => {
+                assert_eq!(known.as_ref(), Some(parsed));
+                assert_eq!((src, dst), parsed.addresses_v4(data));
+            }
+            None => assert!(!ipv4::is_source(src) || !ipv4::is_source(dst) || src == dst, "{known:?}"),
+        }
+    }
+    if let Some(Usual { src, dst, src_port, dst_port, protocol, l3_len }) = usual_v6(data) {
+        let known = parsed_usual_v6(data, l3_len);
+        assert_eq!(
+            known.map(|known| (known.src_port, known.dst_port, known.protocol)),
+            Some((src_port, dst_port, protocol))
+        );
+        match parsed {
+            Some(parsed) => {
+                assert_eq!(known.as_ref(), Some(parsed));
+                assert_eq!((src, dst), parsed.addresses_v6(data));
+            }
+            // as `parse_plain_v6` has it
+            None => {
+                let ordinary = |address: u128| (0x20..0xfe).contains(&(address >> 120));
+                assert!(!ordinary(src) || !ordinary(dst) || src == dst, "{known:?}");
+            }
+        }
+    }
 }
 
 fn fuzz_ip(data: &[u8], parsed: &Parsed, options: &ParseOptions) {

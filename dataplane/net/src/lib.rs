@@ -43,5 +43,5 @@ pub mod udp;
 pub use buffer::{PacketBuf, VecBuf};
 pub use icmp::InnerFlow;
 pub use malformed::Malformed;
-pub use parse::{Kind, ParseOptions, Parsed, parse, parse_into, parse_plain_v4, parse_plain_v6};
+pub use parse::{Kind, ParseOptions, Parsed, Usual, parse, parse_into, usual_v4, usual_v6};
 pub use types::{Family, Mac, Prefix, Protocol};

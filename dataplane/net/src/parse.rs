@@ -16,7 +16,9 @@ use crate::tcp;
 use crate::types::{Family, Protocol};
 use crate::udp;
 
+mod usual;
 mod whole;
+pub use usual::{Usual, parsed_usual_v4, parsed_usual_v6, usual_v4, usual_v6};
 pub(crate) use whole::parse_any;
 
 /// RFC 8504 §5.3 lets a node limit the chain; no packet that a balancer serves has more than two.
@@ -273,7 +275,7 @@ pub fn parse_into(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed) -> 
 /// The frame that nearly every frame is: untagged, IPv4 without options, no fragment, TCP or UDP. All conditions are joined
 /// into one branch without a reason; false leaves the frame, good or bad, to [`parse_into`], which begins with this.
 #[inline(always)]
-pub fn parse_plain_v4(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed) -> bool {
+fn parse_plain_v4(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed) -> bool {
     const L3: usize = eth::HEADER_LEN;
     const L4: usize = L3 + ipv4::HEADER_LEN;
     let Some(head) = frame.first_chunk::<{ L4 + udp::HEADER_LEN }>() else { return false };
@@ -320,7 +322,7 @@ pub fn parse_plain_v4(frame: &[u8], options: &ParseOptions, parsed: &mut Parsed)
 
 /// As [`parse_plain_v4`], for IPv6 without extension headers.
 #[inline(always)]
-pub fn parse_plain_v6(frame: &[u8], parsed: &mut Parsed) -> bool {
+fn parse_plain_v6(frame: &[u8], parsed: &mut Parsed) -> bool {
     const L3: usize = eth::HEADER_LEN;
     const L4: usize = L3 + ipv6::HEADER_LEN;
     let Some(head) = frame.first_chunk::<{ L4 + udp::HEADER_LEN }>() else { return false };

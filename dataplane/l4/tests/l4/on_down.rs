@@ -162,7 +162,7 @@ fn the_second_packet_of_a_burst_does_not_revive_what_the_first_ended() {
             let parsed = parse(frame, &ParseOptions::default()).unwrap();
             let mut lookup = Lookup::default();
             world.engine.prepare(frame, &parsed, &mut lookup);
-            world.engine.guess(&parsed, &mut lookup);
+            world.engine.guess(&mut lookup);
             (frame, parsed, lookup)
         })
         .collect();

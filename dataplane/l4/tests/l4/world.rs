@@ -96,7 +96,7 @@ impl<M: Memory> World<M> {
         }
         let mut lookup = Lookup::default();
         self.engine.prepare(frame, &parsed, &mut lookup);
-        self.engine.guess(&parsed, &mut lookup);
+        self.engine.guess(&mut lookup);
         let mut packet = VecBuf::new(frame);
         let verdict = self.engine.process(&mut packet, &parsed, &lookup, self.now, &mut self.ledger);
         let (v4, v6) = self.engine.live();
@@ -160,11 +160,13 @@ fn short_way(
         engine.follow_fragment(frame, &mut parsed, now);
     }
     let mut lookup = Lookup::default();
-    engine.prepare(frame, &parsed, &mut lookup);
-    engine.guess(&parsed, &mut lookup);
+    if !engine.prepare_usual(frame, &ParseOptions::default(), &mut lookup) {
+        engine.prepare(frame, &parsed, &mut lookup);
+    }
+    engine.guess(&mut lookup);
     let mut packets = [VecBuf::new(frame)];
     let mut deliveries = [None];
-    engine.steady(&mut packets, &[parsed], &[lookup], &mut deliveries, now, ledger);
+    engine.steady(&mut packets, &[lookup], &mut deliveries, now, ledger);
     let [packet] = &mut packets;
     if let [Some(delivery)] = deliveries {
         return (true, Outcome { verdict: Verdict::ToBackend(delivery), frame: packet.data().to_vec() });

@@ -56,6 +56,44 @@ fn tcp_and_udp_of_both_families() {
 }
 
 #[test]
+fn usual_is_what_changes_nothing_about_a_flow() {
+    let usual = |frame: &[u8]| {
+        let v4 = usual_v4(frame, &ParseOptions::default()).map(|usual| (usual.l3_len, usual.dst_port));
+        v4.or_else(|| usual_v6(frame).map(|usual| (usual.l3_len, usual.dst_port)))
+    };
+    for family in BOTH {
+        let ack = sample::tcp(family, TcpControl::None, Some(1), b"hello");
+        let datagram = sample::udp(family, b"hello, hello, hello");
+        for frame in [&ack, &datagram] {
+            let parsed = read(frame).unwrap();
+            assert_eq!(usual(frame), Some((parsed.l3_len, VIP_PORT)));
+            let known = match family {
+                Family::V4 => parsed_usual_v4(frame, parsed.l3_len),
+                Family::V6 => parsed_usual_v6(frame, parsed.l3_len),
+            };
+            assert_eq!(known, Some(parsed));
+            assert_eq!(usual(&frame[..frame.len() - 1]), None, "cut");
+            let mut tagged = VecBuf::new(frame);
+            assert!(eth::push_vlan(&mut tagged, 42));
+            assert_eq!(usual(tagged.data()), None);
+        }
+        for control in [TcpControl::Syn, TcpControl::Fin, TcpControl::Rst] {
+            assert_eq!(usual(&sample::tcp(family, control, Some(1), b"hello")), None);
+        }
+    }
+    let ack = sample::tcp(Family::V4, TcpControl::None, Some(1), b"hello");
+    let edits: [fn(&mut [u8]); 3] =
+        [|header| header[8] = 1, |header| header[6] = 0x20, |header| header[7] = 1];
+    for edit in edits {
+        assert_eq!(usual(&edit_v4(ack.clone(), edit)), None);
+    }
+    let mut corrupt = ack;
+    corrupt[24] ^= 1;
+    assert_eq!(usual(&corrupt), None);
+    assert!(usual_v4(&corrupt, &ParseOptions { l3_checksum_ok: true }).is_some());
+}
+
+#[test]
 fn a_tag_moves_everything_by_four() {
     for family in BOTH {
         let frame = sample::udp(family, b"x");
