@@ -19,8 +19,13 @@
 #![forbid(unsafe_code)]
 
 pub mod cause;
+pub mod chunked;
+pub mod cookie;
+mod forwarded;
 mod framing;
 pub mod head;
 pub mod name;
 pub mod routes;
+pub mod status;
 pub mod target;
+pub mod write;
