@@ -58,7 +58,7 @@ impl<B: Buffer> Work<'_, B> {
             c.retries = 0;
             c.duplicate_acks = 0;
             let originals = c.send.acknowledge_originals(self.nodes, ack);
-            if is_calm && c.send.first() == ack && c.send.sacked() == 0 {
+            if is_calm && (c.send.first() == ack || c.send.is_empty()) && c.send.sacked() == 0 {
                 return self.plain_acknowledgement(segment, &originals.delivered(), in_flight_before);
             }
             delivered = originals.delivered().and(&c.send.acknowledge(self.nodes, ack));

@@ -282,9 +282,10 @@ const _: () = assert!(std::mem::offset_of!(Connection, congestion) + Congestion:
 
 impl Connection {
     /// A connection between two ends, of which nothing else is known.
+    #[inline(always)]
     pub(crate) fn new(
-        local: Endpoint,
-        remote: Endpoint,
+        (local, remote): (Endpoint, Endpoint),
+        generation: u32,
         (iss, ts_offset): (SeqNumber, u32),
         profile: u16,
         congestion: Congestion,
@@ -296,7 +297,7 @@ impl Connection {
             local: local.address,
             remote_port: remote.port,
             local_port: local.port,
-            generation: 0,
+            generation,
             flags: Flags::default(),
             state: State::SynSent,
             waiting: Waiting::Nothing,

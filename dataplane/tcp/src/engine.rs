@@ -674,18 +674,6 @@ impl<B: Buffer> Engine<B> {
         self.identification
     }
 
-    /// Adds a record and its word.
-    pub(crate) fn open(&mut self, record: Connection, hash: u32) -> Option<u32> {
-        let slot = self.slab.insert(record)?;
-        if !self.index.insert(hash, slot, Direction::Forward) {
-            self.slab.remove(slot);
-            return None;
-        }
-        let state = self.slab.at(slot).map(|record| record.state);
-        self.states.moves(None, state);
-        Some(slot)
-    }
-
     /// Books a change of state.
     #[cold]
     pub(crate) fn entered(&mut self, slot: u32, before: State, state: State) {

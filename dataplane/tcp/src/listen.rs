@@ -2,6 +2,7 @@
 //!
 //! Also the other way to begin: [`Engine::connect`].
 
+use weir_index::Direction;
 use weir_net::{Parsed, tcp};
 
 use crate::buffer::{Buffer, Endpoint};
@@ -61,14 +62,33 @@ enum Cookie {
 }
 
 impl<B: Buffer> Engine<B> {
-    fn fresh(&self, local: Endpoint, remote: Endpoint, profile: u16, now: Instant) -> Connection {
-        let config = self.profile(profile).map(|profile| profile.config).unwrap_or_default();
+    /// A fresh record with its word; all else is the caller's to say.
+    fn open(
+        &mut self,
+        (local, remote): (Endpoint, Endpoint),
+        profile: u16,
+        hash: u32,
+        state: State,
+        now: Instant,
+    ) -> Option<u32> {
+        let first_share = self.first_share();
+        let config = &self.profiles.get(usize::from(profile))?.as_ref()?.config;
         let numbers = self.secrets.connection(local, remote, now);
-        let mss = our_mss(&config, local.is_v4()).min(default_mss(local.is_v4()));
+        let mss = our_mss(config, local.is_v4()).min(default_mss(local.is_v4()));
         let congestion = Congestion::new(config.algorithm, mss, config.initial_window);
-        let mut record = Connection::new(local, remote, numbers, profile, congestion, now);
-        record.receive_space = config.receive_buffer.min(FIRST_SPACE).min(self.first_share());
-        record
+        let receive_space = config.receive_buffer.min(FIRST_SPACE).min(first_share);
+        let slot = self.slab.insert(|generation| {
+            Connection::new((local, remote), generation, numbers, profile, congestion, now)
+        })?;
+        if !self.index.insert(hash, slot, Direction::Forward) {
+            self.slab.remove(slot);
+            return None;
+        }
+        let record = self.slab.at_mut(slot)?;
+        record.state = state;
+        record.receive_space = receive_space;
+        self.states.moves(None, Some(state));
+        Some(slot)
     }
 
     /// Opens a connection with the configuration of a profile ([`Engine::set_listener`]); [`Events::CONNECTED`] or
@@ -89,7 +109,9 @@ impl<B: Buffer> Engine<B> {
             return Err(ConnectError::InUse);
         }
         let least_iss = self.find_time_wait(hash, remote, local).and_then(|old| self.succeed(old));
-        let mut record = self.fresh(local, remote, profile, now);
+        let slot =
+            self.open((local, remote), profile, hash, State::SynSent, now).ok_or(ConnectError::Full)?;
+        let record = self.slab.at_mut(slot).ok_or(ConnectError::Full)?;
         if let Some(least) = least_iss.filter(|least| record.snd_nxt.is_before(*least)) {
             record.number_from(least);
         }
@@ -99,7 +121,6 @@ impl<B: Buffer> Engine<B> {
         record.flags.put(Flags::SACK, config.sack);
         record.flags.put(Flags::ECN, config.ecn_request);
         record.receive_scale = if config.window_scaling { scale_for(config.receive_buffer) } else { 0 };
-        let slot = self.open(record, hash).ok_or(ConnectError::Full)?;
         self.mark_ready(slot);
         self.slab.handle(slot).ok_or(ConnectError::Full)
     }
@@ -206,22 +227,20 @@ impl<B: Buffer> Engine<B> {
             self.counters.syn_dropped += 1;
             return;
         }
-        let mut record = self.fresh(local, remote, listener, now);
+        let Some(slot) = self.open((local, remote), listener, hash, State::SynReceived, now) else {
+            self.counters.syn_dropped += 1;
+            return;
+        };
+        let Some(record) = self.slab.at_mut(slot) else { return };
         if let Some(least) = least_iss.filter(|least| record.snd_nxt.is_before(*least)) {
             record.number_from(least);
         }
-        record.state = State::SynReceived;
         record.flags.set(Flags::PASSIVE.and(Flags::SYN_DUE));
         record.take_syn(segment, &options, &config, now);
         // RFC 3168 §6.1.1: an ECN-setup SYN has both bits
         let asks_ecn = segment.flags & (tcp::ECE | tcp::CWR) == tcp::ECE | tcp::CWR;
         record.flags.put(Flags::ECN, config.ecn && asks_ecn);
-        let opened =
-            if config.fast_open { self.check_fast_open(segment, &options, &mut record) } else { false };
-        let Some(slot) = self.open(record, hash) else {
-            self.counters.syn_dropped += 1;
-            return;
-        };
+        let opened = config.fast_open && self.check_fast_open(segment, &options, slot);
         if let Some(profile) = self.profile_mut(listener) {
             profile.half_open += 1;
         }
@@ -233,7 +252,8 @@ impl<B: Buffer> Engine<B> {
     }
 
     /// RFC 7413 §4.2: whether the data of a SYN may be taken. A client that asks gets a cookie.
-    fn check_fast_open(&mut self, segment: &Segment, options: &Options, record: &mut Connection) -> bool {
+    fn check_fast_open(&mut self, segment: &Segment, options: &Options, slot: u32) -> bool {
+        let Some(record) = self.slab.at_mut(slot) else { return false };
         match &options.fast_open {
             None => false,
             Some(FastOpen::Request) => {
@@ -342,8 +362,12 @@ impl<B: Buffer> Engine<B> {
     ) -> Option<u32> {
         let config = self.profile(listener)?.config;
         let iss = segment.ack - 1;
-        let mut record = self.fresh(local, remote, listener, now);
-        record.state = State::SynReceived;
+        let hash = self.hash(remote, local);
+        let Some(slot) = self.open((local, remote), listener, hash, State::SynReceived, now) else {
+            self.counters.syn_dropped += 1;
+            return None;
+        };
+        let record = self.slab.at_mut(slot)?;
         record.flags.set(Flags::PASSIVE);
         let options = Options {
             mss: Some(restored.mss),
@@ -360,11 +384,6 @@ impl<B: Buffer> Engine<B> {
         record.snd_nxt = iss + 1;
         // the round trip of the handshake is not known
         record.flags.set(Flags::SYN_UNTIMED);
-        let hash = self.hash(remote, local);
-        let Some(slot) = self.open(record, hash) else {
-            self.counters.syn_dropped += 1;
-            return None;
-        };
         if let Some(profile) = self.profile_mut(listener) {
             profile.half_open += 1;
         }

@@ -58,6 +58,9 @@ impl Timestamps {
 
     /// The timestamps among options of any order.
     pub fn find(options: &[u8]) -> Option<Self> {
+        if let Some((.., timestamps, _)) = usual_syn(options) {
+            return Some(timestamps);
+        }
         Walk(options).find_map(|(kind, data)| (kind == OPTION_TIMESTAMPS).then(|| Self::of(data)).flatten())
     }
 
@@ -138,6 +141,13 @@ impl Options {
             options.timestamps = Some(timestamps);
             return options;
         }
+        if let Some((mss, timestamps, shift)) = usual_syn(bytes) {
+            options.mss = Some(mss);
+            options.window_scale = Some(shift);
+            options.sack_permitted = true;
+            options.timestamps = Some(timestamps);
+            return options;
+        }
         for (kind, data) in Walk(bytes) {
             options.take(kind, data);
         }
@@ -170,6 +180,12 @@ impl Options {
     /// SACK permitted or NOPs with timestamps, window scale, SACK, fast open. SACK blocks that don't fit are left out from
     /// the oldest on, a cookie that doesn't fit altogether.
     pub fn write(&self, out: &mut [u8; OPTIONS_MAX]) -> usize {
+        if let (Some(mss), Some(shift), true, Some(timestamps), None) =
+            (self.mss, self.window_scale, self.sack_permitted, self.timestamps, &self.fast_open)
+            && self.sack.is_empty()
+        {
+            return write_usual_syn(mss, timestamps, shift.min(WINDOW_SCALE_MAX), out);
+        }
         let mut writer = Writer { out, len: 0 };
         if let Some(mss) = self.mss {
             let [high, low] = mss.to_be_bytes();
@@ -197,6 +213,43 @@ impl Options {
         }
         writer.len
     }
+}
+
+/// Bytes of the options of a SYN as Linux and this engine write them.
+const USUAL_SYN_LEN: usize = 20;
+/// Its words: MSS; SACK permitted and the head of timestamps; and, behind those, window scale.
+const USUAL_SYN: [u32; 3] = [
+    u32::from_be_bytes([OPTION_MSS, 4, 0, 0]),
+    u32::from_be_bytes([OPTION_SACK_PERMITTED, 2, OPTION_TIMESTAMPS, 10]),
+    u32::from_be_bytes([OPTION_NOP, OPTION_WINDOW_SCALE, 3, 0]),
+];
+
+/// MSS, timestamps and window scale of such a SYN, which also permits SACK.
+#[inline]
+fn usual_syn(options: &[u8]) -> Option<(u16, Timestamps, u8)> {
+    let options: &[u8; USUAL_SYN_LEN] = options.try_into().ok()?;
+    let [mss, head, value, echo, scale] = words::<USUAL_SYN_LEN, 5>(options)?;
+    let is_usual = (mss & 0xffff_0000 == USUAL_SYN[0])
+        & (mss & 0xffff != 0)
+        & (head == USUAL_SYN[1])
+        & (scale & 0xffff_ff00 == USUAL_SYN[2]);
+    is_usual.then_some((mss as u16, Timestamps { value, echo }, (scale as u8).min(WINDOW_SCALE_MAX)))
+}
+
+/// Writes them; returns their length.
+#[inline]
+fn write_usual_syn(mss: u16, timestamps: Timestamps, shift: u8, out: &mut [u8; OPTIONS_MAX]) -> usize {
+    let words = [
+        USUAL_SYN[0] | u32::from(mss),
+        USUAL_SYN[1],
+        timestamps.value,
+        timestamps.echo,
+        USUAL_SYN[2] | u32::from(shift),
+    ];
+    for (to, word) in out.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+        *to = word.to_be_bytes();
+    }
+    USUAL_SYN_LEN
 }
 
 /// The blocks of SACK options; empty where there are none or the option is malformed.

@@ -62,21 +62,20 @@ impl Slab {
         self.at(slot).map(|record| Handle { slot, generation: record.generation })
     }
 
-    /// Takes a record; `None` where all are in use.
-    pub(crate) fn insert(&mut self, mut record: Connection) -> Option<u32> {
+    /// Takes a record, which is made in its place; `None` where all are in use.
+    #[inline(always)]
+    pub(crate) fn insert(&mut self, make: impl FnOnce(u32) -> Connection) -> Option<u32> {
         let slot = self.free;
         if let Some(place) = self.records.get_mut(slot as usize) {
             self.free = place.token;
-            record.generation = place.generation;
-            *place = record;
+            *place = make(place.generation);
             self.live += 1;
             return Some(slot);
         }
         if self.records.len() >= self.capacity {
             return None;
         }
-        record.generation = 1;
-        self.records.push(record);
+        self.records.push(make(1));
         self.live += 1;
         Some(self.records.len() as u32 - 1)
     }

@@ -16,8 +16,9 @@ pub(super) const fn pattern(at: usize) -> u8 {
     (((at * 167) >> 3) ^ at) as u8
 }
 
-/// What a buffer holds.
+/// What a buffer holds: its length beside its first bytes, as a driver finds it in a line that it needs anyway.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Frame {
     len: u16,
     bytes: [u8; ROOM],
