@@ -29,6 +29,10 @@ impl PacketBuf for Packet {
     fn truncate(&mut self, len: usize) -> bool {
         self.0.truncate(len)
     }
+    #[inline(always)]
+    fn reframe(&mut self, count: usize, len: usize) -> Option<&mut [u8]> {
+        self.0.reframe(count, len)
+    }
     #[inline]
     fn append(&mut self, count: usize) -> Option<&mut [u8]> {
         self.0.append(count)

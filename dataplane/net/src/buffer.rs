@@ -20,6 +20,17 @@ pub trait PacketBuf {
     /// Cuts the frame to `len` bytes; false, and no change, where it is shorter already.
     fn truncate(&mut self, len: usize) -> bool;
 
+    /// Cuts the frame to `len` bytes, makes `count` bytes of headroom its new start, and returns all of it. `None` where the frame
+    /// is shorter or the headroom smaller; then nothing has changed but perhaps its length.
+    #[inline(always)]
+    fn reframe(&mut self, count: usize, len: usize) -> Option<&mut [u8]> {
+        if !self.truncate(len) {
+            return None;
+        }
+        self.prepend(count)?;
+        Some(self.data_mut())
+    }
+
     /// Makes `count` bytes of tailroom the new end of the frame and returns them; their contents are arbitrary.
     /// `None`, and no change, where the tailroom is smaller.
     fn append(&mut self, count: usize) -> Option<&mut [u8]>;
@@ -110,5 +121,7 @@ mod tests {
         assert_eq!(packet.data(), [2, 3, 7]);
         assert!(packet.append(3).is_none());
         assert_eq!(packet.data(), [2, 3, 7]);
+        assert_eq!(packet.reframe(3, 2).unwrap()[3..], [2, 3]);
+        assert!(packet.reframe(1, 5).is_none() && packet.reframe(1, 6).is_none());
     }
 }

@@ -151,19 +151,13 @@ fn put_before<const HOPS: bool, B: PacketBuf>(
     let Some(inner) = parsed.family() else { return false };
     let overhead = outer.tunnel.overhead(outer.ends.family());
     let Some(total_len) = parsed.l3_len.checked_add(overhead as u16) else { return false };
-    if !packet.truncate(parsed.end()) {
-        return false;
-    }
     // At least 20 bytes of IP header and 14 of Ethernet: more than the 18 of any header that was parsed.
     let before = eth::header_len(link.vlan) + overhead;
-    if packet.prepend(before - parsed.l3_offset()).is_none() {
-        return false;
-    }
+    let Some(frame) = packet.reframe(before - parsed.l3_offset(), parsed.end()) else { return false };
     let ether_type = match outer.ends {
         Ends::V4 { .. } => eth::IPV4,
         Ends::V6 { .. } => eth::IPV6,
     };
-    let frame = packet.data_mut();
     if HOPS && !rewrite::decrement_ttl(frame, &Parsed { l3: before as u16, ..*parsed }) {
         return false;
     }

@@ -219,6 +219,26 @@ impl Mbuf {
         self.data_mut().get_mut(..usize::from(length))
     }
 
+    /// Cuts a packet of one segment to `length` bytes, makes it `front` bytes longer at its front, and returns all of it; the
+    /// new bytes hold whatever the headroom held. One change of the header, which is not read back. `None`, and no change,
+    /// where the packet has several segments, is shorter, or the headroom is too small.
+    #[inline(always)]
+    pub fn reframe(&mut self, front: usize, length: usize) -> Option<&mut [u8]> {
+        let header = self.header_mut();
+        if header.nb_segs != 1 || length > usize::from(header.data_len) {
+            return None;
+        }
+        let offset = usize::from(header.data_off).checked_sub(front)?;
+        // offset and length stay within what they were together: a buffer of less than 2^16 bytes
+        let length = length + front;
+        header.data_off = offset as u16;
+        header.data_len = length as u16;
+        header.pkt_len = length as u32;
+        // SAFETY: it starts `front` bytes before the data, which the headroom holds, and ends no later than the data did; the
+        // bytes are mapped pool memory, always initialised, and exclusively ours.
+        Some(unsafe { slice::from_raw_parts_mut(header.buf_addr.cast::<u8>().add(offset), length) })
+    }
+
     /// Makes the packet `length` bytes longer at its end and returns the new bytes, zeroed. `None`, and no change,
     /// where the last segment's tailroom is too small.
     pub fn append(&mut self, length: usize) -> Option<&mut [u8]> {

@@ -92,7 +92,14 @@ fn a_packet_grows_and_shrinks_at_both_ends() {
     assert!(packet.append(packet.tailroom() + 1).is_none());
     assert!(!packet.trim_front(8));
     assert!(!packet.truncate(8));
+    assert!(packet.reframe(1, 8).is_none());
+    assert!(packet.reframe(usize::from(HEADROOM) + 1, 7).is_none());
     assert_eq!(packet.data(), b"payload", "a refused change changes nothing");
+
+    packet.append(2).unwrap().copy_from_slice(b"!!");
+    packet.reframe(3, 7).unwrap()[..3].copy_from_slice(b"hdr");
+    assert_eq!((packet.data(), packet.packet_len()), (&b"hdrpayload"[..], 10));
+    assert!(packet.trim_front(3));
 
     let tailroom = packet.tailroom();
     assert_eq!(packet.append(tailroom).unwrap().iter().map(|&byte| u64::from(byte)).sum::<u64>(), 0);
