@@ -6,6 +6,9 @@
 //! event ── what is told and counted
 //! ```
 
+pub mod breaker;
+pub mod budget;
+pub mod buffers;
 pub mod event;
 pub mod rules;
 pub mod site;
