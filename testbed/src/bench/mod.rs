@@ -99,8 +99,8 @@ impl Context {
             window: Duration::from_millis(if quick { 60 } else { 1_000 }),
             thaw: Duration::from_millis(if quick { 15 } else { 40 }),
             ceiling: Duration::from_millis(if quick { 500 } else { 1_500 }),
-            windows: if quick { 5 } else { 7 },
-            runs: 5,
+            windows: if quick { 3 } else { 7 },
+            runs: if quick { 3 } else { 5 },
             changes: if quick { 200 } else { 1_000 },
             requests: if quick { 4_000 } else { 40_000 },
         }
