@@ -10,7 +10,7 @@ use crate::header::{ECT_0, Header, NOT_ECT};
 use crate::input::Work;
 use crate::listen::our_mss;
 use crate::options::{FastOpen, OptionBytes, Options, Timestamps};
-use crate::queue::Gather;
+use crate::queue::{Gather, Nodes};
 use crate::rack::Rack;
 use crate::rtt::Bounds;
 use crate::seq::SeqNumber;
@@ -321,11 +321,7 @@ impl<B: Buffer> Work<'_, B> {
     #[inline(always)]
     fn window(&mut self) -> u16 {
         let c = &mut *self.c;
-        let mut space = c.receive_space.min(self.share).saturating_sub(c.receive.len());
-        if self.nodes.pinned() > self.memory || self.nodes.is_scarce() {
-            // one segment for who has none, so that two such hosts never wait for each other for ever
-            space = if c.receive.is_empty() { space.min(u32::from(c.mss)) } else { 0 };
-        }
+        let space = c.space(self.nodes, self.memory, self.share);
         c.announce(space)
     }
 
@@ -550,6 +546,17 @@ impl Connection {
             return len >= self.max_window / 2;
         }
         no_delay || !self.is_outstanding() || self.flags.has(Flags::FIN_QUEUED)
+    }
+
+    /// Bytes that may arrive now, of a share.
+    #[inline(always)]
+    pub(crate) fn space<B: Buffer>(&self, nodes: &Nodes<B>, memory: u64, share: u32) -> u32 {
+        let space = self.receive_space.min(share).saturating_sub(self.receive.len());
+        if nodes.pinned() > memory || nodes.is_scarce() {
+            // one segment for who has none, so that two such hosts never wait for each other for ever
+            return if self.receive.is_empty() { space.min(u32::from(self.mss)) } else { 0 };
+        }
+        space
     }
 
     /// The window that a segment tells where there is so much space; the edge moves with it.

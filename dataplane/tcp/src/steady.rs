@@ -16,8 +16,9 @@ use crate::congestion::AckSample;
 use crate::connection::{Connection, Flags, State, Waiting};
 use crate::engine::{Engine, Lookup, endpoints, tick};
 use crate::event::Events;
-use crate::header::{ECT_0, NOT_ECT};
+use crate::header::{ECT_0, Header, NOT_ECT};
 use crate::options::{ALIGNED_TIMESTAMPS, TIMESTAMPS_LEN, Timestamps};
+use crate::queue::Nodes;
 use crate::rack::DeliveredSegments;
 use crate::rtt::Bounds;
 use crate::seq::SeqNumber;
@@ -243,7 +244,9 @@ impl<B: Buffer> Engine<B> {
                 let end = gather.end();
                 let push = if end == c.send.end() { tcp::PSH } else { 0 };
                 let is_ecn = flags.has(Flags::ECN) & (gather.seq == c.snd_nxt);
-                c.write(header, gather.seq, tcp::ACK | push, now);
+                // pieces may have become scarce by this one's being cut
+                let space = c.space(nodes, config.memory, u32::MAX);
+                c.write(header, gather.seq, tcp::ACK | push, space, now);
                 header.identification = *identification;
                 header.ecn = if is_ecn { ECT_0 } else { NOT_ECT };
                 header.hop_limit = settings.hop_limit;
@@ -270,7 +273,8 @@ impl<B: Buffer> Engine<B> {
         }
         if went && flags.has(Flags::ACK_NOW) {
             let seq = c.snd_nxt;
-            c.write(header, seq, tcp::ACK, now);
+            let space = c.space(nodes, config.memory, u32::MAX);
+            c.write(header, seq, tcp::ACK, space, now);
             header.identification = *identification;
             header.ecn = NOT_ECT;
             header.hop_limit = settings.hop_limit;
@@ -309,13 +313,7 @@ impl Connection {
     /// A cumulative acknowledgement of whole pieces that were sent once: [`crate::input::Work::plain_acknowledgement`] less what
     /// flags say.
     #[inline(always)]
-    fn acknowledged<B: Buffer>(
-        &mut self,
-        nodes: &mut crate::queue::Nodes<B>,
-        ack: SeqNumber,
-        flags: Flags,
-        now: Instant,
-    ) {
+    fn acknowledged<B: Buffer>(&mut self, nodes: &mut Nodes<B>, ack: SeqNumber, flags: Flags, now: Instant) {
         let in_flight_before = self.send.in_flight();
         self.snd_una = ack;
         self.retries = 0;
@@ -359,8 +357,8 @@ impl Connection {
 
     /// Writes what every segment of an established connection says; it acknowledges all that has arrived.
     #[inline(always)]
-    fn write(&mut self, header: &mut crate::header::Header, seq: SeqNumber, flags: u8, now: Instant) {
-        let window = self.announce(self.receive_space.saturating_sub(self.receive.len()));
+    fn write(&mut self, header: &mut Header, seq: SeqNumber, flags: u8, space: u32, now: Instant) {
+        let window = self.announce(space);
         let value = self.ts_now(now);
         header.options.set_timestamps(Timestamps { value, echo: self.ts_recent });
         self.unacked_bytes = 0;

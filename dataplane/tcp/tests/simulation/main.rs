@@ -93,6 +93,32 @@ fn anything_may_happen_at_once() {
     each_seed("anything_may_happen_at_once", 700, |seed| drop(prove(plan::anything(seed))));
 }
 
+/// Runs a plan's first conversation with the short way of usual segments or without; all that left and how all stood.
+fn traced(plan: Plan, is_steady: bool) -> Vec<String> {
+    let conversations = plan.conversations.first().copied().into_iter().collect();
+    let mut world = World::new(Plan { conversations, ..plan });
+    world.client.engine.set_steady(is_steady);
+    world.server.engine.set_steady(is_steady);
+    world.trace = Some(Vec::new());
+    world.run();
+    world.trace.unwrap_or_default()
+}
+
+#[test]
+fn the_short_way_does_what_the_long_one_does() {
+    each_seed("the_short_way_does_what_the_long_one_does", 60, |seed| {
+        for plan in [quiet, plan::bad_link, plan::anything] {
+            let (short, long) = (traced(plan(seed), true), traced(plan(seed), false));
+            let differs = short.iter().zip(&long).position(|(short, long)| short != long);
+            if let Some(at) = differs {
+                let before = &short[at.saturating_sub(6)..at];
+                panic!("after\n{}\nshort {}\nlong  {}", before.join("\n"), short[at], long[at]);
+            }
+            assert_eq!(short.len(), long.len());
+        }
+    });
+}
+
 /// Both ends have heard all. An engine whose last acknowledgement of all was lost may be told by a RST, since the other stack
 /// forgets a connection after ten seconds.
 fn prove_with_other<C: Peer, S: Peer>(

@@ -31,6 +31,8 @@ pub(crate) struct World<C, S> {
     pub(crate) links: [Link; 2],
     pub(crate) now: u64,
     pub(crate) took_us: u64,
+    /// What left, and how both stood after each turn, where somebody asks for it.
+    pub(crate) trace: Option<Vec<String>>,
 }
 
 impl World<Host, Host> {
@@ -58,7 +60,7 @@ impl<C: Peer, S: Peer> World<C, S> {
         let links = [link(), link()];
         let client = client(&plan, Random(random.next()), now);
         let server = server(&plan, Random(random.next()), now);
-        Self { plan, client, server, links, now, took_us: 0 }
+        Self { plan, client, server, links, now, took_us: 0, trace: None }
     }
 
     /// Runs until both are done; the panic says how all stood if that takes too long.
@@ -66,8 +68,8 @@ impl<C: Peer, S: Peer> World<C, S> {
         let start = self.now;
         let deadline = start + self.plan.deadline_s * 1_000_000;
         loop {
-            Self::turn(&mut self.client, &mut self.links, 0, self.now);
-            Self::turn(&mut self.server, &mut self.links, 1, self.now);
+            Self::turn(&mut self.client, &mut self.links, &mut self.trace, 0, self.now);
+            Self::turn(&mut self.server, &mut self.links, &mut self.trace, 1, self.now);
             let (client, server) = (self.client.next(self.now), self.server.next(self.now));
             let flying = self.links.iter().filter_map(Link::next).min();
             if self.client.is_over() && self.server.is_over() && flying.is_none() {
@@ -80,10 +82,20 @@ impl<C: Peer, S: Peer> World<C, S> {
         self.took_us = self.now - start;
     }
 
-    fn turn(peer: &mut impl Peer, links: &mut [Link; 2], side: usize, now: u64) {
+    fn turn(
+        peer: &mut impl Peer,
+        links: &mut [Link; 2],
+        trace: &mut Option<Vec<String>>,
+        side: usize,
+        now: u64,
+    ) {
         let arrived: Vec<Vec<u8>> = std::iter::from_fn(|| links[1 - side].arrived(now)).collect();
         let mut out = Vec::new();
         peer.turn(&arrived, now, &mut out);
+        if let Some(trace) = trace {
+            trace.extend(out.iter().map(|frame| format!("{now} {side} {}", shown(frame))));
+            trace.push(format!("{now} {side} {}", peer.describe()));
+        }
         for frame in out {
             if std::env::var_os("WEIR_TRACE").is_some() {
                 println!("{now} {} {}", ["client", "server"][side], shown(&frame));
