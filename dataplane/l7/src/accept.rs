@@ -17,10 +17,21 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if events.has(Events::ACCEPTED) {
             self.accept(handle);
         }
-        let Some((side, slot)) = self.side_of(handle) else { return };
-        match side {
-            Side::Client => self.client_news(slot, handle, events),
-            Side::Upstream => self.upstream_news(slot, handle, events),
+        let Some(token) = self.connections.token(handle) else { return };
+        match Token::of(token) {
+            Token::HttpClient(slot) => self.http_client_news(slot, handle, events),
+            Token::HttpUpstream(slot) => self.http_upstream_news(slot, handle, events),
+            Token::Tcp(side, slot) => {
+                // stale news are of a slot that has another connection
+                let session = self.proxy.sessions.at(slot);
+                if session.is_none_or(|session| session.handle(side) != Some(handle)) {
+                    return;
+                }
+                match side {
+                    Side::Client => self.client_news(slot, handle, events),
+                    Side::Upstream => self.upstream_news(slot, handle, events),
+                }
+            }
         }
     }
 
@@ -34,10 +45,14 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let known = proxy.services.listener(index).zip(proxy.rules.listener(index));
         let Some((listener, rules)) = known else { return self.turn_away(handle, Cause::Aborted) };
         let client = address_of(accepted.remote.address);
+        let rules_are_http = proxy.rules.http_listener(index).is_some();
         let is_trusted = || rules.trusted.iter().any(|prefix| prefix.contains(client));
         if rules.accept_proxy.is_some() && !is_trusted() {
             self.accounts.listener(index, ListenerCount::ProxyHeaderRefused, 1);
             return self.turn_away(handle, Cause::Aborted);
+        }
+        if rules_are_http {
+            return self.http_accept(handle, accepted);
         }
         let (pool, handshake_ms) = (listener.pool, rules.handshake_ms);
         let (idle_ms, half_close_ms) = (rules.idle_ms, rules.half_close_ms);
@@ -102,7 +117,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         }
     }
 
-    fn turn_away(&mut self, handle: C::Handle, cause: Cause) {
+    pub(crate) fn turn_away(&mut self, handle: C::Handle, cause: Cause) {
         self.connections.abort(handle);
         self.connections.release(handle);
         self.accounts.aborted(cause);

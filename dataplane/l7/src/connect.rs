@@ -71,7 +71,7 @@ impl Selector {
     }
 
     /// Chooses a position among the backends that can take a connection; `load` tells how many one has, or `None`.
-    fn choose(
+    pub(crate) fn choose(
         &mut self,
         pool: &Pool,
         rules: &PoolRules,
@@ -205,12 +205,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         vip_port: u16,
     ) -> Result<(), ConnectError> {
         let remote = Endpoint { address: backend.address, port: backend.serves(vip_port) };
-        let local = if backend.family == 4 {
-            self.source::<u32>(backend, remote)
-        } else {
-            self.source::<u128>(backend, remote)
-        };
-        let Some(local) = local else {
+        let Some(local) = self.source_for(backend, remote) else {
             self.accounts.snat_exhausted();
             return Err(ConnectError::InUse);
         };
@@ -228,6 +223,15 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             self.accounts.backend(index, BackendCount::Retries, u64::from(is_retry));
         }
         Ok(())
+    }
+
+    /// A source address and port from which answers come back to this worker.
+    pub(crate) fn source_for(&mut self, backend: &Backend, remote: Endpoint) -> Option<Endpoint> {
+        if backend.family == 4 {
+            self.source::<u32>(backend, remote)
+        } else {
+            self.source::<u128>(backend, remote)
+        }
     }
 
     fn source<F: Address>(&mut self, backend: &Backend, remote: Endpoint) -> Option<Endpoint> {
@@ -314,6 +318,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     pub(crate) fn serve_queues(&mut self) {
         while let Some(pool) = self.proxy.woken.pop() {
             self.serve_queue(pool);
+            self.serve_http_queue(pool);
         }
     }
 

@@ -218,6 +218,15 @@ impl Leases {
         });
     }
 
+    /// Whether others wait for tokens: a connection that is not needed now should end.
+    pub fn is_tight(&self, key: Key) -> bool {
+        let lease = match key {
+            Key::Listener(index) => self.listeners.get(usize::from(index)),
+            Key::Backend(index) => self.backends.get(index as usize),
+        };
+        lease.is_some_and(|lease| lease.is_limited && lease.is_tight)
+    }
+
     /// Connections.
     pub fn used(&self, key: Key) -> u32 {
         let lease = match key {

@@ -14,9 +14,10 @@ use weir_tcp::wheel::Wheel;
 
 use crate::connect::Selector;
 use crate::connections::{Accounts, Cause, Connections, Surroundings};
+use crate::http::Http;
 use crate::limits::{Key, Leases, ToLedger, ToWorker};
 use crate::rules::Rules;
-use crate::session::{Fifo, NO_BACKEND, Sessions, Setups, Side, Stage, Token};
+use crate::session::{Fifo, NO_BACKEND, Sessions, Setups, Stage};
 
 /// Sessions that are looked at per call after backends went down.
 const SWEEP: u32 = 1_024;
@@ -55,6 +56,7 @@ pub struct Proxy<H> {
     pub(crate) overfull: Vec<u32>,
     /// Where the search for sessions of backends that are down goes on.
     sweep: Option<u32>,
+    pub(crate) http: Http<H>,
 }
 
 /// Whether connections of a listener can't hear of their clients under these services.
@@ -72,9 +74,11 @@ pub(crate) fn tick(now: Instant) -> u32 {
 impl<H: Copy + Eq> Proxy<H> {
     /// A proxy without sessions.
     pub fn new(config: ProxyConfig, services: Arc<Services>, rules: Arc<Rules>, now: Instant) -> Self {
+        let http = Http::new(config.sessions, config.seed, Arc::clone(&services), Arc::clone(&rules), now);
         let mut proxy = Self {
             services,
             rules,
+            http,
             sessions: Sessions::new(config.sessions),
             setups: Setups::new(),
             wheel: Wheel::new(tick(now)),
@@ -162,9 +166,22 @@ impl<H: Copy + Eq> Proxy<H> {
         }
         let old =
             (std::mem::replace(&mut self.services, services), std::mem::replace(&mut self.rules, rules));
+        let (before, now) = (Arc::clone(&old.0), Arc::clone(&self.services));
+        self.http_adopt(
+            |listener| {
+                let of = |services: &Services| services.listener(listener).map(weir_l4::Listener::identity);
+                lost.contains(&listener) || of(&before) != of(&now)
+            },
+            |backend| {
+                let of = |services: &Services| services.backend(backend).map(weir_l4::Backend::identity);
+                of(&before) != of(&now)
+            },
+        );
         self.prepare();
         self.sweep = Some(0);
         let waiting = (0u32..).zip(&self.queues).filter(|(_, queue)| !queue.is_empty());
+        self.woken.extend(waiting.map(|(pool, _)| pool));
+        let waiting = (0u32..).zip(&self.http.waiting).filter(|(_, queue)| !queue.is_empty());
         self.woken.extend(waiting.map(|(pool, _)| pool));
         old
     }
@@ -181,6 +198,7 @@ impl<H: Copy + Eq> Proxy<H> {
         while let Some((handle, events)) = run.connections.poll_event() {
             run.news(handle, events);
         }
+        run.http_again();
         run.serve_queues();
     }
 
@@ -196,19 +214,26 @@ impl<H: Copy + Eq> Proxy<H> {
         while let Some(slot) = run.proxy.wheel.expire(&mut run.proxy.sessions, tick(now)) {
             run.timed_out(slot);
         }
+        run.http_advance();
         run.sweep();
+        run.http_sweep();
         run.serve_queues();
     }
 
     /// When [`Proxy::advance`] is due.
     pub fn next_deadline(&mut self, now: Instant) -> Option<Instant> {
-        if self.sweep.is_some() || !self.woken.is_empty() {
+        if self.sweep.is_some() || !self.woken.is_empty() || self.http.is_due() {
             return Some(now);
         }
-        let due = self.wheel.next_due()?;
-        let ahead = due.wrapping_sub(tick(now));
-        // behind by less than half of the clock's turn: overdue
-        Some(if ahead > u32::MAX / 2 { now } else { now.after(u64::from(ahead) * 1_000) })
+        let http = &mut self.http;
+        let wheels = [&mut self.wheel, &mut http.client_wheel, &mut http.upstream_wheel];
+        let dues = wheels.into_iter().filter_map(Wheel::next_due);
+        let ahead = dues.map(|due| {
+            let ahead = due.wrapping_sub(tick(now));
+            // behind by less than half of the clock's turn: overdue
+            if ahead > u32::MAX / 2 { 0 } else { ahead }
+        });
+        ahead.min().map(|ahead| now.after(u64::from(ahead) * 1_000))
     }
 
     /// Takes a message of the ledger.
@@ -223,15 +248,48 @@ impl<H: Copy + Eq> Proxy<H> {
         let key = self.leases.receive(message);
         let mut run = Run { proxy: self, connections, surroundings, accounts, now };
         match key {
-            Key::Listener(listener) => run.serve_arrivals(listener),
-            Key::Backend(_) => {
+            Key::Listener(listener) => {
+                run.serve_arrivals(listener);
+                run.serve_http_arrivals(listener);
+            }
+            Key::Backend(index) => {
+                run.yield_idle(index);
                 let waiting = (0u32..).zip(&run.proxy.queues).filter(|(_, queue)| !queue.is_empty());
+                let waiting: Vec<u32> = waiting.map(|(pool, _)| pool).collect();
+                run.proxy.woken.extend(waiting);
+                let waiting = (0u32..).zip(&run.proxy.http.waiting).filter(|(_, queue)| !queue.is_empty());
                 let waiting: Vec<u32> = waiting.map(|(pool, _)| pool).collect();
                 run.proxy.woken.extend(waiting);
             }
         }
         run.serve_queues();
         self.leases.settle(key);
+    }
+
+    /// Rules that exchanges needed longer than their generation was in force, and need no more: to be dropped elsewhere, for their last
+    /// drop takes time. Ask until there is none, after each call of [`Proxy::advance`].
+    pub fn poll_retired(&mut self) -> Option<(Arc<Services>, Arc<Rules>)> {
+        self.http.generations.retired()
+    }
+
+    /// Client connections of HTTP there are.
+    pub fn http_clients(&self) -> usize {
+        self.http.clients.live()
+    }
+
+    /// Connections to backends of HTTP there are, idle ones included.
+    pub fn http_upstreams(&self) -> usize {
+        self.http.upstreams.live()
+    }
+
+    /// Sets how many bytes HTTP may keep for heads, bodies and answers.
+    pub fn set_http_memory(&mut self, bytes: u64) {
+        self.http.store.set_ceiling(bytes);
+    }
+
+    /// Bytes that HTTP keeps, and how many it may.
+    pub fn http_memory(&self) -> (u64, u64) {
+        (self.http.store.used(), self.http.store.ceiling())
     }
 
     /// The next message to the ledger; call it only where the ring has room.
@@ -365,12 +423,5 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             }
         }
         self.proxy.sweep = (last < self.proxy.sessions.slots()).then_some(last);
-    }
-
-    /// The side of a session that a handle is, unless the news is stale.
-    pub(crate) fn side_of(&self, handle: C::Handle) -> Option<(Side, u32)> {
-        let Token::Tcp(side, slot) = Token::of(self.connections.token(handle)?) else { return None };
-        let session = self.proxy.sessions.at(slot)?;
-        (session.handle(side) == Some(handle)).then_some((side, slot))
     }
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use weir_l7::connections::{
     Accepted, Accounts, BackendCount, Cause, Connections, ListenerCount, Surroundings,
 };
+use weir_l7::http::event::{BackendHttpCount, BreakerChange, Event, HttpCount, HttpGauge};
 use weir_tcp::buffer::HeapBuffer;
 use weir_tcp::{Buffer, Chunk, ConnectError, Ended, Endpoint, Events, Instant};
 
@@ -286,6 +287,30 @@ impl Connections for Fake {
 pub(crate) struct Around {
     pub(crate) has_no_buffers: bool,
     pub(crate) taken: Vec<(Endpoint, Endpoint)>,
+    /// The longest piece that is copied at once; 0: any.
+    pub(crate) longest: usize,
+    /// Exchanges that were told.
+    pub(crate) told: Vec<Told>,
+    /// Changes of breakers that were told.
+    pub(crate) breakers: Vec<BreakerChange>,
+}
+
+/// An exchange that was told.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    pub(crate) method: String,
+    pub(crate) target: String,
+    pub(crate) host: String,
+    pub(crate) user_agent: String,
+    pub(crate) request_id: String,
+    pub(crate) route: u16,
+    pub(crate) backend: u32,
+    pub(crate) status: u16,
+    pub(crate) cause: Option<weir_http::cause::Cause>,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) attempts: u8,
+    pub(crate) is_reused: bool,
 }
 
 impl<B: Buffer + for<'a> From<&'a [u8]>> Surroundings<B> for Around {
@@ -295,6 +320,32 @@ impl<B: Buffer + for<'a> From<&'a [u8]>> Surroundings<B> for Around {
 
     fn is_taken(&self, local: Endpoint, remote: Endpoint) -> bool {
         self.taken.contains(&(local, remote))
+    }
+
+    fn longest(&self) -> usize {
+        if self.longest == 0 { 2_048 } else { self.longest }
+    }
+
+    fn tell(&mut self, event: Event<'_>) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match event {
+            Event::Exchange(exchange) => self.told.push(Told {
+                method: text(exchange.method),
+                target: text(exchange.target),
+                host: text(exchange.host),
+                user_agent: text(exchange.user_agent),
+                request_id: text(exchange.request_id),
+                route: exchange.route,
+                backend: exchange.backend,
+                status: exchange.status,
+                cause: exchange.cause,
+                bytes_in: exchange.bytes_in,
+                bytes_out: exchange.bytes_out,
+                attempts: exchange.attempts,
+                is_reused: exchange.is_reused,
+            }),
+            Event::Breaker(change) => self.breakers.push(change),
+        }
     }
 }
 
@@ -311,6 +362,11 @@ struct Inner {
     backend_active: HashMap<u32, i64>,
     snat_exhausted: u64,
     aborted: HashMap<Cause, u64>,
+    http: HashMap<HttpCount, u64>,
+    gauges: HashMap<HttpGauge, i64>,
+    causes: HashMap<weir_http::cause::Cause, u64>,
+    backend_http: HashMap<(u32, BackendHttpCount), u64>,
+    backend_idle: HashMap<u32, i64>,
 }
 
 impl Books {
@@ -336,6 +392,26 @@ impl Books {
 
     pub(crate) fn all_backends_active(&self) -> i64 {
         self.0.borrow().backend_active.values().sum()
+    }
+
+    pub(crate) fn http(&self, count: HttpCount) -> u64 {
+        self.0.borrow().http.get(&count).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn gauge(&self, gauge: HttpGauge) -> i64 {
+        self.0.borrow().gauges.get(&gauge).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn cause(&self, cause: weir_http::cause::Cause) -> u64 {
+        self.0.borrow().causes.get(&cause).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn backend_http(&self, backend: u32, count: BackendHttpCount) -> u64 {
+        self.0.borrow().backend_http.get(&(backend, count)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn idle(&self) -> i64 {
+        self.0.borrow().backend_idle.values().sum()
     }
 
     pub(crate) fn snat_exhausted(&self) -> u64 {
@@ -368,5 +444,20 @@ impl Accounts for Books {
     }
     fn aborted(&mut self, cause: Cause) {
         *self.0.borrow_mut().aborted.entry(cause).or_default() += 1;
+    }
+    fn http(&mut self, _: u16, count: HttpCount, by: u64) {
+        *self.0.borrow_mut().http.entry(count).or_default() += by;
+    }
+    fn http_gauge(&mut self, _: u16, gauge: HttpGauge, by: i64) {
+        *self.0.borrow_mut().gauges.entry(gauge).or_default() += by;
+    }
+    fn cause(&mut self, _: u16, cause: weir_http::cause::Cause) {
+        *self.0.borrow_mut().causes.entry(cause).or_default() += 1;
+    }
+    fn backend_http(&mut self, backend: u32, count: BackendHttpCount, by: u64) {
+        *self.0.borrow_mut().backend_http.entry((backend, count)).or_default() += by;
+    }
+    fn backend_idle(&mut self, backend: u32, by: i64) {
+        *self.0.borrow_mut().backend_idle.entry(backend).or_default() += by;
     }
 }

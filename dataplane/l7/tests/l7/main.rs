@@ -16,6 +16,7 @@ mod engines;
 mod fake;
 mod generations;
 mod headers;
+mod http;
 mod queueing;
 mod retries;
 mod world;

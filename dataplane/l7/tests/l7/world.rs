@@ -5,6 +5,9 @@ use std::sync::Arc;
 use weir_l4::services::Algorithm;
 use weir_l4::snat::ReplyOwner;
 use weir_l4::{Backend, Listener, Mode, OnDown, Parts, Pool, Services, bits_of};
+use weir_l7::http::event::HttpGauge;
+use weir_l7::http::rules::{HttpListener, HttpPool};
+use weir_l7::http::site::Site;
 use weir_l7::{
     Counted, Key, Ledger, ListenerCount, ListenerRules, PoolRules, Proxy, ProxyConfig, Rules,
     proxy_protocol::Version,
@@ -41,6 +44,9 @@ pub(crate) struct Plan {
     pub(crate) snat_ports: (u16, u16),
     pub is_v6: bool,
     pub(crate) sessions: usize,
+    /// The listener is HTTP.
+    pub(crate) http: Option<HttpListener>,
+    pub(crate) http_pool: HttpPool,
 }
 
 impl Default for Plan {
@@ -60,6 +66,8 @@ impl Default for Plan {
             snat_ports: (10_000, 10_999),
             is_v6: false,
             sessions: 100,
+            http: None,
+            http_pool: HttpPool::default(),
         }
     }
 }
@@ -135,6 +143,8 @@ impl Plan {
             [(POOL, PoolRules::new(&pool, self.counted, self.send_proxy, 7))],
             limited,
         );
+        let sites = self.http.iter().map(|http| (LISTENER, Arc::new(Site::new(http.clone()).unwrap())));
+        let rules = rules.with_http(sites, [(POOL, Arc::new(self.http_pool.clone()))]);
         assert!(rules.is_complete(&services));
         (Arc::new(services), Arc::new(rules))
     }
@@ -290,6 +300,12 @@ impl World {
     /// Nothing is left of anything.
     pub(crate) fn is_clean(&self) {
         assert_eq!((self.proxy.live(), self.proxy.pending()), (0, 0), "sessions");
+        assert_eq!((self.proxy.http_clients(), self.proxy.http_upstreams()), (0, 0), "HTTP");
+        assert_eq!(self.proxy.http_memory().0, 0, "bytes of heads");
+        for gauge in [HttpGauge::Exchanges, HttpGauge::IdleClients, HttpGauge::Tunnels] {
+            assert_eq!(self.books.gauge(gauge), 0, "{gauge:?}");
+        }
+        assert_eq!(self.books.idle(), 0, "idle connections");
         assert_eq!(self.fake.held(), 0, "connections");
         assert_eq!((self.books.active(), self.books.queued(), self.books.all_backends_active()), (0, 0, 0));
         assert_eq!(self.proxy.used(Key::Listener(LISTENER)), 0);

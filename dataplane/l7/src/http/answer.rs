@@ -1,0 +1,197 @@
+//! What does the proxy say by itself? Refusals with their cause, redirections, fixed responses.
+
+use weir_http::cause::Cause;
+use weir_http::head::{Method, Version};
+use weir_http::routes::edit::{Asked, write_location};
+use weir_http::routes::spec::Action;
+use weir_http::target::normalise;
+use weir_http::write::{self, Own, Variables};
+use weir_l4::address_of;
+
+use super::client::{Flags, Stage};
+use super::heads::hex_id;
+use super::outbox::Sent;
+use crate::connections::{self, Accounts, Connections, Surroundings};
+use crate::proxy::{Proxy, Run};
+
+/// What the proxy says where nothing else is configured.
+const PLAIN: &str = "text/plain";
+
+impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
+    /// Ends the exchange with a refusal, or, where its response has begun, with its connection.
+    pub(crate) fn fail(&mut self, slot: u32, cause: Cause) {
+        let Some(client) = self.proxy.http.clients.at(slot) else { return };
+        if client.flags.has(Flags::RESPONSE) || cause.status() == 0 {
+            return self.cut(slot, cause);
+        }
+        self.refuse(slot, cause);
+    }
+
+    /// A connection is refused before its first request.
+    pub(crate) fn refuse_connection(&mut self, slot: u32, cause: Cause) {
+        self.begin_refused(slot);
+        self.refuse(slot, cause);
+    }
+
+    /// Answers with a cause's status; nothing of a response was sent.
+    pub(crate) fn refuse(&mut self, slot: u32, cause: Cause) {
+        self.refuse_for(slot, cause, None);
+    }
+
+    /// As [`Self::refuse`], and says when to come again.
+    pub(crate) fn refuse_for(&mut self, slot: u32, cause: Cause, retry_after_s: Option<u32>) {
+        self.http_dequeue(slot);
+        let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
+        if client.flags.has(Flags::RESPONSE) {
+            return self.cut(slot, cause);
+        }
+        client.exchange.cause = Some(cause);
+        // what is left of the request would be taken for the next
+        if !client.flags.has(Flags::REQUEST_DONE) {
+            client.flags.set(Flags::CLOSES | Flags::DISCARDS);
+        }
+        self.release_attempt(slot);
+        let written = self.write_refusal(slot, cause, retry_after_s);
+        self.answered(slot, cause.status(), written);
+    }
+
+    /// Lets go of the connection to a backend that an answer of the proxy's own makes needless.
+    fn release_attempt(&mut self, slot: u32) {
+        let Some(client) = self.proxy.http.clients.at(slot) else { return };
+        let upstream = client.exchange.upstream;
+        self.end_attempt(slot, None);
+        self.drop_http_upstream(upstream, true);
+    }
+
+    fn write_refusal(&mut self, slot: u32, cause: Cause, retry_after_s: Option<u32>) -> Option<()> {
+        let Proxy { http, .. } = &mut *self.proxy;
+        let client = http.clients.at(slot)?;
+        let rules = http.generations.rules(client.exchange.generation);
+        let site = rules.and_then(|rules| rules.http_listener(client.listener));
+        let status = cause.status();
+        let page = site.and_then(|site| site.rules.error_pages.iter().find(|page| page.status == status));
+        let text = weir_http::status::reason(status);
+        let shows_cause = site.is_none_or(|site| site.rules.cause_header);
+        let own = Own {
+            version: if client.flags.has(Flags::HTTP10) { Version::Http10 } else { Version::Http11 },
+            keep_alive: !client.flags.has(Flags::CLOSES),
+            content_type: page.map_or(PLAIN, |page| &page.content_type),
+            body: page.map_or(text.as_bytes(), |page| &page.body),
+            is_head: client.exchange.method == Method::Head,
+            cause: shows_cause.then_some(cause),
+            retry_after_s,
+            allow: if status == 405 { "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE" } else { "" },
+            ..Own::new(status)
+        };
+        http.scratch.clear();
+        write::own(&mut http.scratch, &own).ok()
+    }
+
+    /// Answers as the exchange's route says.
+    pub(crate) fn answer_route(&mut self, slot: u32) {
+        let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
+        if !client.flags.has(Flags::REQUEST_DONE) {
+            client.flags.set(Flags::CLOSES | Flags::DISCARDS);
+        }
+        let status = self.write_route_answer(slot);
+        self.answered(slot, status.unwrap_or(500), status.map(|_| ()));
+    }
+
+    fn write_route_answer(&mut self, slot: u32) -> Option<u16> {
+        let Proxy { http, .. } = &mut *self.proxy;
+        let client = http.clients.at(slot)?;
+        let exchange = &client.exchange;
+        let site = http.generations.rules(exchange.generation)?.http_listener(client.listener)?;
+        let route = site.table.route(usize::from(exchange.route))?;
+        let head = http.store.bytes(exchange.head.as_ref()?);
+        let request = &*http.request;
+        let mut id = [0; 32];
+        let shared = Own {
+            version: if client.flags.has(Flags::HTTP10) { Version::Http10 } else { Version::Http11 },
+            keep_alive: !client.flags.has(Flags::CLOSES),
+            is_head: exchange.method == Method::Head,
+            edits: &route.response.fields,
+            variables: Variables {
+                client: Some(address_of(client.source.address)),
+                host: request.host.name.of(head),
+                path: request.target.path.of(head),
+                route: route.name.as_bytes(),
+                backend: &[],
+                request_id: hex_id(exchange.request_id, &mut id),
+            },
+            ..Own::new(200)
+        };
+        let own = match &route.action {
+            Action::Redirect(redirect) => {
+                let asked = Asked {
+                    scheme: "http",
+                    host: request.host.name.of(head),
+                    port: request.host.port,
+                    path: normalise(request.target.path_or_root(head), &mut http.path).ok()?,
+                    query: request.target.query.of(head),
+                };
+                http.text.clear();
+                write_location(redirect, &route.path, &asked, &mut http.text).ok()?;
+                Own { status: redirect.status, location: &http.text, ..shared }
+            }
+            Action::Respond(respond) => Own {
+                status: respond.status,
+                content_type: &respond.content_type,
+                body: &respond.body,
+                ..shared
+            },
+            Action::Pools(_) => return None,
+        };
+        http.scratch.clear();
+        write::own(&mut http.scratch, &own).ok()?;
+        Some(own.status)
+    }
+
+    /// The answer is in the scratch: on its way with it.
+    fn answered(&mut self, slot: u32, status: u16, written: Option<()>) {
+        if written.is_none() {
+            return self.abort_client(slot, connections::Cause::Memory);
+        }
+        let http = &mut self.proxy.http;
+        let Some(client) = http.clients.at_mut(slot) else { return };
+        client.stage = Stage::Answer;
+        client.flags.set(Flags::RESPONSE);
+        client.exchange.status = status;
+        let listener = client.listener;
+        // what waits of an interim response comes before; nobody is that slow and well
+        if !client.outbox.is_empty() {
+            return self.cut(slot, Cause::ClientSlow);
+        }
+        self.count_status(listener, status);
+        let idle_ms = self
+            .proxy
+            .rules
+            .http_listener(listener)
+            .map_or(super::finish::LINGER_MS, |site| site.rules.times.response_idle_ms);
+        match self.send_scratch(slot) {
+            Sent::All => self.next_or_close(slot),
+            Sent::Some => self.set_due(slot, idle_ms),
+            Sent::Refused => {}
+        }
+    }
+
+    /// There is room again for an answer.
+    pub(crate) fn answer_left(&mut self, slot: u32) {
+        let Some(client) = self.proxy.http.clients.at(slot) else { return };
+        if client.outbox.is_empty() {
+            self.next_or_close(slot);
+        }
+    }
+
+    /// There is room at the client again: what waits is sent first; false: the client is gone.
+    pub(crate) fn flush_client(&mut self, slot: u32) -> bool {
+        let http = &mut self.proxy.http;
+        let Some(client) = http.clients.at_mut(slot) else { return false };
+        let handle = client.handle;
+        let sent = client.outbox.flush(handle, self.connections, self.surroundings, &mut http.store);
+        if sent == Sent::Refused {
+            self.client_refuses(slot);
+        }
+        sent != Sent::Refused
+    }
+}

@@ -1,0 +1,129 @@
+//! What does a new generation end? Clients of listeners that are gone, connections to backends that take no more, exchanges whose
+//! backend is down.
+
+use weir_http::cause::Cause;
+use weir_l4::OnDown;
+
+use super::client::{Flags, Stage};
+use super::upstream;
+use crate::connections::{self, Accounts, Connections, Surroundings};
+use crate::limits::Key;
+use crate::proxy::{Proxy, Run};
+use crate::session::NO_BACKEND;
+
+/// Records that are looked at per call.
+const AT_ONCE: u32 = 1_024;
+
+/// Whether a pool's backend takes new requests under the rules in force.
+fn is_usable<H>(proxy: &Proxy<H>, upstream: &upstream::Upstream<H>) -> bool {
+    let (pool, index) = (upstream.pool, upstream.backend);
+    let Some((pool, rules)) = proxy.services.pool(pool).zip(proxy.rules.pool(pool)) else { return false };
+    let Some(at) = pool.members.iter().position(|member| *member == index) else { return false };
+    let takes = rules.weights.get(at).is_some_and(|weight| *weight > 0);
+    let is_up = proxy.services.backend(index).is_some_and(|backend| !backend.down);
+    takes && is_up
+}
+
+impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
+    /// Looks for what a new generation ends, some at a time.
+    pub(crate) fn http_sweep(&mut self) {
+        let Some(first) = self.proxy.http.sweep else { return };
+        let slots = self.proxy.http.clients.slots().max(self.proxy.http.upstreams.slots());
+        let last = first.saturating_add(AT_ONCE).min(slots);
+        for slot in first..last {
+            self.sweep_client(slot);
+            self.sweep_upstream(slot);
+        }
+        self.proxy.http.sweep = (last < slots).then_some(last);
+    }
+
+    /// The ledger wants tokens back: idle connections to a backend end, so that other workers can have theirs.
+    pub(crate) fn yield_idle(&mut self, backend: u32) {
+        if !self.proxy.leases.is_tight(Key::Backend(backend)) {
+            return;
+        }
+        while let Some(at) = self.proxy.http.idle.oldest(backend) {
+            self.drop_http_upstream(at, false);
+        }
+    }
+
+    fn sweep_upstream(&mut self, at: u32) {
+        let Some(upstream) = self.proxy.http.upstreams.at(at) else { return };
+        if is_usable(self.proxy, upstream) {
+            return;
+        }
+        if upstream.stage == upstream::Stage::Idle {
+            return self.drop_http_upstream(at, false);
+        }
+        if let Some(upstream) = self.proxy.http.upstreams.at_mut(at) {
+            upstream.closes = true;
+        }
+    }
+
+    fn sweep_client(&mut self, slot: u32) {
+        let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
+        if client.flags.has(Flags::DOOMED) {
+            return self.abort_client(slot, connections::Cause::Aborted);
+        }
+        let (listener, stage, backend) = (client.listener, client.stage, client.exchange.backend);
+        if self.proxy.rules.http_listener(listener).is_none() {
+            if let Some(client) = self.proxy.http.clients.at_mut(slot) {
+                client.flags.set(Flags::CLOSES);
+            }
+            match stage {
+                Stage::Idle | Stage::Head => return self.close_client(slot, false),
+                Stage::AwaitLease | Stage::AwaitProxy => {
+                    return self.abort_client(slot, connections::Cause::Aborted);
+                }
+                _ => {}
+            }
+        }
+        if !matches!(stage, Stage::Connecting | Stage::Active | Stage::Tunnel) || backend == NO_BACKEND {
+            return;
+        }
+        let services = &self.proxy.services;
+        if services.backend(backend).is_some_and(|backend| !backend.down) {
+            return;
+        }
+        let on_down = services.listener(listener).map(|listener| listener.on_down);
+        if stage != Stage::Connecting && on_down == Some(OnDown::Keep) {
+            return;
+        }
+        let has_begun =
+            self.proxy.http.clients.at(slot).is_some_and(|client| client.flags.has(Flags::RESPONSE));
+        match stage {
+            Stage::Tunnel => self.cut(slot, Cause::BackendDown),
+            _ if has_begun => self.response_cut(slot, Cause::BackendDown),
+            _ => self.attempt_failed(slot, Cause::BackendDown),
+        }
+    }
+}
+
+impl<H: Copy + Eq> Proxy<H> {
+    /// Takes over a generation: `changed` tells of which listeners and backends no segment comes any more, or whose index means something
+    /// else.
+    pub(crate) fn http_adopt(
+        &mut self,
+        listener_is_lost: impl Fn(u16) -> bool,
+        backend_is_lost: impl Fn(u32) -> bool,
+    ) {
+        let http = &mut self.http;
+        for slot in 0..http.clients.slots() {
+            let Some(client) = http.clients.at_mut(slot) else { continue };
+            let backend = client.exchange.backend;
+            let in_use = client.flags.has(Flags::EXCHANGE) && backend != NO_BACKEND;
+            if listener_is_lost(client.listener) || in_use && backend_is_lost(backend) {
+                client.flags.set(Flags::DOOMED);
+            }
+        }
+        for at in 0..http.upstreams.slots() {
+            if let Some(upstream) = http.upstreams.at_mut(at)
+                && backend_is_lost(upstream.backend)
+            {
+                upstream.closes = true;
+            }
+        }
+        http.generations.adopt(self.services.clone(), self.rules.clone());
+        http.sweep = Some(0);
+    }
+}
