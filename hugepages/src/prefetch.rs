@@ -3,17 +3,26 @@
 //! Called by the stages of a worker's loop, one burst ahead of use. Nothing here reads or writes memory: a prefetch of
 //! a wrong address costs a cycle and has no effect. On architectures without a stable intrinsic it does nothing.
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Asks for the cache line at which `value` starts, into every cache level (the `T0` hint).
 #[inline(always)]
 pub fn read<T: ?Sized>(value: &T) {
     line(std::ptr::from_ref(value).cast::<i8>());
 }
 
-/// Asks for the cache line at which `slice[index]` starts; an index that is out of range does nothing.
+/// Asks for the cache line at which `slice[index]` starts, and for the one in which it ends where its size lets it cross into the next;
+/// an index that is out of range does nothing.
 #[inline(always)]
 pub fn read_slice_at<T>(slice: &[T], index: usize) {
     if index < slice.len() {
-        line(slice.as_ptr().wrapping_add(index).cast::<i8>());
+        let start = slice.as_ptr().wrapping_add(index).cast::<i8>();
+        line(start);
+        let size = size_of::<T>();
+        if size > 0 && size < LINE && !LINE.is_multiple_of(size) {
+            line(start.wrapping_add(size - 1));
+        }
     }
 }
 
@@ -21,7 +30,7 @@ pub fn read_slice_at<T>(slice: &[T], index: usize) {
 #[inline(always)]
 pub fn all<T>(value: &T) {
     let start = std::ptr::from_ref(value).cast::<i8>();
-    for offset in (0..size_of::<T>()).step_by(64) {
+    for offset in (0..size_of::<T>()).step_by(LINE) {
         line(start.wrapping_add(offset));
     }
 }
