@@ -27,6 +27,7 @@ mod body;
 pub mod breaker;
 pub mod budget;
 pub mod buffers;
+pub mod choose;
 mod client;
 mod decide;
 pub mod event;
