@@ -7,6 +7,14 @@ use crate::name::{Known, is_token};
 /// Options of all `Connection` fields together that are read; more are refused, because each is compared with each field.
 const MAX_OPTIONS: usize = 32;
 
+/// Fields that the proxy writes itself; whether they go on isn't for their sender to say.
+const OURS: u64 = Known::Via.bit()
+    | Known::Forwarded.bit()
+    | Known::XForwardedFor.bit()
+    | Known::XForwardedProto.bit()
+    | Known::XForwardedHost.bit()
+    | Known::XForwardedPort.bit();
+
 /// What the sender wants of its connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
@@ -59,7 +67,7 @@ impl Connection {
                 Known::Host | Known::ContentLength | Known::TransferEncoding if is_request => {
                     return Err(Refusal::Connection);
                 }
-                Known::Other | Known::Authorization | Known::Cookie => fields.mark_hop(head, option),
+                known if OURS & known.bit() == 0 && !known.is_structural() => fields.mark_hop(head, option),
                 _ => {}
             },
         }

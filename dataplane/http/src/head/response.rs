@@ -23,7 +23,7 @@ pub struct Response {
     pub connection: Connection,
     /// Whether the connection may be used again after its body.
     pub keep_alive: bool,
-    /// What `Content-Length` says, also where there is no body (HEAD, 304).
+    /// What `Content-Length` says, also where there is no body but the field has a meaning (HEAD, 304; RFC 9110 §8.6).
     pub content_length: Option<u64>,
 }
 
@@ -75,9 +75,12 @@ impl Response {
     #[inline]
     fn judge(&mut self, head: &[u8], method: Method) -> Result<(), Refusal> {
         self.body = framing::response(&self.fields, head, self.status, method, self.version)?;
+        let is_meaningless = self.status < 200
+            || self.status == 204
+            || (method == Method::Connect && matches!(self.status, 200..=299));
         self.content_length = match self.fields.find(Known::ContentLength) {
-            Some(field) => Some(framing::content_length(field.value.of(head))?),
-            None => None,
+            Some(field) if !is_meaningless => Some(framing::content_length(field.value.of(head))?),
+            _ => None,
         };
         self.connection = Connection::default();
         if self.fields.has(Known::Connection) {

@@ -135,10 +135,8 @@ fn write_framing(sink: &mut Sink<'_>, response: &Response, how: &ResponseOut<'_>
     match (how.body, response.content_length) {
         (Body::Length(length), _) => sink.put_length(length),
         (Body::Chunked, _) => sink.put(b"Transfer-Encoding: chunked\r\n"),
-        // HEAD and 304 tell of the body that GET would have had; 1xx and 204 must not (RFC 9110 §8.6).
-        (Body::None, Some(length)) if response.status >= 200 && response.status != 204 => {
-            sink.put_length(length)
-        }
+        // HEAD and 304 tell of the body that GET would have had.
+        (Body::None, Some(length)) => sink.put_length(length),
         (Body::None | Body::UntilClose, _) => {}
     }
     if response.is_interim() {
