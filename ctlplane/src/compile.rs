@@ -2,6 +2,8 @@
 //!
 //! A table is rebuilt only when its input changed ([`TableCache`]): one weight among 500 pools costs one Maglev table.
 
+mod http;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -15,12 +17,13 @@ use weir_abi::record::{
 };
 use weir_abi::text::{Name, Text};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, TableRef};
+use weir_l7::http::rules::HttpListener;
 
 use crate::model::{Model, Node, Pool};
 use crate::slots::{self, SlotsError};
 use crate::state::{Indices, Override, Overrides, Phase, PoolEntry};
 
-/// The tables of a generation, in the root's order: node, listeners, pools by index.
+/// The tables of a generation, in the root's order: node, listeners, pools by index, listeners of HTTP by index.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// Encoded.
@@ -56,7 +59,16 @@ pub struct TableCache {
     node: Option<(Node, Arc<TableImage>)>,
     listeners: Option<(ListenersInput, Arc<TableImage>)>,
     pools: BTreeMap<String, CachedPool>,
+    https: HashMap<u32, CachedHttp>,
     slot_tables_built: u64,
+}
+
+#[derive(Debug)]
+struct CachedHttp {
+    rules: Arc<HttpListener>,
+    /// Indices of the model's pools, by position.
+    pools: Arc<[u32]>,
+    image: Arc<TableImage>,
 }
 
 #[derive(Debug, PartialEq)]
@@ -148,6 +160,29 @@ impl TableCache {
     }
 }
 
+impl TableCache {
+    /// The tables of all listeners of HTTP, by index.
+    fn https(&mut self, model: &Model, indices: &Indices) -> Result<Vec<Arc<TableImage>>, CompileError> {
+        let pools = |pool: &Arc<Pool>| indices.pools.get(&pool.name).map_or(NO_INDEX, |entry| entry.index);
+        let pools: Arc<[u32]> = model.pools.iter().map(pools).collect();
+        let mut tables = BTreeMap::new();
+        for (listener, (index, _)) in model.listeners.iter().zip(listener_indices(model, indices)?) {
+            let Some(rules) = &listener.http else { continue };
+            let cached = self.https.get(&index).filter(|cached| {
+                cached.pools == pools && (Arc::ptr_eq(&cached.rules, rules) || cached.rules == *rules)
+            });
+            let image = match cached {
+                Some(cached) => cached.image.clone(),
+                None => Arc::new(http::table(index, rules, &pools).encode()),
+            };
+            tables.insert(index, CachedHttp { rules: rules.clone(), pools: pools.clone(), image });
+        }
+        let images = tables.values().map(|cached| cached.image.clone()).collect();
+        self.https = tables.into_iter().collect();
+        Ok(images)
+    }
+}
+
 fn same_pool(left: Option<&Arc<Pool>>, right: Option<&Arc<Pool>>) -> bool {
     match (left, right) {
         (Some(left), Some(right)) => Arc::ptr_eq(left, right) || left == right,
@@ -171,6 +206,7 @@ pub fn compile(
     for (name, entry) in &entries {
         tables.push(cache.pool(name, models.get(name.as_str()).copied(), overrides.get(*name), entry)?);
     }
+    tables.extend(cache.https(model, indices)?);
     cache.pools.retain(|name, _| indices.pools.contains_key(name));
     Ok(Compiled { tables })
 }
@@ -186,8 +222,11 @@ fn listener_indices(model: &Model, indices: &Indices) -> Result<Vec<(u32, u32)>,
     let find = |listener: &crate::model::Listener| {
         let vip = model.vips.get(listener.vip)?.address;
         let identity = (listener.name.as_str(), vip, listener.protocol, listener.mode.name());
-        let pool = indices.pools.get(&model.pools.get(listener.pool)?.name)?;
-        Some((*known.get(&identity)?, pool.index))
+        let pool = match listener.pool {
+            Some(pool) => indices.pools.get(&model.pools.get(pool)?.name)?.index,
+            None => NO_INDEX,
+        };
+        Some((*known.get(&identity)?, pool))
     };
     model
         .listeners
@@ -285,7 +324,7 @@ fn listeners_table(input: &ListenersInput) -> ListenersTable {
             gue_variant: listener.gue_variant,
             on_down: listener.on_down as u8,
             gue_port: listener.gue_port,
-            application: Application::None as u8,
+            application: listener.http.as_ref().map_or(Application::None, |_| Application::Http) as u8,
             reserved: 0,
             proxy: settings(listener),
         })
@@ -333,7 +372,7 @@ impl PoolInput<'_> {
                 max_connections: backend.max_connections,
                 admin: state as u8,
                 down: 0,
-                backup: 0,
+                backup: u8::from(backend.backup),
                 reserved: 0,
             });
         }
@@ -375,7 +414,7 @@ impl PoolInput<'_> {
             backends: 0,
             slots: 0,
             upstream: self.model.map_or(TcpRecord::POOL, |pool| pool.upstream),
-            http: HttpPoolRecord::DEFAULT,
+            http: self.model.map_or(HttpPoolRecord::DEFAULT, |pool| http::pool(&pool.http)),
         };
         Ok((PoolTable { pool, backends, slots: slots.table.clone() }.encode(), slots))
     }

@@ -1,10 +1,12 @@
 //! What is the configuration, once it cannot be wrong any more? Names are resolved, ranges checked, defaults filled in.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use weir_abi::proxy::{ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
+use weir_l7::http::rules::{HttpListener, HttpPool};
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +19,17 @@ pub struct Model {
     pub listeners: Vec<Listener>,
     /// In the order of the file.
     pub pools: Vec<Arc<Pool>>,
+    /// Where exchanges are written down.
+    pub access_log: Option<AccessLog>,
+}
+
+/// The access log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// Absolute path of its file.
+    pub path: PathBuf,
+    /// `clf`, `combined`, `json`, or a format string.
+    pub format: String,
 }
 
 /// `[dataplane]`, `[timeouts]` and the ports.
@@ -108,8 +121,8 @@ pub struct Listener {
     pub protocol: u8,
     /// How packets reach the backend.
     pub mode: Mode,
-    /// Position among the pools.
-    pub pool: usize,
+    /// Position among the pools; none only where an HTTP listener has no default pool.
+    pub pool: Option<usize>,
     /// UDP port of GUE.
     pub gue_port: u16,
     /// 0 or 1.
@@ -118,6 +131,8 @@ pub struct Listener {
     pub on_down: OnDown,
     /// There exactly in mode `proxy`.
     pub proxy: Option<Proxy>,
+    /// There exactly with protocol `http`; its pools are positions among the pools here.
+    pub http: Option<Arc<HttpListener>>,
 }
 
 /// What a proxy listener does.
@@ -142,6 +157,8 @@ pub struct Pool {
     pub upstream: TcpRecord,
     /// What they start with.
     pub send_proxy: SendProxy,
+    /// How HTTP uses them.
+    pub http: HttpPool,
     /// In the order of the file.
     pub backends: Vec<Backend>,
 }
@@ -161,6 +178,8 @@ pub struct Backend {
     pub state: AdminState,
     /// Proxied connections at once; 0 = unlimited.
     pub max_connections: u32,
+    /// HTTP: serves only where no other can.
+    pub backup: bool,
 }
 
 /// The word of the configuration.

@@ -150,6 +150,46 @@ impl<'a, 'd> TableReader<'a, 'd> {
         list
     }
 
+    /// An optional string or array of strings that `parse` understands; absent is empty.
+    pub(crate) fn parsed_one_or_many<T>(
+        &mut self,
+        name: &'static str,
+        expected: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Vec<Located<T>> {
+        let is_one =
+            matches!(self.entries.get(name).map(|(_, value)| value.get_ref()), Some(DeValue::String(_)));
+        if is_one {
+            return self.parsed(name, expected, parse).into_iter().collect();
+        }
+        self.parsed_list(name, expected, parse)
+    }
+
+    /// A string that was taken before.
+    pub(crate) fn string_of(
+        &mut self,
+        name: &str,
+        value: &Spanned<DeValue<'_>>,
+        expected: &str,
+    ) -> Option<Located<String>> {
+        match value.get_ref() {
+            DeValue::String(text) => Some(Located::new(text.to_string(), span_of(value))),
+            _ => {
+                self.wrong_type(name, value, expected);
+                None
+            }
+        }
+    }
+
+    /// All fields that were not asked for yet: of a table whose names the file chooses. In the order of the file.
+    pub(crate) fn rest(&mut self) -> Vec<(Located<String>, &'a Spanned<DeValue<'a>>)> {
+        let entries = std::mem::take(&mut self.entries);
+        let mut rest: Vec<_> =
+            entries.into_iter().map(|(name, (key, value))| (Located::new(name, key), value)).collect();
+        rest.sort_by_key(|(name, _)| name.span.start);
+        rest
+    }
+
     /// An optional word out of a closed set.
     pub(crate) fn word<T: Copy>(
         &mut self,

@@ -2,7 +2,10 @@
 //!
 //! Missing or wrong fields were reported already and are `None` here, so that validation can go on with the rest.
 
+pub mod http;
+pub mod http_pool;
 pub mod proxy;
+pub mod route;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,6 +15,8 @@ use toml::de::{DeTable, DeValue};
 use weir_abi::proxy::{MAX_TCP_CONNECTIONS, MAX_TCP_MEMORY, MIN_TCP_CONNECTIONS, MIN_TCP_MEMORY};
 use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 
+use self::http::AccessLog;
+use self::route::HttpRoute;
 use crate::diagnostic::{Diagnostic, Diagnostics, Located, Span};
 use crate::reader::TableReader;
 use crate::units;
@@ -31,6 +36,10 @@ pub struct Schema {
     pub listeners: Vec<Listener>,
     /// `[[pool]]`.
     pub pools: Vec<Pool>,
+    /// `[[route]]`.
+    pub routes: Vec<HttpRoute>,
+    /// `[access_log]`.
+    pub access_log: Option<AccessLog>,
 }
 
 /// Which CPUs run workers.
@@ -131,6 +140,8 @@ pub struct Listener {
     pub ports: Option<Located<(u16, u16)>>,
     /// `protocol`: 6 or 17.
     pub protocol: Option<Located<u8>>,
+    /// Place of `protocol = "http"`.
+    pub of_http: Option<Span>,
     /// `mode`.
     pub mode: Option<Located<Mode>>,
     /// `pool`, by name.
@@ -177,6 +188,8 @@ pub struct Backend {
     pub state: Option<Located<AdminState>>,
     /// `max_connections`; 0 = unlimited.
     pub max_connections: Option<Located<u32>>,
+    /// `backup`.
+    pub backup: Option<Located<bool>>,
 }
 
 const ON_DOWN: &[(&str, OnDown)] =
@@ -205,7 +218,10 @@ pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Schema> {
     schema.vips = reader.tables("vip", "vip", read_vip);
     schema.listeners = reader.tables("listener", "listener", read_listener);
     schema.pools = reader.tables("pool", "pool", read_pool);
-    reader.not_built("route", "remove [[route]]: a listener names its pool");
+    schema.routes = reader.tables("route", "route", route::read);
+    reader.table("access_log", "[access_log]", "[access_log] and its fields below it", |table| {
+        schema.access_log = Some(http::read_access_log(table));
+    });
     reader.not_built("bgp", "remove [bgp]: route the vips to this node statically");
     reader.not_built("health", "remove [health]: set a backend's state by hand (weir backend drain)");
     reader.finish();
@@ -214,6 +230,10 @@ pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Schema> {
 
 fn read_name(table: &mut TableReader<'_, '_>) -> Option<Located<String>> {
     table.require("name", "\"...\"");
+    read_optional_name(table)
+}
+
+fn read_optional_name(table: &mut TableReader<'_, '_>) -> Option<Located<String>> {
     table.parsed("name", "1 to 63 letters, digits, '.', '_' or '-'", |text| {
         let fits = (1..=63).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
@@ -416,14 +436,16 @@ fn read_vip(table: &mut TableReader<'_, '_>) -> Vip {
 
 fn read_listener(table: &mut TableReader<'_, '_>) -> Listener {
     let name = read_name(table);
-    for (field, example) in [
-        ("vip", "\"...\""),
-        ("port", "80"),
-        ("protocol", "\"tcp\""),
-        ("mode", "\"nat\""),
-        ("pool", "\"...\""),
-    ] {
+    for (field, example) in [("vip", "\"...\""), ("port", "80"), ("protocol", "\"tcp\""), ("mode", "\"nat\"")]
+    {
         table.require(field, example);
+    }
+    let protocol =
+        table.word("protocol", &[("tcp", (6, false)), ("udp", (17, false)), ("http", (6, true))], &["https"]);
+    let of_http = protocol.as_ref().filter(|protocol| protocol.value.1).map(|protocol| protocol.span);
+    // requests that no route takes may be answered 404
+    if of_http.is_none() {
+        table.require("pool", "\"...\"");
     }
     let modes = [Mode::Dsr, Mode::Ipip, Mode::Gue, Mode::Nat, Mode::Fullnat, Mode::Proxy]
         .map(|mode| (mode.name(), mode));
@@ -432,7 +454,8 @@ fn read_listener(table: &mut TableReader<'_, '_>) -> Listener {
         name,
         vip: table.string("vip", "the name of a vip"),
         ports: read_listener_port(table),
-        protocol: table.word("protocol", &[("tcp", 6), ("udp", 17)], &["http", "https"]),
+        protocol: protocol.map(|protocol| protocol.map(|(number, _)| number)),
+        of_http,
         mode: table.word("mode", &modes, &[]),
         pool: table.string("pool", "the name of a pool"),
         gue_port: table.integer("gue_port", 1, 65_535, "(a UDP port)"),
@@ -500,5 +523,6 @@ fn read_backend(table: &mut TableReader<'_, '_>) -> Backend {
             u32::MAX,
             "proxied connections of this node (0 = unlimited)",
         ),
+        backup: table.boolean("backup"),
     }
 }

@@ -67,6 +67,51 @@ pub fn about_size(bytes: u64) -> String {
     if whole >= 100 || tenths == 0 { format!("{whole} {name}") } else { format!("{whole}.{tenths} {name}") }
 }
 
+/// A share, `"1%"` or `"0.25%"`, in hundredths of a percent: 0 to 10,000.
+pub fn parse_share(text: &str) -> Result<u16, String> {
+    let expected = || format!("\"{text}\" is not a share");
+    let number = text.strip_suffix('%').ok_or_else(expected)?;
+    let (whole, parts) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(parts) || parts.len() > 2 {
+        return Err(expected());
+    }
+    let whole: u32 = whole.parse().map_err(|_| expected())?;
+    let part: u32 = format!("{parts:0<2}").parse().map_err(|_| expected())?;
+    let share = whole.checked_mul(100).and_then(|share| share.checked_add(part)).ok_or_else(expected)?;
+    match u16::try_from(share) {
+        Ok(share) if share <= 10_000 => Ok(share),
+        _ => Err(format!("\"{text}\" is more than 100%")),
+    }
+}
+
+/// A share as [`parse_share`] reads it.
+pub fn format_share(of_ten_thousand: u32) -> String {
+    let (whole, part) = (of_ten_thousand / 100, of_ten_thousand % 100);
+    match part {
+        0 => format!("{whole}%"),
+        part if part % 10 == 0 => format!("{whole}.{}%", part / 10),
+        part => format!("{whole}.{part:02}%"),
+    }
+}
+
+/// A rate, `"100/s"`, `"30/m"` or `"5/h"`, in thousandths per second.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let expected = || format!("\"{text}\" is not a rate");
+    let (number, unit) = text.split_once('/').ok_or_else(expected)?;
+    let number: u64 = number.parse().map_err(|_| expected())?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        _ => return Err(expected()),
+    };
+    match number.checked_mul(1_000).map(|millis| millis / seconds) {
+        Some(0) | None => Err(format!("\"{text}\" is too low or too high a rate")),
+        Some(millis) => Ok(millis),
+    }
+}
+
 /// `"80"` or `"8000-8099"`: first and last port, 1 to 65535.
 pub fn parse_port_range(text: &str) -> Result<(u16, u16), String> {
     let wrong = || format!("\"{text}\" is not a port or a range of ports");
@@ -204,6 +249,21 @@ mod tests {
             (u64::MAX, "16777215 TiB"),
         ] {
             assert_eq!(about_size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn shares_and_rates() {
+        for text in ["0%", "1%", "0.25%", "12.5%", "100%"] {
+            assert_eq!(format_share(parse_share(text).unwrap().into()), text);
+        }
+        for text in ["", "1", "%", "101%", "1.%", ".5%", "0.001%", "-1%", "100.01%", "99999999999%"] {
+            assert!(parse_share(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_rate("100/s"), Ok(100_000));
+        assert_eq!(parse_rate("30/m"), Ok(500));
+        for text in ["", "100", "/s", "0/s", "1.5/s", "100/d", "3/h", "99999999999999999999/s"] {
+            assert!(parse_rate(text).is_err(), "{text}");
         }
     }
 

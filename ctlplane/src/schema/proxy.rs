@@ -10,6 +10,8 @@ use weir_abi::proxy::{
     SynCookies,
 };
 
+use super::http::{self, Http};
+use super::http_pool::{self, HttpPool};
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::reader::TableReader;
 use crate::units;
@@ -29,6 +31,8 @@ pub struct Proxy {
     pub retries: Option<Located<u32>>,
     /// `accept_proxy`.
     pub accept_proxy: Option<Located<AcceptProxy>>,
+    /// `[listener.http]`.
+    pub http: Http,
     /// `trusted`, as far as it was understood.
     pub trusted: Vec<Located<(IpAddr, u8)>>,
     /// How many prefixes `trusted` lists, wrong ones included.
@@ -48,7 +52,17 @@ pub struct Timeouts {
     pub half_close: Option<Located<Duration>>,
     /// `handshake`.
     pub handshake: Option<Located<Duration>>,
+    /// Those of HTTP, by [`HTTP_TIMES`].
+    pub http: [Option<Located<Duration>>; HTTP_TIMES.len()],
+    /// Each field that is there, with its place.
+    pub given: Vec<(&'static str, Span)>,
 }
+
+/// Timeouts that only listeners of protocol `http` have.
+pub const HTTP_TIMES: [&str; 6] =
+    ["request_header", "request_body", "response_header", "response_idle", "keep_alive", "tunnel"];
+/// Timeouts that listeners of protocol `http` have not.
+pub const TCP_TIMES: [&str; 2] = ["idle", "half_close"];
 
 /// `queue` of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +120,8 @@ pub struct Upstream {
     pub tcp: Tcp,
     /// `send_proxy`.
     pub send_proxy: Option<Located<SendProxy>>,
+    /// `[pool.http]`.
+    pub http: HttpPool,
     /// Each field that is there, with its place.
     pub given: Vec<(&'static str, Span)>,
 }
@@ -142,18 +158,21 @@ pub(super) fn size(
 
 /// The fields of a `[[listener]]` that are for mode `proxy`.
 pub(super) fn read_proxy(table: &mut TableReader<'_, '_>) -> Proxy {
-    let names = ["tcp", "timeouts", "queue", "max_connections", "retries", "accept_proxy", "trusted"];
+    let names = ["tcp", "timeouts", "queue", "max_connections", "retries", "accept_proxy", "trusted", "http"];
     let given = table.places(&names);
     let mut proxy = Proxy { given, ..Proxy::default() };
     table.table("tcp", "listener.tcp", "tcp = { nodelay = true }, or [listener.tcp]", |inner| {
         proxy.tcp = read_tcp(inner, true);
     });
     table.table("timeouts", "timeouts of the listener", "timeouts = { idle = \"1h\" }", |inner| {
+        let given = inner.places(&[HTTP_TIMES.as_slice(), &TCP_TIMES].concat());
         proxy.timeouts = Timeouts {
+            given,
             connect: time(inner, "connect"),
             idle: time(inner, "idle"),
             half_close: time(inner, "half_close"),
             handshake: time(inner, "handshake"),
+            http: HTTP_TIMES.map(|name| time(inner, name)),
         };
     });
     table.table("queue", "queue", "queue = { size = 1000, timeout = \"5s\" }", |inner| {
@@ -163,6 +182,7 @@ pub(super) fn read_proxy(table: &mut TableReader<'_, '_>) -> Proxy {
         let timeout = time(inner, "timeout").map(|timeout| timeout.value);
         proxy.queue = size.map(|size| Located::new(Queue { size: size.value, timeout }, span));
     });
+    proxy.http = http::read_listener(table);
     proxy.max_connections =
         table.integer("max_connections", 0, u32::MAX, "connections of this node (0 = unlimited)");
     proxy.retries = table.integer("retries", 0, MAX_RETRIES.into(), "further backends");
@@ -179,6 +199,7 @@ pub(super) fn read_upstream(table: &mut TableReader<'_, '_>) -> Upstream {
         upstream.tcp = read_tcp(inner, false);
     });
     upstream.send_proxy = table.word("send_proxy", SEND, &[]);
+    upstream.http = http_pool::read(table);
     upstream
 }
 

@@ -1,5 +1,6 @@
 //! The model of a schema: names become positions, absent fields their defaults.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,8 @@ use weir_abi::proxy::{AcceptProxy, ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 use weir_balance::maglev::DEFAULT_SLOTS;
 use weir_balance::round_robin::DEFAULT_MAX_LEN;
+
+use weir_l7::http::rules::{HttpListener, HttpPool};
 
 use super::DEFAULT_MTU;
 use crate::diagnostic::Located;
@@ -17,6 +20,8 @@ use crate::units::network;
 const DEFAULT_TIMEOUTS_MS: [u32; TIMEOUTS] =
     [10_000, 900_000, 30_000, 60_000, 2_000, 30_000, 60_000, 60_000, 300_000, 200];
 const DEFAULT_WEIGHT: u32 = 100;
+/// Of the access log.
+const DEFAULT_FORMAT: &str = "combined";
 /// Flows of IPv4, per worker.
 pub(super) const DEFAULT_FLOWS_V4: u32 = 1_048_576;
 /// Flows of IPv6, per worker.
@@ -37,7 +42,11 @@ const DEFAULT_KEEP_ALIVE_PROBES: u32 = 9;
 const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The model of what was understood; `None` where something needed is missing (and was reported).
-pub(super) fn build(schema: &Schema, worker_cpus: Vec<u16>) -> Option<Model> {
+pub(super) fn build(
+    schema: &Schema,
+    worker_cpus: Vec<u16>,
+    http: &HashMap<usize, Arc<HttpListener>>,
+) -> Option<Model> {
     let dataplane = &schema.dataplane;
     let or = |field: &Option<Located<u32>>, default: u32| field.as_ref().map_or(default, |f| f.value);
     let mut timeouts_ms = DEFAULT_TIMEOUTS_MS;
@@ -69,9 +78,49 @@ pub(super) fn build(schema: &Schema, worker_cpus: Vec<u16>) -> Option<Model> {
             Some(model::Vip { name: vip.name.as_ref()?.value.clone(), address: vip.address.as_ref()?.value })
         })
         .collect::<Option<_>>()?;
-    let listeners = schema.listeners.iter().map(|l| build_listener(schema, l)).collect::<Option<_>>()?;
+    let positions = Positions::of(schema);
+    let listeners = schema
+        .listeners
+        .iter()
+        .enumerate()
+        .map(|(at, listener)| build_listener(schema, &positions, listener, http.get(&at)))
+        .collect::<Option<_>>()?;
     let pools = schema.pools.iter().map(build_pool).collect::<Option<_>>()?;
-    Some(Model { node, vips, listeners, pools })
+    let access_log = match &schema.access_log {
+        Some(log) => Some(model::AccessLog {
+            path: log.path.as_ref()?.value.as_str().into(),
+            format: log
+                .format
+                .as_ref()
+                .map_or_else(|| DEFAULT_FORMAT.to_owned(), |format| format.value.clone()),
+        }),
+        None => None,
+    };
+    Some(Model { node, vips, listeners, pools, access_log })
+}
+
+/// Positions by name; the first where there are two.
+struct Positions<'a> {
+    vips: HashMap<&'a str, usize>,
+    pools: HashMap<&'a str, usize>,
+}
+
+impl<'a> Positions<'a> {
+    fn of(schema: &'a Schema) -> Self {
+        fn by_name<'a>(names: impl Iterator<Item = &'a Option<Located<String>>>) -> HashMap<&'a str, usize> {
+            let mut positions = HashMap::new();
+            for (at, name) in names.enumerate() {
+                if let Some(name) = name {
+                    positions.entry(name.value.as_str()).or_insert(at);
+                }
+            }
+            positions
+        }
+        Self {
+            vips: by_name(schema.vips.iter().map(|vip| &vip.name)),
+            pools: by_name(schema.pools.iter().map(|pool| &pool.name)),
+        }
+    }
 }
 
 fn build_port(port: &schema::Port) -> Option<model::Port> {
@@ -98,13 +147,18 @@ fn build_port(port: &schema::Port) -> Option<model::Port> {
     })
 }
 
-fn build_listener(schema: &Schema, listener: &schema::Listener) -> Option<model::Listener> {
-    let is = |name: &Option<Located<String>>, wanted: &Located<String>| {
-        name.as_ref().is_some_and(|name| name.value == wanted.value)
+fn build_listener(
+    schema: &Schema,
+    positions: &Positions<'_>,
+    listener: &schema::Listener,
+    http: Option<&Arc<HttpListener>>,
+) -> Option<model::Listener> {
+    let vip = positions.vips.get(listener.vip.as_ref()?.value.as_str()).copied()?;
+    let pool = match &listener.pool {
+        Some(name) => Some(positions.pools.get(name.value.as_str()).copied()?),
+        None if http.is_some() => None,
+        None => return None,
     };
-    let vip = listener.vip.as_ref()?;
-    let pool_name = listener.pool.as_ref()?;
-    let pool = schema.pools.iter().position(|p| is(&p.name, pool_name))?;
     let mode = listener.mode.as_ref()?.value;
     let protocol = listener.protocol.as_ref()?.value;
     let by_mode = match mode {
@@ -112,11 +166,11 @@ fn build_listener(schema: &Schema, listener: &schema::Listener) -> Option<model:
         Mode::Nat | Mode::Fullnat if protocol == 6 => OnDown::Reset,
         _ => OnDown::Reselect,
     };
-    let of_pool = schema.pools.get(pool).and_then(|pool| pool.on_down.as_ref());
+    let of_pool = pool.and_then(|pool| schema.pools.get(pool)).and_then(|pool| pool.on_down.as_ref());
     let on_down = listener.on_down.as_ref().or(of_pool).map_or(by_mode, |on_down| on_down.value);
     Some(model::Listener {
         name: listener.name.as_ref()?.value.clone(),
-        vip: schema.vips.iter().position(|v| is(&v.name, vip))?,
+        vip,
         ports: listener.ports.as_ref()?.value,
         protocol,
         mode,
@@ -125,6 +179,7 @@ fn build_listener(schema: &Schema, listener: &schema::Listener) -> Option<model:
         gue_variant: listener.gue_variant.as_ref().map_or(1, |variant| variant.value as u8),
         on_down,
         proxy: (mode == Mode::Proxy).then(|| build_proxy(&listener.proxy)),
+        http: http.cloned(),
     })
 }
 
@@ -194,9 +249,11 @@ fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
                 weight: backend.weight.as_ref().map_or(DEFAULT_WEIGHT, |weight| weight.value) as u16,
                 state: backend.state.as_ref().map_or(AdminState::Ready, |state| state.value),
                 max_connections: backend.max_connections.as_ref().map_or(0, |most| most.value),
+                backup: backend.backup.as_ref().is_some_and(|backup| backup.value),
             })
         })
-        .collect::<Option<_>>()?;
+        .collect::<Option<Vec<model::Backend>>>()?;
+    let backups = (0u16..).zip(&backends).filter(|(_, backend)| backend.backup).map(|(at, _)| at).collect();
     let algorithm = pool.algorithm.as_ref().map_or(Algorithm::Maglev, |algorithm| algorithm.value);
     let default_slots = match algorithm {
         Algorithm::RoundRobin | Algorithm::LeastConn | Algorithm::RandomTwo => DEFAULT_MAX_LEN as u32,
@@ -208,6 +265,7 @@ fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
         slots: pool.slots.as_ref().map_or(default_slots, |slots| slots.value),
         upstream: build_tcp(&pool.upstream.tcp, TcpRecord::POOL),
         send_proxy: pool.upstream.send_proxy.as_ref().map_or(SendProxy::Off, |send| send.value),
+        http: HttpPool { backups, ..pool.upstream.http.rules.clone() },
         backends,
     }))
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use weir_abi::record::Mode;
 
-use super::{DEFAULT_MTU, IPV4_MINIMUM_MTU, IPV6_MINIMUM_MTU, Reach, Rules};
+use super::{DEFAULT_MTU, IPV4_MINIMUM_MTU, IPV6_MINIMUM_MTU, Reach, Rules, routes};
 use crate::diagnostic::{Diagnostic, Located, closest};
 use crate::model::{self, format_ports};
 use crate::schema;
@@ -32,14 +32,28 @@ impl Rules<'_> {
             let pool = listener.pool.as_ref().and_then(|name| self.lookup("pool", name, &pools, "pool"));
             self.gue_fields(listener);
             self.proxy_fields(listener);
-            if let (Some(vip), Some(pool)) = (vip, pool) {
-                self.mode_fits(listener, vip, pool);
+            self.http_fields(listener);
+            match (vip, pool) {
+                (Some(vip), Some(pool)) => self.mode_fits(listener, vip, pool),
+                (Some(vip), None) if listener.of_http.is_some() => {
+                    self.trusted_can_be_clients(listener, vip);
+                    self.client_mss_fits(listener, vip);
+                }
+                _ => {}
+            }
+        }
+        for (listener, pool) in routes::routed_pools(schema) {
+            if let (Some(mode), Some(pool)) = (&listener.mode, pools.get(pool))
+                && listener.pool.as_ref().map(|pool| &pool.value)
+                    != pool.name.as_ref().map(|name| &name.value)
+            {
+                self.backends_fit(listener, mode, pool);
             }
         }
         self.overlapping_listeners();
     }
 
-    fn lookup<T: Copy>(
+    pub(super) fn lookup<T: Copy>(
         &mut self,
         what: &str,
         name: &Located<String>,

@@ -3,11 +3,14 @@
 //! All rules run even after errors: a rule skips what an earlier stage could not read.
 
 mod build;
+mod files;
+mod http;
 mod listeners;
 mod memory;
 mod pools;
 mod ports;
 mod proxies;
+mod routes;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -43,11 +46,13 @@ fn validate(schema: Schema, machine: &Machine, diagnostics: &mut Diagnostics) ->
     rules.pools();
     rules.listeners();
     rules.proxied_pools();
+    rules.http_pools(&routes::pools_of_http(&schema));
+    let http = rules.http();
     rules.proxy_mtu();
     let workers = rules.workers(machine);
     rules.proxy_capacity(workers.len());
     rules.memory(workers.len(), machine);
-    build::build(&schema, workers)
+    build::build(&schema, workers, &http)
 }
 
 struct Rules<'a> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use weir_abi::proxy::AcceptProxy;
 use weir_abi::record::{Algorithm, Mode, OnDown};
 
-use super::{DEFAULT_MTU, IPV4_MINIMUM_MTU, Reach, Rules, build};
+use super::{DEFAULT_MTU, IPV4_MINIMUM_MTU, Reach, Rules, build, routes};
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::model::{algorithm_name, format_ports};
 use crate::schema;
@@ -140,6 +140,19 @@ impl Rules<'_> {
             };
             self.push(finding);
         }
+        self.backends_fit(listener, mode, pool);
+        self.trusted_can_be_clients(listener, vip);
+        self.client_mss_fits(listener, vip);
+        self.queue_is_used(&listener.proxy, pool);
+    }
+
+    /// Whether a proxy listener can reach the backends of a pool.
+    pub(super) fn backends_fit(
+        &mut self,
+        listener: &schema::Listener,
+        mode: &Located<Mode>,
+        pool: &schema::Pool,
+    ) {
         for backend in &pool.backends {
             let Some(address) = &backend.address else { continue };
             let (ip, port) = address.value;
@@ -155,9 +168,6 @@ impl Rules<'_> {
             }
         }
         self.sources_exist(mode, pool);
-        self.trusted_can_be_clients(listener, vip);
-        self.client_mss_fits(listener, vip);
-        self.queue_is_used(&listener.proxy, pool);
     }
 
     /// Told once: what one backend lacks, others of its family lack too.
@@ -184,7 +194,7 @@ impl Rules<'_> {
     }
 
     /// A client has the family of the address that it connects to.
-    fn trusted_can_be_clients(&mut self, listener: &schema::Listener, vip: &schema::Vip) {
+    pub(super) fn trusted_can_be_clients(&mut self, listener: &schema::Listener, vip: &schema::Vip) {
         let Some(address) = &vip.address else { return };
         for prefix in &listener.proxy.trusted {
             let (ip, length) = prefix.value;
@@ -207,7 +217,7 @@ impl Rules<'_> {
     }
 
     /// A client may come in by any port: the largest decides.
-    fn client_mss_fits(&mut self, listener: &schema::Listener, vip: &schema::Vip) {
+    pub(super) fn client_mss_fits(&mut self, listener: &schema::Listener, vip: &schema::Vip) {
         let (Some(mss), Some(address)) = (&listener.proxy.tcp.mss, &vip.address) else { return };
         let mtu = |port: &schema::Port| port.mtu.as_ref().map_or(DEFAULT_MTU, |mtu| mtu.value);
         let Some(largest) = self.schema.ports.iter().map(mtu).max() else { return };
@@ -247,6 +257,11 @@ impl Rules<'_> {
         for listener in &schema.listeners {
             if let (Some(pool), Some(mode)) = (&listener.pool, &listener.mode) {
                 modes.entry(pool.value.as_str()).or_default().push(mode);
+            }
+        }
+        for (listener, pool) in routes::routed_pools(schema) {
+            if let Some(mode) = &listener.mode {
+                modes.entry(pool).or_default().push(mode);
             }
         }
         for pool in &schema.pools {

@@ -89,8 +89,7 @@ impl Tables {
         let read = |at: usize| directory.read(&table_name(root.tables[at].id), MAX_TABLE_BYTES).unwrap();
         let node = NodeTable::parse(&root.tables[0], &read(0)).unwrap();
         let listeners = ListenersTable::parse(&root.tables[1], &read(1)).unwrap();
-        let pools =
-            (2..root.tables.len())
+        let pools = (2..root.tables.len())
             .filter(|at| root.tables[*at].kind == TableKind::Pool as u32)
             .map(|at| PoolTable::parse(&root.tables[at], &read(at)).unwrap())
             .collect();

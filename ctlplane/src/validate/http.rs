@@ -1,0 +1,275 @@
+//! Do listeners of protocol `http` make sense, and what do they come to once names are resolved?
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use weir_abi::http::MAX_RATE_LIMITS;
+use weir_abi::record::{Algorithm, Mode};
+use weir_l7::http::rules::{ErrorPage, HashBy, HttpListener, HttpTimes};
+use weir_net::Prefix;
+
+use super::Rules;
+use super::files::{self, Files};
+use super::routes::Pools;
+use crate::diagnostic::{Diagnostic, Located, Span};
+use crate::model::algorithm_name;
+use crate::schema;
+use crate::schema::proxy::TCP_TIMES;
+use crate::units::network;
+
+/// Bodies that one listener may hold: its table has a size.
+const MOST_BODIES: usize = 32 << 20;
+
+impl Rules<'_> {
+    /// Fields that are for the other protocol.
+    pub(super) fn http_fields(&mut self, listener: &schema::Listener) {
+        let (proxy, times) = (&listener.proxy, &listener.proxy.timeouts);
+        let Some(protocol) = listener.of_http else {
+            let places = proxy.given.iter().filter(|(name, _)| *name == "http").copied();
+            let times = times.given.iter().filter(|(name, _)| !TCP_TIMES.contains(name)).copied();
+            for (name, span) in places.chain(times) {
+                let mut finding =
+                    Diagnostic::error(span, format!("{name} has no meaning here: the protocol is not http"));
+                if let Some(protocol) = &listener.protocol {
+                    finding = finding.related(protocol.span, "protocol here");
+                }
+                self.push(finding.help("remove it, or set protocol = \"http\""));
+            }
+            return;
+        };
+        if let Some(mode) = listener.mode.as_ref().filter(|mode| mode.value != Mode::Proxy) {
+            self.push(
+                Diagnostic::error(mode.span, format!("mode \"{}\" knows nothing of http", mode.value.name()))
+                    .related(protocol, "protocol here")
+                    .help("set mode = \"proxy\", or protocol = \"tcp\""),
+            );
+        }
+        let retries = proxy.given.iter().filter(|(name, _)| *name == "retries");
+        for (_, span) in retries {
+            self.push(
+                Diagnostic::error(*span, "retries has no meaning here: the protocol is http")
+                    .related(protocol, "protocol here")
+                    .help("remove it, and set retry in [pool.http]"),
+            );
+        }
+        for (name, span) in times.given.iter().filter(|(name, _)| TCP_TIMES.contains(name)) {
+            self.push(
+                Diagnostic::error(*span, format!("{name} has no meaning here: the protocol is http"))
+                    .related(protocol, "protocol here")
+                    .help("use keep_alive, request_body, response_idle or tunnel, which say what is silent"),
+            );
+        }
+        self.http_limits(&proxy.http);
+        for prefix in &proxy.http.trusted {
+            self.is_network(prefix);
+        }
+    }
+
+    fn http_limits(&mut self, http: &schema::http::Http) {
+        let limits = &http.rules.limits;
+        if u32::from(limits.uri_bytes) > limits.header_bytes {
+            let [header, uri] = &http.sizes;
+            let place = uri.as_ref().or(header.as_ref()).map_or(Span::default(), |size| size.span);
+            self.push(
+                Diagnostic::error(place, "uri is more than header: a head holds its request line")
+                    .help("use a smaller limits.uri, or a larger limits.header"),
+            );
+        }
+        let [collected, body] = &http.bodies;
+        if let (Some(collected), Some(body)) = (collected, body)
+            && body.value > 0
+            && collected.value > body.value
+        {
+            self.push(
+                Diagnostic::warning(collected.span, "client_body_buffer is more than a body may have")
+                    .related(body.span, "body here")
+                    .help("use a smaller client_body_buffer"),
+            );
+        }
+    }
+
+    /// No bits after the length.
+    pub(super) fn is_network(&mut self, prefix: &Located<(IpAddr, u8)>) {
+        let (address, length) = prefix.value;
+        if network(address, length) != address {
+            let message = format!("{address}/{length} has bits set after its prefix length");
+            let help = format!("write {}/{length}", network(address, length));
+            self.push(Diagnostic::error(prefix.span, message).help(help));
+        }
+    }
+
+    /// What the listeners of HTTP do, by their position; pools are named by position too.
+    pub(super) fn http(&mut self) -> HashMap<usize, Arc<HttpListener>> {
+        let schema = self.schema;
+        let named = |pool: &'_ schema::Pool| pool.name.as_ref().map(|name| name.value.clone());
+        let pools: Pools = schema
+            .pools
+            .iter()
+            .enumerate()
+            .filter_map(|(at, pool)| Some((named(pool)?, at as u32)))
+            .collect();
+        let mut files = Files::default();
+        let mut routes = self.routes(&pools, &mut files);
+        let mut listeners = HashMap::new();
+        for (at, listener) in schema.listeners.iter().enumerate() {
+            if listener.of_http.is_none() {
+                continue;
+            }
+            let resolved = routes.remove(&at).unwrap_or_default();
+            if resolved.is_empty() && listener.pool.is_none() {
+                self.push(
+                    Diagnostic::warning(listener.span, "every request will be answered 404")
+                        .label("no route, and no pool")
+                        .help("add a [[route]] with this listener, or a pool for all requests"),
+                );
+            }
+            let pool = listener.pool.as_ref().and_then(|name| pools.get(&name.value).copied());
+            let rules = self.http_listener(listener, pool, &mut files);
+            let rules = HttpListener { routes: resolved.into(), ..rules };
+            self.bodies_fit(listener, &rules);
+            listeners.insert(at, Arc::new(rules));
+        }
+        listeners
+    }
+
+    fn http_listener(
+        &mut self,
+        listener: &schema::Listener,
+        default_pool: Option<u32>,
+        files: &mut Files,
+    ) -> HttpListener {
+        let http = &listener.proxy.http;
+        let mut rules = HttpListener { default_pool, times: times_of(listener), ..http.rules.clone() };
+        rules.tell.trusted = prefixes_of(&http.trusted);
+        let mut seen: HashMap<u16, Span> = HashMap::new();
+        for (status, file) in &http.pages {
+            if let Some(first) = seen.insert(*status, file.span) {
+                let finding = Diagnostic::error(file.span, format!("error_page {status} is there twice"));
+                self.push(finding.related(first, "first here").help("keep one of them"));
+            }
+            match files.body(file) {
+                Ok(body) => rules.error_pages.push(ErrorPage {
+                    status: *status,
+                    content_type: files::content_type(&file.value).into(),
+                    body,
+                }),
+                Err(finding) => self.push(*finding),
+            }
+        }
+        for limit in &http.rate_limits {
+            let Some(rate_limit) = &limit.limit else { continue };
+            if limit.for_all {
+                rules.own_rate_limits.push(rules.rate_limits.len() as u16);
+            }
+            rules.rate_limits.push(rate_limit.clone());
+        }
+        self.unique_names(
+            "rate limits of this listener",
+            http.rate_limits.iter().filter_map(|l| l.name.as_ref()),
+        );
+        if http.rate_limits.len() > MAX_RATE_LIMITS {
+            let message = format!("{} rate limits in one listener are too many", http.rate_limits.len());
+            let place = http.span.unwrap_or(listener.span);
+            self.push(Diagnostic::error(place, message).help(format!("use at most {MAX_RATE_LIMITS}")));
+        }
+        if let Some(log) =
+            http.access_log.as_ref().filter(|log| log.value > 0 && self.schema.access_log.is_none())
+        {
+            self.push(
+                Diagnostic::error(log.span, "there is no access log")
+                    .help("add [access_log] with its path, or remove access_log here"),
+            );
+        }
+        let all = if self.schema.access_log.is_some() { weir_abi::http::ALL_OF_TEN_THOUSAND } else { 0 };
+        rules.log_per_ten_thousand = http.access_log.as_ref().map_or(all, |log| log.value);
+        rules
+    }
+
+    fn bodies_fit(&mut self, listener: &schema::Listener, rules: &HttpListener) {
+        let mut seen: HashSet<&[u8]> = HashSet::new();
+        let pages = rules.error_pages.iter().map(|page| &page.body);
+        let responses = rules.routes.iter().filter_map(|route| match &route.action {
+            weir_http::routes::spec::Action::Respond(respond) => Some(&respond.body),
+            _ => None,
+        });
+        let bytes: usize =
+            pages.chain(responses).filter(|body| seen.insert(body)).map(|body| body.len()).sum();
+        if bytes > MOST_BODIES {
+            let message = format!("{bytes} bytes of bodies in one listener are too many");
+            self.push(
+                Diagnostic::error(listener.span, message)
+                    .help("use at most 32 MiB in all; a backend serves larger ones"),
+            );
+        }
+    }
+
+    /// What pools say of HTTP, and whether a listener of HTTP uses them.
+    pub(super) fn http_pools(&mut self, used: &HashSet<&str>) {
+        for pool in &self.schema.pools {
+            let http = &pool.upstream.http;
+            let is_used = pool.name.as_ref().is_some_and(|name| used.contains(name.value.as_str()));
+            let backups = pool.backends.iter().filter_map(|backend| backend.backup.as_ref());
+            let backups: Vec<_> = backups.filter(|backup| backup.value).collect();
+            if !is_used {
+                let places = http.span.map(|span| ("http", span)).into_iter();
+                for (name, span) in places.chain(backups.iter().map(|backup| ("backup", backup.span))) {
+                    self.push(
+                        Diagnostic::error(
+                            span,
+                            format!("{name} has no effect: no listener of protocol http uses the pool"),
+                        )
+                        .related(pool.span, "pool here")
+                        .help("remove it, or name the pool in such a listener or its routes"),
+                    );
+                }
+                continue;
+            }
+            let algorithm = pool.algorithm.as_ref().map_or(Algorithm::Maglev, |algorithm| algorithm.value);
+            let fits = match algorithm {
+                Algorithm::Maglev => true,
+                Algorithm::SourceHash => http.rules.hash == HashBy::Source,
+                _ => false,
+            };
+            if let Some(span) = http.hash.filter(|_| !fits) {
+                let message =
+                    format!("hash has no effect: the algorithm is \"{}\"", algorithm_name(algorithm));
+                let mut finding = Diagnostic::error(span, message);
+                if let Some(algorithm) = &pool.algorithm {
+                    finding = finding.related(algorithm.span, "algorithm here");
+                }
+                self.push(finding.help("remove it, or use algorithm = \"maglev\""));
+            }
+            if let Some(first) = backups.first().filter(|_| backups.len() == pool.backends.len()) {
+                self.push(
+                    Diagnostic::warning(first.span, "every backend of the pool is a backup")
+                        .related(pool.span, "pool here")
+                        .help("leave backup out of those that serve usually"),
+                );
+            }
+        }
+    }
+}
+
+fn times_of(listener: &schema::Listener) -> HttpTimes {
+    let mut times = HttpTimes::default();
+    let fields = [
+        &mut times.request_header_ms,
+        &mut times.request_body_ms,
+        &mut times.response_header_ms,
+        &mut times.response_idle_ms,
+        &mut times.keep_alive_ms,
+        &mut times.tunnel_ms,
+    ];
+    for (field, given) in fields.into_iter().zip(&listener.proxy.timeouts.http) {
+        if let Some(given) = given {
+            *field = given.value.as_millis() as u32;
+        }
+    }
+    times
+}
+
+/// As the packet path has them.
+pub(super) fn prefixes_of(prefixes: &[Located<(IpAddr, u8)>]) -> Vec<Prefix> {
+    prefixes.iter().filter_map(|prefix| Prefix::new(prefix.value.0, prefix.value.1).ok()).collect()
+}
