@@ -1,5 +1,6 @@
 //! The daemon around the engine: socket, requests, ticks, signals. One thread; the engine is never shared.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -17,10 +18,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 
+use crate::access_log::AccessLog;
 use crate::api::{
     Applied, BackendRequest, Backends, Failure, MAX_BODY_BYTES, Outcome, SCHEMA, percent_decode,
 };
 use crate::engine::{ACK_LIMIT, BackendChange, Change, Engine, EngineError, Options};
+use crate::publish::instance_directory;
 use crate::status::Status;
 
 /// How often the engine ticks: heartbeat, releases, retired files.
@@ -92,13 +95,38 @@ fn bind(run_dir: &Path, path: &Path) -> Result<UnixListener, DaemonError> {
     Ok(listener)
 }
 
+/// What requests share. The daemon has one thread: nothing is borrowed over a wait.
+struct Daemon {
+    engine: Mutex<Engine>,
+    /// Absent where its threads can't be started: traffic and requests go on without.
+    log: RefCell<Option<AccessLog>>,
+}
+
+impl Daemon {
+    fn new(engine: Engine) -> Self {
+        let options = engine.options();
+        let directory = instance_directory(&options.shm_dir, &options.instance);
+        let log = AccessLog::start(directory)
+            .map_err(|error| tracing::error!("no access log and no changes of breakers: {error}"))
+            .ok();
+        Self { engine: Mutex::new(engine), log: RefCell::new(log) }
+    }
+
+    fn reopen_log(&self) {
+        if let Some(log) = self.log.borrow().as_ref() {
+            log.reopen();
+        }
+    }
+}
+
 async fn serve(engine: Engine, run_dir: &Path, path: &Path) -> Result<(), DaemonError> {
     use tokio::signal::unix::{SignalKind, signal};
     let listener = bind(run_dir, path)?;
+    let mut rotate = signal(SignalKind::user_defined1()).map_err(DaemonError::Runtime)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Runtime)?;
     tracing::info!("generation {}, listening on {}", engine.generation(), path.display());
-    let engine = Rc::new(Mutex::new(engine));
+    let daemon = Rc::new(Daemon::new(engine));
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -110,16 +138,17 @@ async fn serve(engine: Engine, run_dir: &Path, path: &Path) -> Result<(), Daemon
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            _ = rotate.recv() => daemon.reopen_log(),
             _ = ticks.tick() => {
-                if let Err(error) = engine.lock().await.tick(Instant::now()) {
+                if let Err(error) = daemon.engine.lock().await.tick(Instant::now()) {
                     tracing::error!("{error}");
                 }
             }
             (permit, accepted) = accept => match accepted {
                 Ok((stream, _)) => {
-                    let engine = engine.clone();
+                    let daemon = daemon.clone();
                     tokio::task::spawn_local(async move {
-                        connection(engine, stream).await;
+                        connection(daemon, stream).await;
                         drop(permit);
                     });
                 }
@@ -130,14 +159,18 @@ async fn serve(engine: Engine, run_dir: &Path, path: &Path) -> Result<(), Daemon
             },
         }
     }
-    tracing::info!("stopping; the dataplane goes on with generation {}", engine.lock().await.generation());
+    let generation = daemon.engine.lock().await.generation();
+    tracing::info!("stopping; the dataplane goes on with generation {generation}");
+    if let Some(log) = daemon.log.take() {
+        log.stop();
+    }
     Ok(())
 }
 
-async fn connection(engine: Rc<Mutex<Engine>>, stream: UnixStream) {
+async fn connection(daemon: Rc<Daemon>, stream: UnixStream) {
     let service = hyper::service::service_fn(move |request| {
-        let engine = engine.clone();
-        async move { Ok::<_, Infallible>(answer(&engine, request).await) }
+        let daemon = daemon.clone();
+        async move { Ok::<_, Infallible>(answer(&daemon, request).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -190,21 +223,22 @@ fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     response
 }
 
-async fn answer(engine: &Mutex<Engine>, request: Request<Incoming>) -> Answer {
-    match route(engine, request).await {
+async fn answer(daemon: &Daemon, request: Request<Incoming>) -> Answer {
+    match route(daemon, request).await {
         Ok(answer) => answer,
         Err(refused) => json(refused.status, &refused.failure),
     }
 }
 
-async fn route(engine: &Mutex<Engine>, request: Request<Incoming>) -> Result<Answer, Refused> {
+async fn route(daemon: &Daemon, request: Request<Incoming>) -> Result<Answer, Refused> {
+    let engine = &daemon.engine;
     let (parts, body) = request.into_parts();
     let segments: Vec<&str> = parts.uri.path().trim_start_matches('/').split('/').collect();
     let query = Query::parse(parts.uri.query().unwrap_or(""))?;
     match (&parts.method, segments.as_slice()) {
-        (&Method::GET, ["v1", "status"]) => Ok(json(StatusCode::OK, &status(engine).await?)),
+        (&Method::GET, ["v1", "status"]) => Ok(json(StatusCode::OK, &status(daemon).await?)),
         (&Method::GET, ["v1", "backends"]) => {
-            let status = status(engine).await?;
+            let status = status(daemon).await?;
             let backends = Backends { schema: SCHEMA, pools: status.pools, missing: status.missing };
             Ok(json(StatusCode::OK, &backends))
         }
@@ -290,15 +324,18 @@ async fn read_body(body: Incoming) -> Result<Vec<u8>, Refused> {
 }
 
 /// Reads shared memory off this thread: with hundreds of pools that takes long enough to delay a change.
-async fn status(engine: &Mutex<Engine>) -> Result<Status, Refused> {
+async fn status(daemon: &Daemon) -> Result<Status, Refused> {
     let (options, drift) = {
-        let engine = engine.lock().await;
+        let engine = daemon.engine.lock().await;
         (engine.options().clone(), engine.drift())
     };
     let read = tokio::task::spawn_blocking(move || Status::read(&options.shm_dir, &options.instance));
     let mut status = read.await.map_err(|error| {
         Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("status could not be read: {error}"))
     })?;
+    if let Some(log) = daemon.log.borrow().as_ref() {
+        status.add_events(log);
+    }
     status.drift = Some(!drift.is_empty());
     status.drift_details = drift;
     Ok(status)

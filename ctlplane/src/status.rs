@@ -1,24 +1,29 @@
 //! How is the balancer? Read from shared memory alone, so that it can be answered with ctlplane down.
 
+pub mod http;
+
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use hugepages::generation::{ControlError, ControlPage};
 use hugepages::segment::{SegmentDir, SegmentError};
 use serde::{Deserialize, Serialize};
 use weir_abi::columns::{
-    BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, ProxyColumn, TcpColumn, UpstreamColumn,
-    WorkerColumn,
+    BackendColumn, DROP_GROUP, HttpBackendColumn, ListenerColumn, PortColumn, ProxyColumn, TcpColumn,
+    UpstreamColumn, WorkerColumn,
 };
 use weir_abi::image::MAX_TABLE_BYTES;
-use weir_abi::record::{AdminState, Algorithm, Mode};
+use weir_abi::record::{AdminState, Algorithm, Application, Mode};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, TableKind, table_name};
 
 use crate::counters::Counters;
 use crate::model::{algorithm_name, format_ports, protocol_name};
 use crate::publish::{instance_directory, read_root};
 use crate::units::format_backend_address;
+
+pub use self::http::{BackendHttp, Http, ListenerHttp};
 
 /// Version of the JSON form.
 pub const SCHEMA: u32 = 1;
@@ -33,6 +38,12 @@ pub struct Status {
     pub schema: u32,
     /// Name of the instance.
     pub instance: String,
+    /// When it was read, in Unix milliseconds: what has grown between two readings, by this, is a rate.
+    #[serde(default)]
+    pub unix_ms: u64,
+    /// Since when counters count, in Unix milliseconds; 0 = nothing is counted.
+    #[serde(default)]
+    pub counted_since_unix_ms: u64,
     /// The published generation; 0 = none.
     pub generation: u64,
     /// The generation that each worker runs.
@@ -49,6 +60,9 @@ pub struct Status {
     pub pools: Vec<Pool>,
     /// Workers.
     pub workers: Vec<Worker>,
+    /// HTTP, all workers; absent where no listener speaks it and nothing is left of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
     /// Terminated TCP, all workers; absent where no listener is a proxy and nothing is left of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp: Option<Tcp>,
@@ -113,7 +127,7 @@ pub struct Listener {
     pub vip: String,
     /// Its address.
     pub address: String,
-    /// tcp or udp.
+    /// tcp, udp or http.
     pub protocol: String,
     /// Port or range.
     pub port: String,
@@ -126,6 +140,9 @@ pub struct Listener {
     /// [`ProxyColumn`]s; empty in the other modes.
     #[serde(default, skip_serializing_if = "Columns::is_empty")]
     pub proxy: Columns,
+    /// Where its protocol is http.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<ListenerHttp>,
 }
 
 /// Terminated TCP.
@@ -172,6 +189,9 @@ pub struct Backend {
     /// [`UpstreamColumn`]s; empty where no listener of the pool is a proxy and no connection is left of one.
     #[serde(default, skip_serializing_if = "Columns::is_empty")]
     pub upstream: Columns,
+    /// Where there are HTTP listeners.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<BackendHttp>,
 }
 
 /// A worker.
@@ -207,7 +227,9 @@ const SILENT_MS: u64 = 2_000;
 impl Status {
     /// Reads the shared memory of an instance; what is not there is in [`Status::missing`].
     pub fn read(shm: &Path, instance: &str) -> Self {
-        let mut status = Self { schema: SCHEMA, instance: instance.to_owned(), ..Self::default() };
+        let unix_ms =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        let mut status = Self { schema: SCHEMA, instance: instance.to_owned(), unix_ms, ..Self::default() };
         "down".clone_into(&mut status.dataplane.state);
         "down".clone_into(&mut status.ctlplane.state);
         let directory = match SegmentDir::open_existing(instance_directory(shm, instance)) {
@@ -232,6 +254,7 @@ impl Status {
         let counters = Counters::open(&directory)
             .map_err(|error| status.missing.push(format!("counters: {error}")))
             .ok();
+        status.counted_since_unix_ms = counters.as_ref().map_or(0, Counters::start_unix_ms);
         status.read_workers(&control, counters.as_ref());
         status.read_tables(&directory, counters.as_ref());
         status
@@ -326,9 +349,10 @@ impl Status {
                 Err(error) => self.missing.push(format!("a pool: {error}")),
             }
         }
-        if let Err(error) = self.read_listeners(directory, &root, &row) {
+        if let Err(error) = self.read_listeners(directory, &root, counters) {
             self.missing.push(format!("listeners: {error}"));
         }
+        self.read_http(counters);
         self.leave_out_unused_tcp();
     }
 
@@ -379,8 +403,11 @@ impl Status {
         &mut self,
         directory: &SegmentDir,
         root: &Root,
-        row: &dyn Fn(&str, u32) -> Columns,
+        counters: Option<&Counters>,
     ) -> Result<(), String> {
+        let row = |group: &str, index: u32| {
+            counters.map(|counters| counters.row(group, index as usize)).unwrap_or_default()
+        };
         let reference = root.tables.get(1).ok_or("the root names no listeners table")?;
         let bytes = read_table(directory, reference.id)?;
         let table = ListenersTable::parse(reference, &bytes).map_err(|error| error.to_string())?;
@@ -394,7 +421,11 @@ impl Status {
                 address: vip
                     .and_then(|vip| vip.address.ip())
                     .map_or_else(String::new, |address| address.to_string()),
-                protocol: protocol_name(listener.protocol).to_owned(),
+                protocol: if listener.application == Application::Http as u8 {
+                    "http".to_owned()
+                } else {
+                    protocol_name(listener.protocol).to_owned()
+                },
                 port: format_ports((listener.port_first, listener.port_last)),
                 mode: Mode::from_u8(listener.mode).map_or("unknown", Mode::name).to_owned(),
                 pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
@@ -404,6 +435,7 @@ impl Status {
                 } else {
                     Columns::new()
                 },
+                http: http::listener(listener, counters),
             });
         }
         Ok(())
@@ -465,6 +497,7 @@ impl Status {
                 list.push(format!("pool {} has no backend that takes new flows: make one ready", pool.name));
             }
         }
+        self.http_complaints(&mut list);
         list.extend(self.missing.iter().cloned());
         list
     }
@@ -498,6 +531,7 @@ fn pool(table: &PoolTable, row: &dyn Fn(&str, u32) -> Columns) -> Pool {
             slot_share: f64::from(*taken) / (table.slots.len().max(1) as f64),
             counters: row(BackendColumn::GROUP, backend.index),
             upstream: row(UpstreamColumn::GROUP, backend.index),
+            http: Some(http::backend(row(HttpBackendColumn::GROUP, backend.index))),
         })
         .collect();
     Pool {

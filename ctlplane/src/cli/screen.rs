@@ -1,5 +1,6 @@
 //! What does `weir status` look like on one screen?
 
+mod http;
 mod tcp;
 
 use std::fmt::Write as _;
@@ -109,6 +110,7 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
         title(&mut text, colour, "pools");
         text.push_str(&backends(&status.pools));
     }
+    http::render(&mut text, colour, status);
     tcp::render(&mut text, colour, status);
     let drops: Vec<_> = status.drops.iter().filter(|(_, count)| **count > 0).collect();
     if !drops.is_empty() {
