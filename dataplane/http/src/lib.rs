@@ -23,6 +23,7 @@ pub mod chunked;
 pub mod cookie;
 mod forwarded;
 mod framing;
+pub mod fuzz;
 pub mod head;
 pub mod name;
 pub mod routes;

@@ -212,14 +212,18 @@ fn odd_version<T>(rest: &[u8]) -> Result<Option<T>, Refusal> {
             _ => Err(Refusal::Version),
         };
     }
+    let is_whole = line.len() < rest.len();
+    let digits = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_digit);
     match line {
-        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-            if major.is_ascii_digit() && minor.is_ascii_digit() =>
-        {
-            Err(Refusal::VersionUnsupported)
+        [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if digits(&[*major, *minor]) => {
+            if is_whole {
+                Err(Refusal::VersionUnsupported)
+            } else {
+                Ok(None)
+            }
         }
         [b'H', b'T', b'T', b'P', b'/', major] | [b'H', b'T', b'T', b'P', b'/', major, b'.']
-            if major.is_ascii_digit() && rest.len() == line.len() =>
+            if digits(&[*major]) && !is_whole =>
         {
             Ok(None)
         }
