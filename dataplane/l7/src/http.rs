@@ -37,6 +37,7 @@ mod generation;
 mod heads;
 mod outbox;
 mod place;
+pub mod rate;
 mod request;
 mod response;
 mod retry;
