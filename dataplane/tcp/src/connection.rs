@@ -261,6 +261,8 @@ pub(crate) struct Connection {
     pub(crate) recover: SeqNumber,
     /// When data that waits for its acknowledgement was first sent again, or the SYN.
     pub(crate) trouble_since: u32,
+    /// Ticks: when the application has taken data last, kept only while memory is short.
+    pub(crate) read_at: u32,
     /// RFC 5961: when something out of place was answered last.
     pub(crate) challenged_at: u32,
     /// RFC 3522: our timestamp of the first segment that was sent again.
@@ -340,6 +342,7 @@ impl Connection {
             sent_at: now.low(),
             recover: iss,
             trouble_since: 0,
+            read_at: ticks,
             challenged_at: ticks.wrapping_sub(60_000),
             undo_before: 0,
             duplicate: SeqNumber(0),

@@ -7,6 +7,7 @@ use crate::connection::{Connection, Flags, State};
 use crate::engine::tick;
 use crate::event::Events;
 use crate::input::{Outcome, Work};
+use crate::queue::Nodes;
 use crate::segment::Segment;
 use crate::seq::SeqNumber;
 use crate::time::Instant;
@@ -21,7 +22,11 @@ pub(crate) const fn is_small(len: u32, cost: u32) -> bool {
     len * COPY_RATIO < cost
 }
 
-/// Least bytes that single segments may go beyond the budget.
+/// How long an application may leave data where it is, milliseconds, while memory is short: who reads now and then does so more often,
+/// and what is promised to who doesn't read would keep the memory from those who do. A tenth of it beyond the budget.
+const PATIENCE_MS: u32 = 100;
+
+/// Least bytes that what is read may go beyond the budget.
 const LEAST_SLACK: u64 = 8 << 20;
 
 impl<B: Buffer> Work<'_, B> {
@@ -48,12 +53,14 @@ impl<B: Buffer> Work<'_, B> {
         let c = &mut *self.c;
         let len = u32::from(chunk.len);
         let is_over_budget = self.nodes.pinned() > self.memory;
+        let is_stale = c.is_stale(self.nodes, self.memory, tick(self.now));
         let in_order = start == c.rcv_nxt;
-        // a segment for who has none goes beyond the budget, so that two such hosts don't wait for each other for ever, but not so far that
-        // very many of them could take what the NIC needs
+        // what is read goes beyond the budget, and a segment for who has none, so that two such hosts don't wait for each other for ever;
+        // but not so far that very many could take what the NIC needs
         let is_beyond = self.nodes.pinned() > self.memory + (self.memory / 2).max(LEAST_SLACK);
         if is_beyond
-            || (is_over_budget && (!in_order || !c.receive.is_empty()))
+            || (is_over_budget && !in_order)
+            || (is_stale && !c.receive.is_empty())
             || (!in_order && self.nodes.is_scarce())
         {
             self.counters.no_memory += 1;
@@ -203,6 +210,21 @@ impl Connection {
             self.acknowledge_at = tick(now).wrapping_add(u32::from(delay_ms));
         }
         flags
+    }
+
+    /// Remembers that the application has taken data, where that will be asked.
+    #[inline(always)]
+    pub(crate) fn note_read<B: Buffer>(&mut self, nodes: &Nodes<B>, memory: u64, now: u32) {
+        if nodes.pinned() > memory / 4 {
+            self.read_at = now;
+        }
+    }
+
+    /// Whether memory is too short for data that nobody has read for a while.
+    #[inline(always)]
+    pub(crate) fn is_stale<B: Buffer>(&self, nodes: &Nodes<B>, memory: u64, now: u32) -> bool {
+        let patience = if nodes.pinned() > memory { PATIENCE_MS / 10 } else { PATIENCE_MS };
+        nodes.pinned() > memory / 4 * 3 && now.wrapping_sub(self.read_at) > patience
     }
 
     /// Lets the window grow with what the application reads in a round trip, up to the ceiling and within the memory.

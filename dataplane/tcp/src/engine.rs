@@ -170,6 +170,8 @@ pub struct Engine<B> {
     pub(crate) spare: Vec<u32>,
     /// The segment that is sent next, kept for its place.
     pub(crate) header: Header,
+    /// Ticks of the last call that knew the time.
+    pub(crate) clock: u32,
     /// Whether usual segments go the short way.
     pub(crate) is_steady: bool,
 }
@@ -222,6 +224,7 @@ impl<B: Buffer> Engine<B> {
             identification: a as u16,
             spare: Vec::new(),
             header: Header::default(),
+            clock: tick(now),
             is_steady: true,
         }
     }
@@ -483,6 +486,7 @@ impl<B: Buffer> Engine<B> {
     pub fn receive(&mut self, handle: Handle) -> Option<Chunk<B>> {
         let record = self.slab.of_mut(handle)?;
         let chunk = record.receive.pop(&mut self.nodes)?;
+        record.note_read(&self.nodes, self.config.memory, self.clock);
         if record.window_opened() {
             record.flags.set(Flags::ACK_NOW);
             self.mark_ready(handle.slot);
@@ -497,7 +501,7 @@ impl<B: Buffer> Engine<B> {
     }
 
     /// Bytes that may be sent before the send buffer is full. While memory is short a connection has only its share of it,
-    /// and beyond the budget none but who has nothing to send yet: so a few that are never read can't keep all of it from the others.
+    /// beyond the budget a half of that: so those that are never read can't keep all of it from the others.
     #[inline]
     pub fn room(&self, handle: Handle) -> u32 {
         let Some(record) = self.slab.of(handle) else { return 0 };
@@ -748,11 +752,12 @@ fn share_of(pinned: u64, memory: u64, live: usize) -> u32 {
 /// [`Engine::room`] of a record whose listener lets so much wait.
 #[inline(always)]
 fn room_of<B: Buffer>(record: &Connection, nodes: &Nodes<B>, memory: u64, live: usize, limit: u32) -> u32 {
-    let is_over = nodes.pinned() > memory && !record.send.is_empty();
-    if is_over || nodes.left_to_send() == 0 {
+    if nodes.left_to_send() == 0 {
         return 0;
     }
-    limit.min(share_of(nodes.pinned(), memory, live)).saturating_sub(record.send.len())
+    let share = share_of(nodes.pinned(), memory, live);
+    let share = if nodes.pinned() > memory { share / 2 } else { share };
+    limit.min(share).saturating_sub(record.send.len())
 }
 
 /// The ends of a packet as its receiver sees them: the sender is remote.

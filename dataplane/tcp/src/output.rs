@@ -20,6 +20,7 @@ use crate::transmit::{Payload, Transmit};
 impl<B: Buffer> Engine<B> {
     /// Sends what has become due since the last call: data, acknowledgements, resets. What the network does not take stays due.
     pub fn transmit(&mut self, now: Instant, tx: &mut impl Transmit<B>) {
+        self.clock = tick(now);
         if !self.starved.is_empty() {
             self.feed();
         }
@@ -321,7 +322,7 @@ impl<B: Buffer> Work<'_, B> {
     #[inline(always)]
     fn window(&mut self) -> u16 {
         let c = &mut *self.c;
-        let space = c.space(self.nodes, self.memory, self.share);
+        let space = c.space(self.nodes, self.memory, self.share, tick(self.now));
         c.announce(space)
     }
 
@@ -550,9 +551,9 @@ impl Connection {
 
     /// Bytes that may arrive now, of a share.
     #[inline(always)]
-    pub(crate) fn space<B: Buffer>(&self, nodes: &Nodes<B>, memory: u64, share: u32) -> u32 {
+    pub(crate) fn space<B: Buffer>(&self, nodes: &Nodes<B>, memory: u64, share: u32, now: u32) -> u32 {
         let space = self.receive_space.min(share).saturating_sub(self.receive.len());
-        if nodes.pinned() > memory || nodes.is_scarce() {
+        if nodes.is_scarce() || self.is_stale(nodes, memory, now) {
             // one segment for who has none, so that two such hosts never wait for each other for ever
             return if self.receive.is_empty() { space.min(u32::from(self.mss)) } else { 0 };
         }

@@ -245,7 +245,7 @@ impl<B: Buffer> Engine<B> {
                 let push = if end == c.send.end() { tcp::PSH } else { 0 };
                 let is_ecn = flags.has(Flags::ECN) & (gather.seq == c.snd_nxt);
                 // pieces may have become scarce by this one's being cut
-                let space = c.space(nodes, config.memory, u32::MAX);
+                let space = c.space(nodes, config.memory, u32::MAX, tick(now));
                 c.write(header, gather.seq, tcp::ACK | push, space, now);
                 header.identification = *identification;
                 header.ecn = if is_ecn { ECT_0 } else { NOT_ECT };
@@ -273,7 +273,7 @@ impl<B: Buffer> Engine<B> {
         }
         if went && flags.has(Flags::ACK_NOW) {
             let seq = c.snd_nxt;
-            let space = c.space(nodes, config.memory, u32::MAX);
+            let space = c.space(nodes, config.memory, u32::MAX, tick(now));
             c.write(header, seq, tcp::ACK, space, now);
             header.identification = *identification;
             header.ecn = NOT_ECT;

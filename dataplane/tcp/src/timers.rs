@@ -16,6 +16,7 @@ impl<B: Buffer> Engine<B> {
     /// Runs the timers that are due, and sends what that makes due.
     pub fn advance(&mut self, now: Instant, tx: &mut impl Transmit<B>) {
         let ticks = tick(now);
+        self.clock = ticks;
         self.end_time_waits(ticks);
         while let Some(slot) = self.wheel.expire(&mut self.slab, ticks) {
             self.expired(slot, now, tx);
