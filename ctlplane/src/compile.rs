@@ -244,6 +244,7 @@ fn node_table(node: &Node) -> NodeTable {
     }
     let record = NodeRecord {
         tcp_memory_bytes: node.tcp_memory_bytes,
+        http_memory_bytes: node.http_memory_bytes,
         worker_cpus,
         worker_count: node.worker_cpus.len() as u32,
         flows_ipv4: node.flows_ipv4,

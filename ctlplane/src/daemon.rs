@@ -23,6 +23,7 @@ use crate::api::{
     Applied, BackendRequest, Backends, Failure, MAX_BODY_BYTES, Outcome, SCHEMA, percent_decode,
 };
 use crate::engine::{ACK_LIMIT, BackendChange, Change, Engine, EngineError, Options};
+use crate::explain;
 use crate::publish::instance_directory;
 use crate::status::Status;
 
@@ -249,6 +250,18 @@ async fn route(daemon: &Daemon, request: Request<Incoming>) -> Result<Answer, Re
             })?;
             apply(engine, &text, &query.name, dry_run).await
         }
+        (&Method::POST, ["v1", "explain"]) => {
+            let request =
+                serde_json::from_slice::<explain::Request>(&read_body(body).await?).map_err(|error| {
+                    let message =
+                        format!("the body is not understood: {error}; send what weir explain request sends");
+                    Refused::new(StatusCode::BAD_REQUEST, message)
+                })?;
+            let engine = engine.lock().await;
+            explain::explain(engine.model(), &engine.state().overrides, &|_, _| None, &request)
+                .map(|explanation| json(StatusCode::OK, &explanation))
+                .map_err(|error| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))
+        }
         (&Method::POST, ["v1", "backends", pool, backend]) => {
             let decode = |text: &str| {
                 percent_decode(text).ok_or_else(|| {
@@ -269,7 +282,7 @@ async fn route(daemon: &Daemon, request: Request<Incoming>) -> Result<Answer, Re
             })?;
             set_backend(engine, &pool, &backend, &request).await
         }
-        (_, ["v1", "status" | "backends" | "apply" | "check"] | ["v1", "backends", _, _]) => {
+        (_, ["v1", "status" | "backends" | "apply" | "check" | "explain"] | ["v1", "backends", _, _]) => {
             let message = format!("{} is not allowed on {}", parts.method, parts.uri.path());
             Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, message))
         }

@@ -1,12 +1,13 @@
 //! What is the configuration, once it cannot be wrong any more? Names are resolved, ranges checked, defaults filled in.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use weir_abi::proxy::{ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 use weir_l7::http::rules::{HttpListener, HttpPool};
+
+use crate::access_log;
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,16 +21,7 @@ pub struct Model {
     /// In the order of the file.
     pub pools: Vec<Arc<Pool>>,
     /// Where exchanges are written down.
-    pub access_log: Option<AccessLog>,
-}
-
-/// The access log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLog {
-    /// Absolute path of its file.
-    pub path: PathBuf,
-    /// `clf`, `combined`, `json`, or a format string.
-    pub format: String,
+    pub access_log: Option<access_log::Settings>,
 }
 
 /// `[dataplane]`, `[timeouts]` and the ports.
@@ -61,6 +53,8 @@ pub struct Node {
     pub tcp_connections: u32,
     /// Bytes that they may hold, per worker.
     pub tcp_memory_bytes: u64,
+    /// Bytes that HTTP keeps for heads, collected bodies and answers, per worker.
+    pub http_memory_bytes: u64,
     /// In the order of the file.
     pub ports: Vec<Port>,
 }

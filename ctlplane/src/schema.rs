@@ -80,6 +80,8 @@ pub struct Dataplane {
     pub tcp_connections: Option<Located<u32>>,
     /// `tcp_memory`, bytes.
     pub tcp_memory: Option<Located<u64>>,
+    /// `http_memory`, bytes.
+    pub http_memory: Option<Located<u64>>,
 }
 
 /// `[[port]]`.
@@ -245,6 +247,8 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| format!("\"{text}\" is not an IP address"))
 }
 
+const MEMORY_EXPECTED: &str = "a size from \"1MiB\" to \"1024GiB\": a whole number and KiB, MiB or GiB";
+
 fn read_dataplane(table: &mut TableReader<'_, '_>) -> Dataplane {
     const MOST_FLOWS: u32 = (1 << 24) - 1;
     let mut flows = (None, None);
@@ -275,12 +279,8 @@ fn read_dataplane(table: &mut TableReader<'_, '_>) -> Dataplane {
             MAX_TCP_CONNECTIONS,
             "connections per worker: a proxied one takes two, the client's and the backend's",
         ),
-        tcp_memory: proxy::size(
-            table,
-            "tcp_memory",
-            MIN_TCP_MEMORY..=MAX_TCP_MEMORY,
-            "a size from \"1MiB\" to \"1024GiB\": a whole number and KiB, MiB or GiB",
-        ),
+        tcp_memory: proxy::size(table, "tcp_memory", MIN_TCP_MEMORY..=MAX_TCP_MEMORY, MEMORY_EXPECTED),
+        http_memory: proxy::size(table, "http_memory", MIN_TCP_MEMORY..=MAX_TCP_MEMORY, MEMORY_EXPECTED),
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Proxied {
     pub limits: Vec<(Key, u32)>,
     /// Bytes that the queues of a worker's connections may hold.
     pub memory: u64,
+    /// Bytes that HTTP of a worker may keep for heads, collected bodies and answers.
+    pub http_memory: u64,
 }
 
 impl Proxied {
@@ -37,7 +39,8 @@ impl Proxied {
     pub fn of(snapshot: &Snapshot, pools: &[Arc<Pool>], mtu: u16) -> Self {
         let node = &snapshot.node;
         let workers = node.node.worker_count.max(1);
-        let mut proxied = Self { memory: node.node.tcp_memory_bytes, ..Self::default() };
+        let (memory, http_memory) = (node.node.tcp_memory_bytes, node.node.http_memory_bytes);
+        let mut proxied = Self { memory, http_memory, ..Self::default() };
         let mut listeners = Vec::new();
         let sites =
             snapshot.sites.iter().filter_map(|(_, site)| Some((u16::try_from(site.listener).ok()?, site)));

@@ -129,6 +129,7 @@ impl Generation {
         node.snat_port_last = 65_535;
         node.tcp_connections = 1_024;
         node.tcp_memory_bytes = 1 << 20;
+        node.http_memory_bytes = 1 << 20;
         let node = NodeTable {
             node,
             ports: vec![port("wan", wan), port("lan", lan)],

@@ -145,7 +145,8 @@ impl Terminator {
         let sessions = (sizes.connections / CONNECTIONS_PER_SESSION).max(1);
         let proxy_config = ProxyConfig { sessions, owner, seed };
         let services = Arc::clone(&view.services);
-        let proxy = Proxy::new(proxy_config, services, Arc::clone(&view.proxied.rules), now);
+        let mut proxy = Proxy::new(proxy_config, services, Arc::clone(&view.proxied.rules), now);
+        proxy.set_http_memory(view.proxied.http_memory);
         let (taken, lookups) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
         Self {
             engine,
@@ -168,6 +169,7 @@ impl Terminator {
         self.events.set_generation(view.generation);
         self.memory = self.most_memory.min(view.proxied.memory);
         self.engine.set_memory(self.memory);
+        self.proxy.set_http_memory(view.proxied.http_memory);
         let services = Arc::clone(&view.services);
         let rules = Arc::clone(&view.proxied.rules);
         // the old ones are still the old view's, which is dropped elsewhere

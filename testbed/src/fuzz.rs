@@ -157,7 +157,7 @@ fn snapshot_seeds() -> Vec<Vec<u8>> {
     let mut node = NodeRecord::new_zeroed();
     (node.worker_count, node.flows_ipv4, node.flows_ipv6) = (1, 1_024, 1_024);
     (node.backend_capacity, node.snat_port_first, node.snat_port_last) = (64, 1_024, 65_535);
-    (node.tcp_connections, node.tcp_memory_bytes) = (1_024, 1 << 20);
+    (node.tcp_connections, node.tcp_memory_bytes, node.http_memory_bytes) = (1_024, 1 << 20, 1 << 20);
     node.timeouts_ms = [0, 0, 0, 0, 0, 0, 60_000, 60_000, 60_000, 200];
     let mut port = PortRecord::new_zeroed();
     port.mtu = 1_500;

@@ -3,6 +3,7 @@
 //! 0 ok · 1 an error in what was asked, or degraded · 2 unreachable, or a wrong command line.
 
 mod backend;
+mod explain;
 mod hugepages;
 mod screen;
 
@@ -19,9 +20,10 @@ use crate::diagnostic::{self, Report, Source};
 use crate::machine::Machine;
 use crate::status::{Health, Status};
 use crate::units::parse_cpu_list;
-use crate::{daemon, validate};
+use crate::{daemon, plan, validate};
 
 pub use backend::BackendCommand;
+pub use explain::{ExplainCommand, RequestArguments};
 pub use hugepages::HugepagesCommand;
 
 /// Watch and steer a Weir load balancer.
@@ -70,6 +72,23 @@ pub enum Command {
         #[arg(long)]
         dry_run: bool,
         /// The answer as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say why something is as it is.
+    Explain {
+        /// What.
+        #[command(subcommand)]
+        command: ExplainCommand,
+    },
+    /// Print the memory budget of a configuration file; changes nothing and needs no daemon.
+    Plan {
+        /// The file; "-" reads standard input.
+        file: PathBuf,
+        /// Plan as for a machine with these CPUs ("0-31"); this machine's where it is left out.
+        #[arg(long, value_parser = parse_machine)]
+        cpus: Option<Machine>,
+        /// The plan as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -176,6 +195,10 @@ pub fn run(arguments: &Arguments) -> Exit {
         Command::Check { file, cpus, json } => {
             check(file, &cpus.clone().unwrap_or_else(Machine::detect), *json)
         }
+        Command::Explain { command } => explain::run(&client, command),
+        Command::Plan { file, cpus, json } => {
+            budget(file, &cpus.clone().unwrap_or_else(Machine::detect), *json)
+        }
         Command::Status { json } => status(arguments, &client, *json),
         Command::Apply { file, dry_run, json } => apply(&client, file, *dry_run, *json),
         Command::Backend { command } => backend::run(&client, command),
@@ -261,6 +284,26 @@ fn check(file: &Path, machine: &Machine, json: bool) -> Exit {
         }
     }
     if model.is_some() { Exit::Good } else { Exit::Bad }
+}
+
+fn budget(file: &Path, machine: &Machine, json: bool) -> Exit {
+    let (text, name) = match read_file(file) {
+        Ok(read) => read,
+        Err(exit) => return exit,
+    };
+    let source = Source { name: &name, text: &text };
+    let (model, diagnostics) = validate::load(source, machine);
+    let Some(model) = model else {
+        print(&diagnostic::render(&source.reports(&diagnostics), std::io::stdout().is_terminal()));
+        return Exit::Bad;
+    };
+    let plan = plan::plan(&model);
+    if json {
+        print_json(&plan);
+    } else {
+        print(&plan::render(&plan));
+    }
+    Exit::Good
 }
 
 fn status(arguments: &Arguments, client: &Client, json: bool) -> Exit {

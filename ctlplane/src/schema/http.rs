@@ -262,8 +262,9 @@ pub(super) fn read_access_log(table: &mut TableReader<'_, '_>) -> AccessLog {
     table.require("path", "\"/var/log/weir/access.log\"");
     AccessLog {
         span: table.span(),
-        path: table.parsed("path", "the absolute path of a file", |text| {
-            let fits = text.starts_with('/') && !text.ends_with('/') && !text.contains('\0');
+        path: table.parsed("path", "the absolute path of a file, or \"-\" for standard output", |text| {
+            let is_path = text.starts_with('/') && !text.ends_with('/') && !text.contains('\0');
+            let fits = is_path || text == "-";
             if fits { Ok(text.to_owned()) } else { Err(format!("\"{text}\" is no absolute path of a file")) }
         }),
         format: table.string("format", "\"clf\", \"combined\", \"json\" or a format string"),

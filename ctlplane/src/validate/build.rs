@@ -12,6 +12,7 @@ use weir_balance::round_robin::DEFAULT_MAX_LEN;
 use weir_l7::http::rules::{HttpListener, HttpPool};
 
 use super::DEFAULT_MTU;
+use crate::access_log;
 use crate::diagnostic::Located;
 use crate::model::{self, Model};
 use crate::schema::{self, Schema};
@@ -20,8 +21,6 @@ use crate::units::network;
 const DEFAULT_TIMEOUTS_MS: [u32; TIMEOUTS] =
     [10_000, 900_000, 30_000, 60_000, 2_000, 30_000, 60_000, 60_000, 300_000, 200];
 const DEFAULT_WEIGHT: u32 = 100;
-/// Of the access log.
-const DEFAULT_FORMAT: &str = "combined";
 /// Flows of IPv4, per worker.
 pub(super) const DEFAULT_FLOWS_V4: u32 = 1_048_576;
 /// Flows of IPv6, per worker.
@@ -32,6 +31,8 @@ pub(super) const DEFAULT_MAX_BACKENDS: u32 = 65_536;
 pub(super) const DEFAULT_TCP_CONNECTIONS: u32 = 65_536;
 /// Bytes that they hold at most.
 pub(super) const DEFAULT_TCP_MEMORY: u64 = 256 << 20;
+/// Bytes that HTTP keeps for heads, collected bodies and answers.
+pub(super) const DEFAULT_HTTP_MEMORY: u64 = 64 << 20;
 /// Idle timeout of a proxy listener.
 pub(super) const DEFAULT_IDLE: Duration = Duration::from_millis(ProxyRecord::DEFAULT.idle_ms as u64);
 /// As Linux: RFC 1122 §4.2.3.6 leaves it open.
@@ -46,6 +47,7 @@ pub(super) fn build(
     schema: &Schema,
     worker_cpus: Vec<u16>,
     http: &HashMap<usize, Arc<HttpListener>>,
+    access_log: Option<access_log::Settings>,
 ) -> Option<Model> {
     let dataplane = &schema.dataplane;
     let or = |field: &Option<Located<u32>>, default: u32| field.as_ref().map_or(default, |f| f.value);
@@ -69,6 +71,7 @@ pub(super) fn build(
         timeouts_ms,
         tcp_connections: or(&dataplane.tcp_connections, DEFAULT_TCP_CONNECTIONS),
         tcp_memory_bytes: dataplane.tcp_memory.as_ref().map_or(DEFAULT_TCP_MEMORY, |memory| memory.value),
+        http_memory_bytes: dataplane.http_memory.as_ref().map_or(DEFAULT_HTTP_MEMORY, |memory| memory.value),
         ports: schema.ports.iter().map(build_port).collect::<Option<_>>()?,
     };
     let vips = schema
@@ -86,16 +89,6 @@ pub(super) fn build(
         .map(|(at, listener)| build_listener(schema, &positions, listener, http.get(&at)))
         .collect::<Option<_>>()?;
     let pools = schema.pools.iter().map(build_pool).collect::<Option<_>>()?;
-    let access_log = match &schema.access_log {
-        Some(log) => Some(model::AccessLog {
-            path: log.path.as_ref()?.value.as_str().into(),
-            format: log
-                .format
-                .as_ref()
-                .map_or_else(|| DEFAULT_FORMAT.to_owned(), |format| format.value.clone()),
-        }),
-        None => None,
-    };
     Some(Model { node, vips, listeners, pools, access_log })
 }
 

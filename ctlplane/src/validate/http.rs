@@ -12,12 +12,15 @@ use weir_net::Prefix;
 use super::Rules;
 use super::files::{self, Files};
 use super::routes::Pools;
+use crate::access_log::{self, Format, Target};
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::model::algorithm_name;
 use crate::schema;
 use crate::schema::proxy::TCP_TIMES;
 use crate::units::network;
 
+/// Of the access log.
+const DEFAULT_FORMAT: &str = "combined";
 /// Bodies that one listener may hold: its table has a size.
 const MOST_BODIES: usize = 32 << 20;
 
@@ -202,6 +205,35 @@ impl Rules<'_> {
                     .help("use at most 32 MiB in all; a backend serves larger ones"),
             );
         }
+    }
+
+    /// Where the access log goes, and how its lines look.
+    pub(super) fn access_log(&mut self) -> Option<access_log::Settings> {
+        let log = self.schema.access_log.as_ref()?;
+        let format = match &log.format {
+            None => Format::parse(DEFAULT_FORMAT).ok(),
+            Some(text) => match Format::parse(&text.value) {
+                Ok(format) => Some(format),
+                Err(error) => {
+                    // a string with escapes is longer in the file than what it says
+                    let plain = text.span.end - text.span.start == text.value.len() + 2;
+                    let start = text.span.start + 1 + error.start;
+                    let part = Span { start, end: start + error.length.max(1) };
+                    let place = if plain { part } else { text.span };
+                    self.push(
+                        Diagnostic::error(place, format!("format: {}", error.message)).help(error.help),
+                    );
+                    None
+                }
+            },
+        };
+        if !self.schema.listeners.iter().any(|listener| listener.of_http.is_some()) {
+            self.push(
+                Diagnostic::warning(log.span, "nothing is logged: there is no listener of protocol http")
+                    .help("remove [access_log], or set protocol = \"http\" in a listener"),
+            );
+        }
+        Some(access_log::Settings { target: Target::parse(&log.path.as_ref()?.value), format: format? })
     }
 
     /// What pools say of HTTP, and whether a listener of HTTP uses them.

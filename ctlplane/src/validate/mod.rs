@@ -48,11 +48,12 @@ fn validate(schema: Schema, machine: &Machine, diagnostics: &mut Diagnostics) ->
     rules.proxied_pools();
     rules.http_pools(&routes::pools_of_http(&schema));
     let http = rules.http();
+    let access_log = rules.access_log();
     rules.proxy_mtu();
     let workers = rules.workers(machine);
     rules.proxy_capacity(workers.len());
     rules.memory(workers.len(), machine);
-    build::build(&schema, workers, &http)
+    build::build(&schema, workers, &http, access_log)
 }
 
 struct Rules<'a> {

@@ -115,6 +115,14 @@ fn check_tcp(node: &NodeRecord, what: &str) -> Result<(), SnapshotError> {
         memory,
         "must be 1 MiB to 1 TiB",
     )?;
+    let memory = node.http_memory_bytes;
+    ensure(
+        (MIN_TCP_MEMORY..=MAX_TCP_MEMORY).contains(&memory),
+        what,
+        "http_memory_bytes",
+        memory,
+        "must be 1 MiB to 1 TiB",
+    )?;
     for timeout in [Timeout::TcpTimeWait, Timeout::TcpFinWait, Timeout::TcpUser, Timeout::TcpMinimumRto] {
         let time = node.timeouts_ms.get(timeout as usize).copied().unwrap_or(0);
         let (range, rule) = match timeout {

@@ -18,6 +18,7 @@ fn node() -> NodeTable {
     node.snat_port_last = 65_535;
     node.tcp_connections = 2;
     node.tcp_memory_bytes = 1 << 20;
+    node.http_memory_bytes = 1 << 20;
     node.timeouts_ms = [0, 0, 0, 0, 0, 0, 60_000, 60_000, 60_000, 200];
     let mut port = PortRecord::new_zeroed();
     port.name = Name::new("wan");
@@ -235,6 +236,7 @@ fn pools_and_nodes_out_of_range_are_refused() {
         ("tcp_connections", |t| t.node.tcp_connections = (1 << 24) + 1),
         ("tcp_memory_bytes", |t| t.node.tcp_memory_bytes = (1 << 20) - 1),
         ("tcp_memory_bytes", |t| t.node.tcp_memory_bytes = u64::MAX),
+        ("http_memory_bytes", |t| t.node.http_memory_bytes = 0),
         ("timeouts_ms", |t| t.node.timeouts_ms[6] = 0),
         ("timeouts_ms", |t| t.node.timeouts_ms[8] = 86_400_001),
         ("timeouts_ms", |t| t.node.timeouts_ms[9] = 9),

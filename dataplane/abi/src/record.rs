@@ -87,6 +87,9 @@ pub struct NodeRecord {
     /// Ceiling of the data that the terminated connections of one worker hold, bytes,
     /// [`crate::proxy::MIN_TCP_MEMORY`] to [`crate::proxy::MAX_TCP_MEMORY`]. It may change while a process runs.
     pub tcp_memory_bytes: u64,
+    /// Ceiling of what HTTP of one worker keeps for heads, collected bodies and answers, bytes, in the same range. It may change while
+    /// a process runs.
+    pub http_memory_bytes: u64,
     /// CPUs, one worker each, in worker order; the first `worker_count` count. `u16::MAX` is "any CPU, not pinned".
     pub worker_cpus: [u16; MAX_WORKERS],
     /// 1 to [`MAX_WORKERS`].
@@ -426,7 +429,7 @@ impl AdminState {
 
 const _: () = {
     assert!(size_of::<Address>() == 20 && align_of::<Address>() == 2);
-    assert!(size_of::<NodeRecord>() == 8 + 128 + 32 + 4 + 16 + 40 + 4 + 16);
+    assert!(size_of::<NodeRecord>() == 16 + 128 + 32 + 4 + 16 + 40 + 4 + 16);
     assert!(size_of::<PortRecord>() == 64 + 256 + 8);
     assert!(size_of::<InterfaceAddressRecord>() == 24);
     assert!(size_of::<PortRouteRecord>() == 44);
@@ -434,8 +437,8 @@ const _: () = {
     assert!(size_of::<ListenerRecord>() == 64 + 12 + 4 + 8 + 4);
     assert!(size_of::<PoolRecord>() == 64 + 16 + 28 + 216);
     assert!(size_of::<BackendRecord>() == 64 + 8 + 20 + 4 + 4);
-    assert!(std::mem::offset_of!(NodeRecord, worker_count) == 136);
-    assert!(std::mem::offset_of!(NodeRecord, tcp_connections) == 244);
+    assert!(std::mem::offset_of!(NodeRecord, worker_count) == 144);
+    assert!(std::mem::offset_of!(NodeRecord, tcp_connections) == 252);
     assert!(std::mem::offset_of!(ListenerRecord, index) == 64);
     assert!(std::mem::offset_of!(ListenerRecord, proxy) == 88);
     assert!(std::mem::offset_of!(PoolRecord, upstream) == 80);

@@ -21,6 +21,7 @@
 
 pub mod engine;
 pub mod entry;
+pub mod footprint;
 pub mod fragment;
 pub mod fuzz;
 mod icmp;

@@ -32,6 +32,7 @@ mod client;
 mod decide;
 pub mod event;
 mod finish;
+pub mod footprint;
 mod forward;
 mod generation;
 mod heads;

@@ -23,6 +23,9 @@ pub(crate) struct Slab<T> {
 }
 
 impl<T> Slab<T> {
+    /// What a place takes.
+    pub(crate) const BYTES: usize = size_of::<Place<T>>();
+
     pub(crate) fn new(capacity: usize) -> Self {
         Self { places: Vec::with_capacity(capacity), capacity, free: NONE, live: 0 }
     }

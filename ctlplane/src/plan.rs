@@ -1,0 +1,253 @@
+//! What memory does a configuration ask for, and where are its ceilings? By the sizes that the packet path's own crates tell.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+use weir_abi::buffers::Buffers;
+use weir_abi::columns::{BackendColumn, UpstreamColumn};
+use weir_l7::http::footprint::footprint as http_footprint;
+use weir_tcp::{EngineConfig, Handle};
+
+use crate::api::SCHEMA;
+use crate::model::Model;
+use crate::units::about_size;
+
+/// Bytes of a huge page as `weir hugepages` reserves them.
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// The budget of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Workers.
+    pub workers: u64,
+    /// What one worker takes, besides its share of the packet buffers.
+    pub per_worker: Vec<Part>,
+    /// What connections take, by their state; parts of what is above.
+    pub per_connection: Vec<State>,
+    /// Where connections and data end: what is beyond is refused.
+    pub ceilings: Vec<Ceiling>,
+    /// Bytes of packet buffers, of all ports.
+    pub packet_buffers: u64,
+    /// Bytes of flow tables, of all workers.
+    pub flow_tables: u64,
+    /// Huge pages of 2 MiB for both.
+    pub huge_pages: u64,
+    /// Bytes of ordinary memory, of all workers.
+    pub ordinary: u64,
+}
+
+/// Something that takes memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// What.
+    pub what: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// Whether it lies in huge pages.
+    pub is_huge: bool,
+    /// What makes it as large.
+    pub by: String,
+}
+
+/// A connection in a state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Which state.
+    pub state: String,
+    /// Bytes of records.
+    pub bytes: u64,
+    /// What comes on top while it lasts, at least and at most.
+    pub on_top: [u64; 2],
+}
+
+/// A limit that admission enforces.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ceiling {
+    /// Which field of the configuration.
+    pub field: String,
+    /// Per worker.
+    pub per_worker: u64,
+    /// `bytes` or `connections`.
+    pub unit: String,
+    /// What happens there.
+    pub then: String,
+}
+
+/// The budget of a model.
+pub fn plan(model: &Model) -> Plan {
+    let node = &model.node;
+    let workers = node.worker_cpus.len().max(1) as u64;
+    let connections = node.tcp_connections as usize;
+    let config = EngineConfig { connections, time_waits: connections, ..EngineConfig::default() };
+    let tcp = config.footprint();
+    let http = http_footprint::<Handle>();
+    let flows = weir_l4::footprint::footprint(node.flows_ipv4, node.flows_ipv6);
+    let buffers = Buffers::new(node.buffers, node.buffer_bytes);
+    let packet_buffers = buffers.of_port() * node.ports.len() as u64;
+    let data = node.tcp_memory_bytes.min(buffers.of_queues(workers as u32));
+    let proxied = model.listeners.iter().any(|listener| listener.proxy.is_some());
+    let of_http = model.listeners.iter().any(|listener| listener.http.is_some());
+    let part = |what: &str, bytes: u64, is_huge: bool, by: String| Part {
+        what: what.to_owned(),
+        bytes,
+        is_huge,
+        by,
+    };
+    let mut per_worker = vec![
+        part(
+            "flow table, IPv4",
+            flows.records_v4 + flows.index_v4,
+            true,
+            format!("flow_table.ipv4 = {}", node.flows_ipv4),
+        ),
+        part(
+            "flow table, IPv6",
+            flows.records_v6 + flows.index_v6,
+            true,
+            format!("flow_table.ipv6 = {}", node.flows_ipv6),
+        ),
+        part(
+            "counters of backends",
+            u64::from(node.max_backends)
+                * 8
+                * (BackendColumn::COLUMNS.len() + UpstreamColumn::COLUMNS.len()) as u64,
+            false,
+            format!("max_backends = {}", node.max_backends),
+        ),
+    ];
+    if proxied {
+        let by = format!("tcp_connections = {connections}");
+        per_worker.push(part("TCP connections and their index", tcp.total, false, by.clone()));
+        let sessions = connections as u64 / 2;
+        per_worker.push(part("TCP sessions", sessions * http.session, false, by.clone()));
+        if of_http {
+            let records = connections as u64 * (http.client + http.upstream);
+            per_worker.push(part("HTTP clients and upstreams", records, false, by));
+            let by = format!("http_memory = {}", about_size(node.http_memory_bytes));
+            per_worker.push(part("heads, bodies and answers of HTTP", node.http_memory_bytes, false, by));
+        }
+    }
+    let huge: u64 = per_worker.iter().filter(|part| part.is_huge).map(|part| part.bytes).sum();
+    let ordinary: u64 = per_worker.iter().filter(|part| !part.is_huge).map(|part| part.bytes).sum();
+    let pages = |bytes: u64| bytes.div_ceil(HUGE_PAGE);
+    // each table is a file of its own, in whole pages
+    let tables = [flows.records_v4, flows.records_v6, flows.index_v4, flows.index_v6];
+    let huge_pages = pages(packet_buffers) + workers * tables.into_iter().map(pages).sum::<u64>();
+    Plan {
+        schema: SCHEMA,
+        workers,
+        per_worker,
+        per_connection: if proxied { states(model, tcp, http, of_http) } else { Vec::new() },
+        ceilings: if proxied { ceilings(model, data, of_http) } else { Vec::new() },
+        packet_buffers,
+        flow_tables: huge * workers,
+        huge_pages,
+        ordinary: ordinary * workers,
+    }
+}
+
+fn states(
+    model: &Model,
+    tcp: weir_tcp::Footprint,
+    http: weir_l7::http::footprint::Footprint,
+    of_http: bool,
+) -> Vec<State> {
+    let buffer = |of: &dyn Fn(&crate::model::Listener) -> Option<u32>| {
+        model.listeners.iter().filter_map(of).max().map_or(0, u64::from)
+    };
+    let client = buffer(&|listener| Some(listener.proxy.as_ref()?.settings.client.buffer_bytes));
+    let upstream = model.pools.iter().map(|pool| u64::from(pool.upstream.buffer_bytes)).max().unwrap_or(0);
+    let head = buffer(&|listener| Some(listener.http.as_ref()?.limits.header_bytes));
+    let body = buffer(&|listener| Some(listener.http.as_ref()?.limits.client_body_buffer));
+    let state = |state: &str, bytes: u64, least: u64, most: u64| State {
+        state: state.to_owned(),
+        bytes,
+        on_top: [least, most],
+    };
+    let mut states = vec![
+        state("half-open", tcp.connection, 0, 0),
+        state("TIME-WAIT", tcp.time_wait, 0, 0),
+        state("TCP session, both connections", 2 * tcp.connection + http.session, 0, client + upstream),
+    ];
+    if of_http {
+        let (small, large) = http.buffers;
+        let most = client + upstream + head.min(large) * 2 + body;
+        states.push(state("idle client of HTTP", tcp.connection + http.client, 0, 0));
+        states.push(state("idle upstream of HTTP", tcp.connection + http.upstream, 0, 0));
+        let both = 2 * tcp.connection + http.client + http.upstream;
+        states.push(state("exchange of HTTP, both connections", both, small, most));
+    }
+    states
+}
+
+fn ceilings(model: &Model, data: u64, of_http: bool) -> Vec<Ceiling> {
+    let ceiling = |field: &str, per_worker: u64, unit: &str, then: &str| Ceiling {
+        field: field.to_owned(),
+        per_worker,
+        unit: unit.to_owned(),
+        then: then.to_owned(),
+    };
+    let node = &model.node;
+    let mut ceilings = vec![
+        ceiling(
+            "tcp_connections",
+            node.tcp_connections.into(),
+            "connections",
+            "further SYNs are dropped; a proxied connection takes two",
+        ),
+        ceiling("tcp_memory", data, "bytes", "windows close, and data out of order is dropped"),
+    ];
+    if of_http {
+        let then = "new connections are refused: 503, or RST with when_full = \"reset\"";
+        ceilings.push(ceiling("http_memory", node.http_memory_bytes, "bytes", then));
+    }
+    ceilings
+}
+
+/// As text for people.
+pub fn render(plan: &Plan) -> String {
+    let mut text = String::new();
+    let plural = if plan.workers == 1 { "" } else { "s" };
+    let _ = writeln!(text, "{} worker{plural}; each takes", plan.workers);
+    for part in &plan.per_worker {
+        let place = if part.is_huge { "huge pages" } else { "memory" };
+        let _ =
+            writeln!(text, "  {:<36} {:>10}  {place:<10}  {}", part.what, about_size(part.bytes), part.by);
+    }
+    if !plan.per_connection.is_empty() {
+        let _ = writeln!(text, "a connection takes, of that and of its ceilings");
+    }
+    for state in &plan.per_connection {
+        let [least, most] = state.on_top;
+        let more = match most {
+            0 => String::new(),
+            most if least == 0 => format!(", and up to {} of data", about_size(most)),
+            most => format!(", and {} to {} of heads and data", about_size(least), about_size(most)),
+        };
+        let _ = writeln!(text, "  {:<36} {:>6} bytes{more}", state.state, state.bytes);
+    }
+    if !plan.ceilings.is_empty() {
+        let _ = writeln!(text, "ceilings, per worker");
+    }
+    for ceiling in &plan.ceilings {
+        let number = match ceiling.unit.as_str() {
+            "bytes" => about_size(ceiling.per_worker),
+            unit => format!("{} {unit}", ceiling.per_worker),
+        };
+        let _ = writeln!(text, "  {:<16} {number:>20}  {}", ceiling.field, ceiling.then);
+    }
+    let _ = writeln!(text, "the node takes");
+    let _ = writeln!(text, "  {:<36} {:>10}", "packet buffers", about_size(plan.packet_buffers));
+    let _ = writeln!(text, "  {:<36} {:>10}", "flow tables", about_size(plan.flow_tables));
+    let _ = writeln!(
+        text,
+        "  {:<36} {:>10}  {} of 2 MiB: weir hugepages reserve",
+        "huge pages for both",
+        about_size(plan.huge_pages * HUGE_PAGE),
+        plan.huge_pages
+    );
+    let _ = writeln!(text, "  {:<36} {:>10}", "ordinary memory of workers", about_size(plan.ordinary));
+    text
+}

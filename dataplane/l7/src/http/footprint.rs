@@ -1,0 +1,44 @@
+//! What do the records of a worker's proxy take? For who plans memory; heads and collected bodies come on top, within their budget.
+
+use super::buffers::CLASSES;
+use super::client::Client;
+use super::slab::Slab;
+use super::upstream::Upstream;
+use crate::session::Session;
+
+/// Bytes of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Of a TCP session: both sides.
+    pub session: u64,
+    /// Of a client's connection of HTTP, its exchange included.
+    pub client: u64,
+    /// Of a connection to a backend of HTTP.
+    pub upstream: u64,
+    /// Bytes of the smallest and the largest buffer of a head.
+    pub buffers: (u64, u64),
+}
+
+/// What records take whose connections are named by `H`.
+pub fn footprint<H>() -> Footprint {
+    let [small, .., large] = CLASSES;
+    Footprint {
+        session: size_of::<Session<H>>() as u64,
+        client: Slab::<Client<H>>::BYTES as u64,
+        upstream: Slab::<Upstream<H>>::BYTES as u64,
+        buffers: (small as u64, large as u64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_small() {
+        let footprint = footprint::<weir_tcp::Handle>();
+        for bytes in [footprint.session, footprint.client, footprint.upstream] {
+            assert!((32..2_048).contains(&bytes), "{footprint:?}");
+        }
+    }
+}
