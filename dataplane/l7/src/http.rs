@@ -12,7 +12,8 @@
 //!   timers ── how long may it take?    sweep ── what a new generation ends
 //!
 //! client, upstream ── records     slab ── their places and queues
-//! body ── what is to come of one  outbox, store ── what waits, and where it lies
+//! body ── what is to come of one  outbox, buffers ── what waits, and where it lies
+//! choose, breaker, budget ── which backend, and whether once more
 //! ```
 //!
 //! A client's connection is a record with at most one exchange; a connection to a backend is another. An exchange's way through
@@ -45,7 +46,6 @@ mod retry;
 pub mod rules;
 pub mod site;
 mod slab;
-mod store;
 mod sweep;
 mod timers;
 mod tunnel;
@@ -63,10 +63,13 @@ use crate::proxy::tick;
 use crate::proxy_protocol::Parser;
 use crate::rules::Rules;
 use crate::session::Token;
+use breaker::Breakers;
+use budget::Budgets;
+use buffers::{Buffers, Held};
+use choose::{Chooser, Comebacks, StickyIds};
 use client::Client;
 use generation::Generations;
 use slab::{Queue, Slab};
-use store::{Held, Store};
 use upstream::{Idle, Upstream};
 
 /// Bytes of heads and answers that a worker may keep, unless it is told otherwise.
@@ -90,7 +93,13 @@ pub(crate) struct Http<H> {
     pub(crate) arrivals: Vec<Queue>,
     pub(crate) parsers: Parsers,
     pub(crate) addresses: Addresses,
-    pub(crate) store: Store,
+    pub(crate) store: Buffers,
+    pub(crate) breakers: Breakers,
+    pub(crate) budgets: Budgets,
+    pub(crate) chooser: Chooser,
+    pub(crate) comebacks: Comebacks,
+    /// By pool: ids of its backends, where cookies name them.
+    pub(crate) sticky: Vec<Option<StickyIds>>,
     /// The head that was parsed last, and whose it is.
     pub(crate) request: Box<Request>,
     pub(crate) request_of: u32,
@@ -106,6 +115,10 @@ pub(crate) struct Http<H> {
     pub(crate) random: u64,
     /// Where the search for what a new generation ends goes on.
     pub(crate) sweep: Option<u32>,
+    /// When the worker last called.
+    pub(crate) now: Instant,
+    /// When buffers that are kept without need are given back next.
+    pub(crate) trims_at: Instant,
 }
 
 impl<H> Http<H> {
@@ -129,7 +142,12 @@ impl<H> Http<H> {
             arrivals: Vec::new(),
             parsers: Parsers::default(),
             addresses: Addresses::default(),
-            store: Store::new(MEMORY),
+            store: Buffers::new(MEMORY),
+            breakers: Breakers::default(),
+            budgets: Budgets::default(),
+            chooser: Chooser::new(seed),
+            comebacks: Comebacks::default(),
+            sticky: Vec::new(),
             request: Box::default(),
             request_of: client::NOBODY,
             response: Box::default(),
@@ -139,6 +157,8 @@ impl<H> Http<H> {
             again: Vec::new(),
             random: seed ^ 0x9e37_79b9_7f4a_7c15 ^ now.0,
             sweep: None,
+            now,
+            trims_at: now,
         }
     }
 

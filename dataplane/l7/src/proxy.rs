@@ -123,6 +123,7 @@ impl<H: Copy + Eq> Proxy<H> {
         for (index, _) in services.backends() {
             self.leases.set_limited(Key::Backend(index), self.rules.is_limited(index));
         }
+        self.http_prepare();
     }
 
     /// Runs a new generation from here on; returns the old one, to be dropped elsewhere.
@@ -194,12 +195,14 @@ impl<H: Copy + Eq> Proxy<H> {
         accounts: &mut impl Accounts,
         now: Instant,
     ) {
+        self.http.now = now;
         let mut run = Run { proxy: self, connections, surroundings, accounts, now };
         while let Some((handle, events)) = run.connections.poll_event() {
             run.news(handle, events);
         }
         run.http_again();
         run.serve_queues();
+        run.tell_breakers();
     }
 
     /// Runs the timers, and what waits for a new generation or for backends.
@@ -210,6 +213,7 @@ impl<H: Copy + Eq> Proxy<H> {
         accounts: &mut impl Accounts,
         now: Instant,
     ) {
+        self.http.now = now;
         let mut run = Run { proxy: self, connections, surroundings, accounts, now };
         while let Some(slot) = run.proxy.wheel.expire(&mut run.proxy.sessions, tick(now)) {
             run.timed_out(slot);
@@ -218,6 +222,7 @@ impl<H: Copy + Eq> Proxy<H> {
         run.sweep();
         run.http_sweep();
         run.serve_queues();
+        run.tell_breakers();
     }
 
     /// When [`Proxy::advance`] is due.

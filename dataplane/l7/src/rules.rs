@@ -142,6 +142,11 @@ impl Rules {
         self.http_pools.get(index as usize)?.as_ref()
     }
 
+    /// All pools of HTTP with their index.
+    pub fn http_pools(&self) -> impl Iterator<Item = (u32, &Arc<HttpPool>)> {
+        (0u32..).zip(&self.http_pools).filter_map(|(index, rules)| Some((index, rules.as_ref()?)))
+    }
+
     /// The rules of a listener.
     #[inline]
     pub fn listener(&self, index: u16) -> Option<&ListenerRules> {

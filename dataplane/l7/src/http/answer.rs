@@ -8,6 +8,7 @@ use weir_http::target::normalise;
 use weir_http::write::{self, Own, Variables};
 use weir_l4::address_of;
 
+use super::breaker::Outcome;
 use super::client::{Flags, Stage};
 use super::heads::hex_id;
 use super::outbox::Sent;
@@ -59,7 +60,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     fn release_attempt(&mut self, slot: u32) {
         let Some(client) = self.proxy.http.clients.at(slot) else { return };
         let upstream = client.exchange.upstream;
-        self.end_attempt(slot, None);
+        self.end_attempt(slot, Outcome::Aborted);
         self.drop_http_upstream(upstream, true);
     }
 

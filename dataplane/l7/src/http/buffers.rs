@@ -163,6 +163,13 @@ impl Buffers {
         }
     }
 
+    /// Lets go of what is behind so many bytes.
+    pub fn truncate(&mut self, held: &Held, len: usize) {
+        if let Some(place) = self.places.get_mut(held.0 as usize) {
+            place.bytes.truncate(len);
+        }
+    }
+
     /// Takes a buffer back.
     #[expect(clippy::needless_pass_by_value, reason = "who gives it back must not have it any more")]
     pub fn give(&mut self, held: Held) {

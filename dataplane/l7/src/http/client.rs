@@ -6,6 +6,7 @@ use weir_http::head::{Method, Span};
 use weir_tcp::{Endpoint, Instant};
 
 use super::body::Body;
+use super::breaker::Ticket;
 use super::outbox::Outbox;
 use crate::session::NO_BACKEND;
 
@@ -100,8 +101,6 @@ impl Flags {
     pub(crate) const LOGGED: u32 = 1 << 15;
     /// The backend's connection is good for another request.
     pub(crate) const REUSABLE: u32 = 1 << 16;
-    /// Its cookie names the backend that it has.
-    pub(crate) const STUCK: u32 = 1 << 17;
     /// A FIN was passed on to the client.
     pub(crate) const SHUT: u32 = 1 << 18;
     /// A FIN was passed on to the backend.
@@ -110,10 +109,6 @@ impl Flags {
     pub(crate) const DISCARDS: u32 = 1 << 20;
     /// It counts as a tunnel.
     pub(crate) const TUNNEL: u32 = 1 << 21;
-    /// Its attempt is its breaker's test.
-    pub(crate) const TEST: u32 = 1 << 22;
-    /// An attempt is counted by the breaker and not ended.
-    pub(crate) const ATTEMPT: u32 = 1 << 23;
 
     #[inline(always)]
     pub(crate) fn has(self, flags: u32) -> bool {
@@ -194,8 +189,12 @@ pub(crate) struct Exchange {
     /// 1xx responses that were passed on.
     pub(crate) interim: u8,
     pub(crate) tried: ArrayVec<u32, TRIED>,
-    /// What picks its backend.
+    /// What picks its backend, where a hash does.
     pub(crate) hash: u64,
+    /// The value of the cookie that names its backend.
+    pub(crate) sticky: Span,
+    /// The attempt, for the backend's breaker.
+    pub(crate) ticket: Option<Ticket>,
     /// Where the backend's acknowledgements stood before the request.
     pub(crate) acknowledged: u32,
     /// Microseconds since it began, modulo 2^32; [`NEVER`].
@@ -241,6 +240,8 @@ impl Exchange {
             interim: 0,
             tried: ArrayVec::new(),
             hash: 0,
+            sticky: Span::default(),
+            ticket: None,
             acknowledged: 0,
             head_us: NEVER,
             queued_at: NEVER,

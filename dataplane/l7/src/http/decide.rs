@@ -1,15 +1,19 @@
 //! What becomes of a request? Methods and sizes that the listener allows, rates, routes.
 
 use weir_http::cause::Cause;
-use weir_http::head::{Body, Method};
+use weir_http::cookie;
+use weir_http::head::{Body, Method, Span};
 use weir_http::routes::Question;
 use weir_http::routes::edit;
 use weir_http::routes::spec::Action;
 use weir_http::target::normalise;
 use weir_l4::address_of;
+use weir_l4::services::Algorithm;
 
+use super::choose::{hash_of, hash_of_source};
 use super::client::{Flags, Stage};
 use super::heads::HeadFields;
+use super::rules::HashBy;
 use crate::connections::{Accounts, Connections, Surroundings};
 use crate::proxy::{Proxy, Run};
 
@@ -32,6 +36,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             Some(Decision::Pool(pool)) => {
                 let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
                 client.exchange.pool = pool;
+                self.note_wishes(slot, pool);
                 if self.wants_collecting(slot) {
                     return self.begin_collecting(slot);
                 }
@@ -102,6 +107,45 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         })
     }
 
+    /// What the request says about its backend: a hash, or a cookie.
+    #[inline]
+    fn note_wishes(&mut self, slot: u32, pool: u32) {
+        let now = self.now;
+        let Proxy { http, rules, services, selector, .. } = &mut *self.proxy;
+        http.budgets.request(pool, now);
+        let Some((rules, pool)) = rules.http_pool(pool).zip(services.pool(pool)) else { return };
+        let Some(client) = http.clients.at_mut(slot) else { return };
+        let exchange = &mut client.exchange;
+        let is_hashed = pool.algorithm != Algorithm::RoundRobin;
+        if rules.sticky.is_none() && !is_hashed {
+            return;
+        }
+        let head = exchange.head.as_ref().map_or(&[][..], |held| http.store.bytes(held));
+        let fields = &http.request.fields;
+        let cookie_of = |name: &str| {
+            let mut values = fields.named(head, b"cookie");
+            values.find_map(|value| cookie::find(value, name.as_bytes()))
+        };
+        if let Some(sticky) = &rules.sticky
+            && let Some(value) = cookie_of(&sticky.cookie)
+        {
+            exchange.sticky = span_of(head, value);
+        }
+        if !is_hashed {
+            return;
+        }
+        let value = match &rules.hash {
+            HashBy::Source => None,
+            HashBy::Header(name) => fields.named(head, name.as_bytes()).next(),
+            HashBy::Cookie(name) => cookie_of(name),
+            HashBy::Path => Some(http.request.target.path_or_root(head)),
+        };
+        exchange.hash = match value {
+            Some(value) => hash_of(selector.key, value),
+            None => hash_of_source(selector.key, client.source.address),
+        };
+    }
+
     /// Whether the body is to be there before a backend is asked.
     fn wants_collecting(&self, slot: u32) -> bool {
         let Some(client) = self.proxy.http.clients.at(slot) else { return false };
@@ -123,4 +167,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         // collected bodies come with the buffers of their own; until then they pass as they come
         self.http_place(slot);
     }
+}
+
+/// Where a part of a head lies in it.
+fn span_of(head: &[u8], part: &[u8]) -> Span {
+    let start = part.as_ptr().addr().saturating_sub(head.as_ptr().addr());
+    Span { start: start as u16, len: part.len() as u16 }
 }

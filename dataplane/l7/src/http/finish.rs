@@ -4,6 +4,7 @@ use weir_http::cause::Cause;
 use weir_l4::address_of;
 use weir_tcp::{Ended, Instant};
 
+use super::breaker::Outcome;
 use super::client::{Client, Exchange, Flags, NEVER, NO_ROUTE, NOBODY, Stage};
 use super::event::{self, HttpCount, HttpGauge};
 use super::rules;
@@ -27,7 +28,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         }
         let upstream = client.exchange.upstream;
         if upstream != NOBODY {
-            self.end_attempt(slot, None);
+            self.end_attempt(slot, Outcome::Aborted);
             self.drop_http_upstream(upstream, true);
         }
         self.tell_exchange(slot);

@@ -2,7 +2,7 @@
 
 use weir_tcp::Chunk;
 
-use super::store::{Held, Store};
+use super::buffers::{Buffers, Held};
 use crate::connections::{Connections, Surroundings};
 
 /// Bytes that wait to be sent, before anything else is.
@@ -38,7 +38,7 @@ impl Outbox {
         handle: C::Handle,
         connections: &mut C,
         surroundings: &mut impl Surroundings<C::Buffer>,
-        store: &mut Store,
+        store: &mut Buffers,
     ) -> Sent {
         let sent = match send(bytes, handle, connections, surroundings) {
             Ok(sent) => sent,
@@ -57,7 +57,7 @@ impl Outbox {
         handle: C::Handle,
         connections: &mut C,
         surroundings: &mut impl Surroundings<C::Buffer>,
-        store: &mut Store,
+        store: &mut Buffers,
     ) -> Sent {
         let Some(held) = &self.held else { return Sent::All };
         let rest = store.bytes(held).get(self.sent as usize..).unwrap_or_default();
@@ -77,7 +77,7 @@ impl Outbox {
     }
 
     /// Lets go of what waits.
-    pub(crate) fn clear(&mut self, store: &mut Store) {
+    pub(crate) fn clear(&mut self, store: &mut Buffers) {
         self.sent = 0;
         if let Some(held) = self.held.take() {
             store.give(held);

@@ -5,7 +5,11 @@ use weir_http::cause::Cause;
 use weir_l4::{Backend, Pool, Services};
 use weir_tcp::{ConnectError, Endpoint};
 
+use super::Http;
+use super::breaker::Permit;
+use super::choose::{Choice, Standing, Wanted};
 use super::client::{Flags, NEVER, NOBODY, Stage};
+use super::rules::HttpPool;
 use super::slab::Queue;
 use super::upstream::{self, Upstream};
 use crate::connections::{Accounts, Connections, ListenerCount, Surroundings};
@@ -36,12 +40,14 @@ enum Placed {
 }
 
 /// The pool of an exchange: as it is now, else as it was when the exchange began.
-pub(super) fn pool_of<'a>(
+fn pool_of<'a>(
     current: (&'a Services, &'a Rules),
     began: Option<(&'a Services, &'a Rules)>,
     pool: u32,
-) -> Option<(&'a Pool, &'a PoolRules)> {
-    let of = |(services, rules): (&'a Services, &'a Rules)| services.pool(pool).zip(rules.pool(pool));
+) -> Option<(&'a Pool, &'a PoolRules, &'a HttpPool)> {
+    let of = |(services, rules): (&'a Services, &'a Rules)| {
+        Some((services.pool(pool)?, rules.pool(pool)?, &**rules.http_pool(pool)?))
+    };
     of(current).or_else(|| began.and_then(of))
 }
 
@@ -91,36 +97,46 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     #[inline]
     fn choose_backend(&mut self, slot: u32) -> (Option<u32>, bool, bool) {
         let none = (None, false, false);
-        let Proxy { services, rules, http, leases, selector, .. } = &mut *self.proxy;
-        let Some(client) = http.clients.at(slot) else { return none };
+        let now = self.now;
+        let Proxy { services, rules, http, leases, .. } = &mut *self.proxy;
+        let Http { clients, generations, idle, store, breakers, comebacks, chooser, sticky, .. } = http;
+        let Some(client) = clients.at(slot) else { return none };
         let exchange = &client.exchange;
-        let began =
-            http.generations.services(exchange.generation).zip(http.generations.rules(exchange.generation));
+        let began = generations.services(exchange.generation).zip(generations.rules(exchange.generation));
         let began = began.map(|(services, rules)| (&**services, &**rules));
-        let Some((pool, pool_rules)) = pool_of((services, rules), began, exchange.pool) else { return none };
-        let (mut is_full, mut is_pending) = (false, false);
-        let idle = &http.idle;
-        let chosen = selector.choose(pool, pool_rules, client.source, client.vip, |position| {
-            let index = *pool.members.get(usize::from(position))?;
-            let is_up = services.backend(index).is_some_and(|backend| !backend.down);
-            if !is_up || exchange.tried.contains(&index) {
-                return None;
-            }
+        let current: (&Services, &Rules) = (services, rules);
+        let Some((pool, pool_rules, http_rules)) = pool_of(current, began, exchange.pool) else {
+            return none;
+        };
+        let ids = sticky.get(exchange.pool as usize).and_then(Option::as_ref);
+        let head = exchange.head.as_ref().map_or(&[][..], |held| store.bytes(held));
+        let wanted = Wanted {
+            hash: exchange.hash,
+            sticky: ids.and_then(|ids| ids.position(exchange.sticky.of(head))),
+        };
+        let mut is_pending = false;
+        let chosen = chooser.choose(pool, pool_rules, http_rules, wanted, now, |position| {
+            let Some(index) = pool.members.get(usize::from(position)).copied() else {
+                return Standing { is_down: true, ..Standing::FREE };
+            };
             let used = leases.used(Key::Backend(index));
-            if idle.len(index) > 0 {
-                return Some(used - idle.len(index).min(used));
-            }
-            match leases.probe(Key::Backend(index)) {
-                Acquired::Yes => Some(used),
-                other => {
-                    is_full = true;
-                    is_pending |= other == Acquired::Pending;
-                    None
-                }
+            let spare = idle.len(index);
+            let probed = if spare > 0 { Acquired::Yes } else { leases.probe(Key::Backend(index)) };
+            is_pending |= probed == Acquired::Pending;
+            Standing {
+                is_down: services.backend(index).is_none_or(|backend| backend.down),
+                is_broken: breakers.permits(index, now) == Permit::No,
+                is_tried: exchange.tried.contains(&index),
+                is_full: probed != Acquired::Yes,
+                load: used.saturating_sub(spare),
+                share: comebacks.share(index, http_rules.slow_start_ms, now),
             }
         });
-        let index = chosen.and_then(|position| pool.members.get(usize::from(position)).copied());
-        (index, is_full, is_pending)
+        match chosen {
+            Choice::Position(position) => (pool.members.get(usize::from(position)).copied(), false, false),
+            Choice::Full => (None, true, is_pending),
+            Choice::Nobody => none,
+        }
     }
 
     /// Takes an idle connection to the backend; false: there is none that is good.
@@ -158,9 +174,11 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// An attempt at a backend begins.
     fn begin_attempt(&mut self, slot: u32, backend: u32) {
         let now = self.now;
-        let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
+        let http = &mut self.proxy.http;
+        let Some(client) = http.clients.at_mut(slot) else { return };
         let exchange = &mut client.exchange;
         exchange.backend = backend;
+        exchange.ticket = Some(http.breakers.started(backend, now));
         exchange.attempts = exchange.attempts.saturating_add(1);
         exchange.attempt_at = exchange.since(now);
         if exchange.queued_at != NEVER {

@@ -2,7 +2,7 @@
 
 use weir_http::cause::Cause;
 use weir_http::head::{self, Limits, Method, Progress, Version};
-use weir_http::write::{self, ResponseOut, Variables};
+use weir_http::write::{self, ResponseOut, StickyCookie, Variables};
 use weir_l4::address_of;
 use weir_tcp::{Ended, Events};
 
@@ -221,7 +221,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         }
         if self.wants_other(slot, status) {
             self.give_back(gathered);
-            self.attempt_failed(slot, Cause::ResponseMissing);
+            self.judge_response(slot, status);
+            self.try_again(slot);
             return Read::Gone;
         }
         let passed = self.pass_final(slot, gathered.as_ref());
@@ -321,8 +322,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     #[inline]
     fn pass_final(&mut self, slot: u32, gathered: Option<&super::Held>) -> Option<()> {
         let now = self.now;
-        self.judge_response(slot);
-        let Proxy { http, services, .. } = &mut *self.proxy;
+        let status = self.proxy.http.response.status;
+        self.judge_response(slot, status);
+        let Proxy { http, services, rules, .. } = &mut *self.proxy;
         let client = http.clients.at_mut(slot)?;
         let response = &*http.response;
         let status = response.status;
@@ -351,6 +353,20 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             .then(|| services.backend(exchange.backend).map(|backend| authority(backend, client.vip.port)))
             .flatten();
         let mut id = [0; 32];
+        // who comes with the right cookie already needs none
+        let cookie = rules.http_pool(exchange.pool).and_then(|rules| rules.sticky.as_ref());
+        let value = cookie.and_then(|_| {
+            let members = &services.pool(exchange.pool)?.members;
+            let position = members.iter().position(|member| *member == exchange.backend)?;
+            let ids = http.sticky.get(exchange.pool as usize)?.as_ref()?;
+            ids.value(position as u16).filter(|value| exchange.sticky.of(request_head) != value)
+        });
+        let sticky = cookie.zip(value.as_ref()).map(|(cookie, value)| StickyCookie {
+            name: &cookie.cookie,
+            value,
+            max_age_s: cookie.max_age_s,
+            secure: cookie.secure,
+        });
         let head = match gathered {
             Some(held) => http.store.bytes(held),
             None => self.connections.peek(upstream.handle)?,
@@ -369,7 +385,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             version: if is_10 { Version::Http10 } else { Version::Http11 },
             body: out_body,
             keep_alive: !client.flags.has(Flags::CLOSES),
-            sticky: None,
+            sticky,
             date: None,
         };
         http.scratch.clear();

@@ -3,10 +3,11 @@
 use weir_http::cause::Cause;
 use weir_tcp::Ended;
 
+use super::breaker::Outcome;
 use super::client::{Flags, NOBODY, Stage};
-use super::event::{BackendHttpCount, HttpCount};
+use super::event::{BackendHttpCount, BreakerState, Event, HttpCount};
 use crate::connections::{Accounts, BackendCount, Connections, Surroundings};
-use crate::proxy::Run;
+use crate::proxy::{Proxy, Run};
 
 impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// No connection came about.
@@ -25,25 +26,41 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
 
     /// The attempt came to nothing: another one follows where it is safe and allowed, else the client is told.
     pub(crate) fn attempt_failed(&mut self, slot: u32, cause: Cause) {
-        let may = self.may_retry(slot, cause);
         let Some(client) = self.proxy.http.clients.at(slot) else { return };
         let (backend, upstream) = (client.exchange.backend, client.exchange.upstream);
-        let (listener, was_reused) = (client.listener, client.flags.has(Flags::REUSED));
-        self.accounts.backend_http(backend, BackendHttpCount::Failures, 1);
-        self.end_attempt(slot, Some(cause));
+        let listener = client.listener;
+        // an idle connection that turns out to be closed says nothing about its backend
+        let is_stale = client.flags.has(Flags::REUSED) && cause == Cause::ResponseMissing;
+        let may = self.may_retry(slot, cause);
+        if !is_stale {
+            self.accounts.backend_http(backend, BackendHttpCount::Failures, 1);
+        }
+        self.end_attempt(slot, outcome_of(cause, is_stale));
         if upstream != NOBODY {
             self.drop_http_upstream(upstream, true);
         }
         if !may {
             return self.refuse(slot, cause);
         }
-        // an idle connection that turned out to be closed says nothing about its backend
-        if !was_reused || cause != Cause::ResponseMissing {
+        if !is_stale {
             self.note_tried(slot, backend);
         }
+        self.attempt_again(slot, listener, backend);
+    }
+
+    /// Asks another backend, since this one's answer is not wanted.
+    pub(crate) fn try_again(&mut self, slot: u32) {
+        let Some(client) = self.proxy.http.clients.at(slot) else { return };
+        let (listener, backend) = (client.listener, client.exchange.backend);
+        self.drop_http_upstream(client.exchange.upstream, true);
+        self.note_tried(slot, backend);
+        self.attempt_again(slot, listener, backend);
+    }
+
+    fn attempt_again(&mut self, slot: u32, listener: u16, backend: u32) {
         let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
         client.flags.clear(Flags::REUSED | Flags::BODY_GONE);
-        client.stage = Stage::Queued;
+        client.stage = Stage::Connecting;
         self.accounts.http(listener, HttpCount::Retries, 1);
         self.accounts.backend(backend, BackendCount::Retries, 1);
         self.http_place(slot);
@@ -77,7 +94,22 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             Cause::BackendDown => is_connecting && retry.on_connect || retry.on_reset,
             _ => false,
         };
-        is_wanted && (is_untouched || exchange.method.is_idempotent())
+        if !is_wanted || !is_untouched && !exchange.method.is_idempotent() {
+            return false;
+        }
+        self.is_within_budget(slot)
+    }
+
+    /// Whether the pool's budget has another attempt.
+    fn is_within_budget(&mut self, slot: u32) -> bool {
+        let now = self.now;
+        let Proxy { http, rules, .. } = &mut *self.proxy;
+        let Some(client) = http.clients.at(slot) else { return false };
+        let pool = client.exchange.pool;
+        let Some(rules) = rules.http_pool(pool) else { return false };
+        let is_allowed = http.budgets.retry(pool, &rules.retry, now);
+        self.accounts.http(client.listener, HttpCount::RetriesDenied, u64::from(!is_allowed));
+        is_allowed
     }
 
     /// Whether the pool's rules want another backend's answer instead of this status.
@@ -89,15 +121,61 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             && exchange.method.is_idempotent()
             && exchange.attempts <= rules.retry.attempts
             && !client.flags.has(Flags::BODY_GONE)
+            && self.is_within_budget(slot)
     }
 
-    /// What the response says about its backend.
-    pub(crate) fn judge_response(&mut self, slot: u32) {
-        self.end_attempt(slot, None);
+    /// The response's head says how the attempt went.
+    #[inline]
+    pub(crate) fn judge_response(&mut self, slot: u32, status: u16) {
+        let now = self.now;
+        let Some(client) = self.proxy.http.clients.at(slot) else { return };
+        let exchange = &client.exchange;
+        let latency_us = exchange.since(now).saturating_sub(exchange.attempt_at);
+        // 501 and 505 are about the request
+        let is_failure = status >= 500 && status != 501 && status != 505;
+        let outcome = if is_failure { Outcome::Failure } else { Outcome::Success { latency_us } };
+        self.end_attempt(slot, outcome);
     }
 
-    /// The attempt is over; why it failed, if it did.
-    pub(crate) fn end_attempt(&mut self, slot: u32, cause: Option<Cause>) {
-        let _ = (slot, cause);
+    /// The attempt is over.
+    #[inline]
+    pub(crate) fn end_attempt(&mut self, slot: u32, outcome: Outcome) {
+        let http = &mut self.proxy.http;
+        let Some(client) = http.clients.at_mut(slot) else { return };
+        if let Some(ticket) = client.exchange.ticket.take() {
+            http.breakers.finished(ticket, outcome, self.now);
+        }
+    }
+
+    /// Tells of breakers that have changed.
+    #[inline]
+    pub(crate) fn tell_breakers(&mut self) {
+        while let Some(change) = self.proxy.http.breakers.poll_change() {
+            self.accounts.breaker(change.backend, change.state);
+            match change.state {
+                BreakerState::Open => {
+                    self.accounts.backend_http(change.backend, BackendHttpCount::BreakerOpened, 1);
+                }
+                BreakerState::Closed => self.proxy.http.comebacks.came_back(change.backend, self.now),
+                BreakerState::HalfOpen => {}
+            }
+            self.surroundings.tell(Event::Breaker(change));
+        }
+        while let Some(backend) = self.proxy.http.breakers.poll_forgotten() {
+            self.accounts.breaker(backend, BreakerState::Closed);
+        }
+    }
+}
+
+/// What a failed attempt says about its backend.
+fn outcome_of(cause: Cause, is_stale: bool) -> Outcome {
+    match cause {
+        Cause::ConnectFailed
+        | Cause::ConnectTimeout
+        | Cause::ResponseMalformed
+        | Cause::ResponseTooLarge
+        | Cause::ResponseTimeout => Outcome::Failure,
+        Cause::ResponseMissing if !is_stale => Outcome::Failure,
+        _ => Outcome::Aborted,
     }
 }

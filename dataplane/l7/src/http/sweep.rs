@@ -1,10 +1,14 @@
 //! What does a new generation end? Clients of listeners that are gone, connections to backends that take no more, exchanges whose
 //! backend is down.
 
+use std::sync::Arc;
+
 use weir_http::cause::Cause;
 use weir_l4::OnDown;
 
+use super::choose::StickyIds;
 use super::client::{Flags, Stage};
+use super::rules::HttpPool;
 use super::upstream;
 use crate::connections::{self, Accounts, Connections, Surroundings};
 use crate::limits::Key;
@@ -125,5 +129,31 @@ impl<H: Copy + Eq> Proxy<H> {
         }
         http.generations.adopt(self.services.clone(), self.rules.clone());
         http.sweep = Some(0);
+    }
+
+    /// Tells the machines which backends and pools there are.
+    pub(crate) fn http_prepare(&mut self) {
+        let Self { services, rules, http, selector, .. } = self;
+        let services = &**services;
+        let of_pool = |(index, rules): (u32, &Arc<HttpPool>)| Some((services.pool(index)?, rules.breaker?));
+        let breakers = rules.http_pools().filter_map(of_pool).flat_map(|(pool, rules)| {
+            let identity = move |index: &u32| Some((*index, services.backend(*index)?.identity(), rules));
+            pool.members.iter().filter_map(identity)
+        });
+        http.breakers.adopt(breakers);
+        let pools = rules.http_pools().map(|(index, _)| index as usize + 1).max().unwrap_or(0);
+        http.budgets.adopt(pools);
+        http.chooser.adopt(pools);
+        http.comebacks.adopt(services.backends().map(|(index, backend)| (index, !backend.down)), http.now);
+        http.sticky.clear();
+        http.sticky.resize(pools, None);
+        for (index, _) in rules.http_pools().filter(|(_, rules)| rules.sticky.is_some()) {
+            let Some(pool) = services.pool(index) else { continue };
+            let identity = |index: &u32| services.backend(*index).map_or((0, 0), weir_l4::Backend::identity);
+            let ids = StickyIds::new(selector.key, pool.members.iter().map(identity));
+            if let Some(place) = http.sticky.get_mut(index as usize) {
+                *place = Some(ids);
+            }
+        }
     }
 }

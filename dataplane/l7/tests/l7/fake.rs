@@ -98,7 +98,10 @@ impl Fake {
         connection.ended = ended;
         connection.is_open = false;
         connection.inbox.clear();
+        // what was not acknowledged was not
+        let lost = connection.outbox.len();
         connection.outbox.clear();
+        connection.sent.truncate(connection.sent.len() - lost);
         self.tell(handle, Events::CLOSED);
     }
 

@@ -10,7 +10,10 @@ use weir_tcp::Events;
 
 use crate::world::{POOL, Plan, World};
 
+mod bodies;
 mod exchanges;
+mod trouble;
+mod tunnels;
 
 /// A listener without routes that passes everything to the pool and tells backends nothing.
 pub(crate) fn listener() -> HttpListener {
