@@ -23,8 +23,12 @@ pub(crate) const fn is_small(len: u32, cost: u32) -> bool {
 }
 
 /// How long an application may leave data where it is, milliseconds, while memory is short: who reads now and then does so more often,
-/// and what is promised to who doesn't read would keep the memory from those who do. A tenth of it beyond the budget.
+/// and what is promised to who doesn't read would keep the memory from those who do. Longer than acknowledgements are delayed, for which
+/// who reads may wait; a tenth of it where there is [`MUCH`].
 const PATIENCE_MS: u32 = 100;
+
+/// Bytes that nobody leaves for long who reads.
+const MUCH: u32 = 16 << 10;
 
 /// Least bytes that what is read may go beyond the budget.
 const LEAST_SLACK: u64 = 8 << 20;
@@ -223,7 +227,7 @@ impl Connection {
     /// Whether memory is too short for data that nobody has read for a while.
     #[inline(always)]
     pub(crate) fn is_stale<B: Buffer>(&self, nodes: &Nodes<B>, memory: u64, now: u32) -> bool {
-        let patience = if nodes.pinned() > memory { PATIENCE_MS / 10 } else { PATIENCE_MS };
+        let patience = if self.receive.len() > MUCH { PATIENCE_MS / 10 } else { PATIENCE_MS };
         nodes.pinned() > memory / 4 * 3 && now.wrapping_sub(self.read_at) > patience
     }
 

@@ -500,8 +500,8 @@ impl<B: Buffer> Engine<B> {
         self.slab.of(handle).map_or(0, |record| record.receive.len())
     }
 
-    /// Bytes that may be sent before the send buffer is full. While memory is short a connection has only its share of it,
-    /// beyond the budget a half of that: so those that are never read can't keep all of it from the others.
+    /// Bytes that may be sent before the send buffer is full. While memory is short a connection has only its share of it:
+    /// so those that are never read can't keep all of it from the others.
     #[inline]
     pub fn room(&self, handle: Handle) -> u32 {
         let Some(record) = self.slab.of(handle) else { return 0 };
@@ -755,9 +755,7 @@ fn room_of<B: Buffer>(record: &Connection, nodes: &Nodes<B>, memory: u64, live: 
     if nodes.left_to_send() == 0 {
         return 0;
     }
-    let share = share_of(nodes.pinned(), memory, live);
-    let share = if nodes.pinned() > memory { share / 2 } else { share };
-    limit.min(share).saturating_sub(record.send.len())
+    limit.min(share_of(nodes.pinned(), memory, live)).saturating_sub(record.send.len())
 }
 
 /// The ends of a packet as its receiver sees them: the sender is remote.

@@ -37,8 +37,10 @@ mod tests {
 
     #[test]
     fn a_footprint_grows_with_connections() {
-        let small = EngineConfig { connections: 1_000, time_waits: 1_000, ..EngineConfig::default() }.footprint();
-        let large = EngineConfig { connections: 2_000, time_waits: 1_000, ..EngineConfig::default() }.footprint();
+        let small =
+            EngineConfig { connections: 1_000, time_waits: 1_000, ..EngineConfig::default() }.footprint();
+        let large =
+            EngineConfig { connections: 2_000, time_waits: 1_000, ..EngineConfig::default() }.footprint();
         assert!(large.total >= small.total + 1_000 * small.connection);
         assert!((64..4_096).contains(&small.connection) && small.time_wait < small.connection);
     }
