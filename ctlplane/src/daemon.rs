@@ -107,10 +107,20 @@ impl Daemon {
     fn new(engine: Engine) -> Self {
         let options = engine.options();
         let directory = instance_directory(&options.shm_dir, &options.instance);
-        let log = AccessLog::start(directory)
+        let mut log = AccessLog::start(directory)
             .map_err(|error| tracing::error!("no access log and no changes of breakers: {error}"))
             .ok();
+        if let Some(log) = &mut log {
+            log.set(engine.model().access_log.as_ref());
+        }
         Self { engine: Mutex::new(engine), log: RefCell::new(log) }
+    }
+
+    /// The access log is as the configuration in force wants it.
+    fn set_log(&self, engine: &Engine) {
+        if let Some(log) = self.log.borrow_mut().as_mut() {
+            log.set(engine.model().access_log.as_ref());
+        }
     }
 
     fn reopen_log(&self) {
@@ -248,7 +258,7 @@ async fn route(daemon: &Daemon, request: Request<Incoming>) -> Result<Answer, Re
             let text = String::from_utf8(read_body(body).await?).map_err(|_| {
                 Refused::new(StatusCode::BAD_REQUEST, "the file is not UTF-8; save it as UTF-8")
             })?;
-            apply(engine, &text, &query.name, dry_run).await
+            apply(daemon, &text, &query.name, dry_run).await
         }
         (&Method::POST, ["v1", "explain"]) => {
             let request =
@@ -354,12 +364,18 @@ async fn status(daemon: &Daemon) -> Result<Status, Refused> {
     Ok(status)
 }
 
-async fn apply(engine: &Mutex<Engine>, text: &str, name: &str, dry_run: bool) -> Result<Answer, Refused> {
+async fn apply(daemon: &Daemon, text: &str, name: &str, dry_run: bool) -> Result<Answer, Refused> {
     let change = {
-        let mut engine = engine.lock().await;
-        if dry_run { engine.dry_run(text, name)? } else { engine.apply(text, name)? }
+        let mut engine = daemon.engine.lock().await;
+        if dry_run {
+            engine.dry_run(text, name)?
+        } else {
+            let change = engine.apply(text, name)?;
+            daemon.set_log(&engine);
+            change
+        }
     };
-    finish(engine, change, dry_run).await
+    finish(&daemon.engine, change, dry_run).await
 }
 
 async fn set_backend(

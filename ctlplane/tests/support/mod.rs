@@ -9,14 +9,15 @@ use hugepages::generation::{Adopter, ControlError, RunState, WorkerAck};
 use hugepages::segment::{Access, AtomicWords, SegmentDir};
 use tempfile::TempDir;
 use weir_abi::columns::{
-    BackendColumn, DROP_GROUP, ListenerColumn, PortColumn, ProxyColumn, TcpColumn, UpstreamColumn,
-    WorkerColumn,
+    BackendColumn, CAUSE_GROUP, DROP_GROUP, HttpBackendColumn, HttpColumn, HttpWorkerColumn, ListenerColumn,
+    PortColumn, ProxyColumn, TcpColumn, UpstreamColumn, WorkerColumn,
 };
 use weir_abi::counters::{GroupSpec, Layout};
 use weir_abi::image::{MAX_ROOT_BYTES, MAX_TABLE_BYTES};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, TableKind, root_name, table_name};
 use weir_ctlplane::engine::{Engine, EngineError, Options};
 use weir_ctlplane::machine::Machine;
+use weir_http::cause::Cause;
 
 pub struct Instance {
     pub directory: TempDir,
@@ -122,6 +123,14 @@ impl FakeDataplane {
             group(TcpColumn::GROUP, 1, TcpColumn::COLUMNS),
             group(ProxyColumn::GROUP, 64, ProxyColumn::COLUMNS),
             group(UpstreamColumn::GROUP, 64, UpstreamColumn::COLUMNS),
+            group(HttpColumn::GROUP, 64, HttpColumn::COLUMNS),
+            GroupSpec {
+                name: CAUSE_GROUP,
+                rows: 64,
+                columns: Cause::ALL.iter().map(|cause| cause.code()).collect(),
+            },
+            group(HttpBackendColumn::GROUP, 64, HttpBackendColumn::COLUMNS),
+            group(HttpWorkerColumn::GROUP, 1, HttpWorkerColumn::COLUMNS),
         ];
         let layout = Layout::new(workers + 1, groups);
         if directory.exists("counters") {
