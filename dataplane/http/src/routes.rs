@@ -14,6 +14,7 @@
 //! A [`RouteTable`] is built off the packet path, is immutable and is shared by workers: [`RouteTable::find`] allocates nothing, locks
 //! nothing, and looks at a number of places that depends on the request and on the kinds of routes, not on how many there are.
 
+mod build;
 mod check;
 pub mod edit;
 pub mod explain;

@@ -100,7 +100,7 @@ impl Steps {
 /// No entry.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Numbers and what they stand for: open addressing, half empty, made once.
+/// Numbers and what they stand for: open addressing, at least a third empty, made once.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slots {
     /// The number's upper half, and the entry or [`NONE`].
@@ -110,7 +110,7 @@ pub(super) struct Slots {
 impl Slots {
     /// Room for so many.
     pub(super) fn new(entries: usize) -> Self {
-        Self { slots: vec![(0, NONE); (entries * 2 + 1).next_power_of_two()].into_boxed_slice() }
+        Self { slots: vec![(0, NONE); (entries + entries / 2 + 1).next_power_of_two()].into_boxed_slice() }
     }
 
     /// The entry of a number, and of others whose upper half is the same.

@@ -76,6 +76,20 @@ impl Pattern {
         self.states.is_match_state(self.states.next_eoi_state(state))
     }
 
+    /// What every text that matches begins with, at most so many bytes: to be compared before.
+    pub(super) fn beginning(&self, most: usize) -> Vec<u8> {
+        let mut beginning = Vec::new();
+        let mut state = self.start;
+        while beginning.len() < most && !self.states.is_match_state(self.states.next_eoi_state(state)) {
+            let alive = |byte: &u8| !self.states.is_dead_state(self.states.next_state(state, *byte));
+            let mut bytes = (0..=u8::MAX).filter(alive);
+            let (Some(byte), None) = (bytes.next(), bytes.next()) else { break };
+            beginning.push(byte);
+            state = self.states.next_state(state, byte);
+        }
+        beginning
+    }
+
     /// Memory that it takes.
     pub(super) fn bytes(&self) -> usize {
         self.states.memory_usage()
@@ -138,6 +152,25 @@ mod tests {
         }
         assert!(Pattern::new(r"/[^/]+").unwrap().matches(b"/\xff\xfe"));
         assert!(matches(r"/\d{1,9}", "/123456789"));
+    }
+
+    #[test]
+    fn beginnings_are_what_all_matches_share() {
+        for (pattern, expected) in [
+            ("/users/[0-9]+/avatar", "/users/"),
+            ("/users|/u/x", "/u"),
+            ("/a(/.*)?", "/a"),
+            ("/ab*", "/a"),
+            ("/a{3}.", "/aaa"),
+            (r"/v1\.json", "/v1.jso"),
+            ("(?i)/A", "/"),
+            (".*", ""),
+            ("", ""),
+            ("[^\\x00-\\xff]", ""),
+        ] {
+            let beginning = Pattern::new(pattern).unwrap().beginning(7);
+            assert_eq!(String::from_utf8(beginning).unwrap(), expected, "{pattern}");
+        }
     }
 
     #[test]

@@ -99,6 +99,27 @@ fn the_closest_route_is_taken() {
 }
 
 #[test]
+fn long_texts_are_told_apart_to_their_ends() {
+    let host = |end: &str| format!("{}.{end}.example.com", "long-label".repeat(9));
+    let path = |end: &str| format!("/{}/{end}", "segment".repeat(20));
+    let mut routes = vec![route("any", "", "")];
+    for end in ["a", "b"] {
+        routes.push(route(&format!("host-{end}"), &host(end), "/x"));
+        routes.push(route(&format!("exact-{end}"), "", &format!("={}", path(end))));
+        routes.push(route(&format!("prefix-{end}"), "", &path(&format!("{end}/p"))));
+        routes.push(route(&format!("regex-{end}"), "", &format!("~{}/[0-9]+", path(end))));
+    }
+    let table = RouteTable::new(routes).unwrap();
+    for end in ["a", "b"] {
+        assert_eq!(name_of(&table, &host(end), "/x"), format!("host-{end}"));
+        assert_eq!(name_of(&table, "", &path(end)), format!("exact-{end}"));
+        assert_eq!(name_of(&table, "", &path(&format!("{end}/p/q"))), format!("prefix-{end}"));
+        assert_eq!(name_of(&table, "", &path(&format!("{end}/12"))), format!("regex-{end}"));
+    }
+    assert_eq!(name_of(&table, &host("c"), &path("c")), "any");
+}
+
+#[test]
 fn routes_whose_conditions_fail_are_passed_over() {
     let gold = Condition::Header("x-tier".into(), Value::Exact("gold".into()));
     let get = Condition::Method(vec!["GET".into()]);

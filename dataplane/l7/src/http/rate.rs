@@ -14,7 +14,8 @@
 //! **Bound.** A worker that isn't the owner has at most [`lease`] tokens given away that the owner hasn't confirmed. So within any time *T*
 //! no more than `burst + rate × T + 2 × (workers − 1) × lease` tokens are given away: each worker may find the owner's bucket emptier than it
 //! knew once, and leave it in debt once. What was given away too much is missing afterwards: the rate holds in the long run. With one
-//! worker the limit is exact. To workers other than the owner a bucket seems to refill later by the time that messages take. Where a message is lost, what it told is told again half a second later.
+//! worker the limit is exact. To workers other than the owner a bucket seems to refill later by the time that messages take. Where a
+//! message is lost, what it told is told again half a second later.
 //!
 //! **When the table is full.** Buckets that lost nothing (or have refilled) make place for others. Where all eight places of a key hold
 //! buckets in use, the key shares one bucket with all others of its limit that found no place, of this worker and never told.
