@@ -9,7 +9,7 @@
 //!              │          │        └──────────┴─▶ retry ─▶ place
 //!              └──────────┴─▶ answer ─▶ finish ─▶ request, or linger
 //!                                     response ─▶ tunnel
-//!   timers ── how long may it take?    sweep ── what a new generation ends
+//!   timers ── how long may it take?    sweep ── what a new generation ends    mirror ── copies
 //!
 //! client, upstream ── records     slab ── their places and queues
 //! body ── what is to come of one  outbox, buffers ── what waits, and where it lies
@@ -37,6 +37,7 @@ pub mod footprint;
 mod forward;
 mod generation;
 mod heads;
+mod mirror;
 mod outbox;
 mod place;
 pub mod rate;
@@ -69,6 +70,7 @@ use buffers::{Buffers, Held};
 use choose::{Chooser, Comebacks, StickyIds};
 use client::Client;
 use generation::Generations;
+use rate::Rates;
 use slab::{Queue, Slab};
 use upstream::{Idle, Upstream};
 
@@ -77,6 +79,26 @@ const MEMORY: u64 = 64 << 20;
 /// The longest head or answer that is written: a head of the largest size that may come, what is added to it, and a body of the
 /// proxy's own.
 const SCRATCH: usize = 192 << 10;
+
+/// Keys of rate limits that a worker remembers, unless it is told otherwise.
+const RATE_KEYS: usize = 1 << 12;
+/// Where only a seed is known.
+const RATE_SECRET: u64 = 0x6a09_e667_f3bc_c908;
+
+/// What HTTP of a worker is made with, beside what its [`crate::ProxyConfig`] says.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpConfig {
+    /// Which worker it is.
+    pub worker: u16,
+    /// Of how many.
+    pub workers: u16,
+    /// Keys of rate limits that it remembers.
+    pub rate_keys: usize,
+    /// Random, the same for all workers.
+    pub secret: [u64; 2],
+    /// Bytes that it may keep for heads, bodies and answers.
+    pub memory: u64,
+}
 
 /// HTTP of one worker.
 #[derive(Debug)]
@@ -96,6 +118,7 @@ pub(crate) struct Http<H> {
     pub(crate) store: Buffers,
     pub(crate) breakers: Breakers,
     pub(crate) budgets: Budgets,
+    pub(crate) rates: Rates,
     pub(crate) chooser: Chooser,
     pub(crate) comebacks: Comebacks,
     /// By pool: ids of its backends, where cookies name them.
@@ -145,6 +168,7 @@ impl<H> Http<H> {
             store: Buffers::new(MEMORY),
             breakers: Breakers::default(),
             budgets: Budgets::default(),
+            rates: Rates::new(0, 1, RATE_KEYS, [seed, seed.rotate_left(32) ^ RATE_SECRET]),
             chooser: Chooser::new(seed),
             comebacks: Comebacks::default(),
             sticky: Vec::new(),

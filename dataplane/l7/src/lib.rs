@@ -30,6 +30,8 @@ pub mod rules;
 mod session;
 
 pub use connections::{Accounts, BackendCount, Cause, Connections, ListenerCount, Surroundings};
+pub use http::HttpConfig;
+pub use http::rate::RateMessage;
 pub use limits::{Key, Ledger, ToLedger, ToWorker};
 pub use proxy::{Proxy, ProxyConfig};
 pub use rules::{Counted, ListenerRules, PoolRules, Rules};

@@ -14,7 +14,8 @@ use weir_tcp::wheel::Wheel;
 
 use crate::connect::Selector;
 use crate::connections::{Accounts, Cause, Connections, Surroundings};
-use crate::http::Http;
+use crate::http::rate::{RateMessage, Rates};
+use crate::http::{Http, HttpConfig};
 use crate::limits::{Key, Leases, ToLedger, ToWorker};
 use crate::rules::Rules;
 use crate::session::{Fifo, NO_BACKEND, Sessions, Setups, Stage};
@@ -285,6 +286,23 @@ impl<H: Copy + Eq> Proxy<H> {
     /// Connections to backends of HTTP there are, idle ones included.
     pub fn http_upstreams(&self) -> usize {
         self.http.upstreams.live()
+    }
+
+    /// Says which of how many workers this is, and how much HTTP may take. To be called once, before the first client.
+    pub fn configure_http(&mut self, config: HttpConfig) {
+        let HttpConfig { worker, workers, rate_keys, secret, memory } = config;
+        self.http.rates = Rates::new(worker, workers, rate_keys, secret);
+        self.http.store.set_ceiling(memory);
+    }
+
+    /// The next message about rate limits, and the worker that it is for. One that finds no room may be dropped: it is replaced.
+    pub fn poll_rate(&mut self, now: Instant) -> Option<(u16, RateMessage)> {
+        self.http.rates.poll_message(now)
+    }
+
+    /// Takes a message about rate limits from a worker.
+    pub fn receive_rate(&mut self, from: u16, message: RateMessage, now: Instant) {
+        self.http.rates.receive(from, message, now);
     }
 
     /// Sets how many bytes HTTP may keep for heads, bodies and answers.

@@ -1,7 +1,7 @@
 //! How much of a body is to come, and how does it get from one connection to another? Pieces move, not their bytes; chunked bodies
 //! are checked as they pass.
 
-use weir_http::chunked::{Decoder, Kind, Trailers};
+use weir_http::chunked::{Decoder, Kind, Pass, Trailers};
 use weir_http::head;
 use weir_tcp::Chunk;
 
@@ -33,6 +33,24 @@ impl From<head::Body> for Body {
 }
 
 impl Body {
+    /// What of some bytes belongs to the body and goes on, and how much behind it doesn't; `None`: it is no chunked body.
+    pub(crate) fn step(&mut self, bytes: &[u8]) -> Option<Pass> {
+        let (pass, is_done) = match self {
+            Self::None => (Pass::default(), true),
+            Self::Length(left) => {
+                let len = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                *left -= len as u64;
+                (Pass { pass: len, skip: 0, data: len as u64 }, *left == 0)
+            }
+            Self::UntilClose => (Pass { pass: bytes.len(), skip: 0, data: bytes.len() as u64 }, false),
+            Self::Chunked(decoder) => (decoder.pass(bytes, Trailers::Pass).ok()?, decoder.is_done()),
+        };
+        if is_done {
+            *self = Self::None;
+        }
+        Some(pass)
+    }
+
     /// Whether nothing is to come.
     #[inline]
     pub(crate) fn is_done(&self) -> bool {

@@ -209,6 +209,8 @@ pub(crate) struct Exchange {
     pub(crate) response_header_ms: u32,
     pub(crate) idle_ms: u32,
     pub(crate) tunnel_ms: u32,
+    /// Since when the rate of the request's body counts (tick), and the bytes that had come before.
+    pub(crate) rated_at: Option<(u32, u64)>,
     /// Tick of the last byte of a body.
     pub(crate) moved_at: u32,
     /// Bytes that waited for the client when the timer last looked.
@@ -253,6 +255,7 @@ impl Exchange {
             response_header_ms: 0,
             idle_ms: 0,
             tunnel_ms: 0,
+            rated_at: None,
             moved_at: 0,
             residue: 0,
         }

@@ -12,9 +12,11 @@ use weir_l4::services::Algorithm;
 
 use super::choose::{hash_of, hash_of_source};
 use super::client::{Flags, Stage};
+use super::event::HttpCount;
 use super::heads::HeadFields;
-use super::rules::HashBy;
-use crate::connections::{Accounts, Connections, Surroundings};
+use super::rate::{KeyValue, Taken};
+use super::rules::{HashBy, RateKey};
+use crate::connections::{Accounts, Connections, ListenerCount, Surroundings};
 use crate::proxy::{Proxy, Run};
 
 /// What becomes of a request.
@@ -26,6 +28,8 @@ enum Decision {
     Own,
     /// It is refused.
     Refused(Cause),
+    /// A rate limit has no token for so many seconds.
+    Limited(u32),
 }
 
 impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
@@ -44,6 +48,11 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             }
             Some(Decision::Own) => self.answer_route(slot),
             Some(Decision::Refused(cause)) => self.refuse(slot, cause),
+            Some(Decision::Limited(retry_after_s)) => {
+                let listener = self.proxy.http.clients.at(slot).map(|client| client.listener);
+                self.accounts.http(listener.unwrap_or_default(), HttpCount::RateLimited, 1);
+                self.refuse_for(slot, Cause::RateLimited, Some(retry_after_s));
+            }
             None => self.refuse(slot, Cause::NoRoute),
         }
     }
@@ -51,6 +60,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     #[inline]
     fn decision(&mut self, slot: u32) -> Option<Decision> {
         let random = self.proxy.http.next_random();
+        let now = self.now;
         let Proxy { http, rules, .. } = &mut *self.proxy;
         let client = http.clients.at_mut(slot)?;
         let site = rules.http_listener(client.listener)?;
@@ -72,6 +82,28 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         {
             return Some(Decision::Refused(Cause::BodyTooLarge));
         }
+        let source = address_of(client.source.address);
+        let rates = &mut http.rates;
+        let mut limited = |listener: u16, limits: &[u16]| {
+            limits.iter().find_map(|limit| {
+                let limit = site.rules.rate_limits.get(usize::from(*limit))?;
+                let value = match &limit.key {
+                    RateKey::All => KeyValue::All,
+                    RateKey::Client => KeyValue::Client(source),
+                    RateKey::Header(name) => {
+                        KeyValue::Header(request.fields.named(head, name.as_bytes()).next())
+                    }
+                };
+                let key = rates.key(listener, limit, value);
+                match rates.take(listener, limit, key, now) {
+                    Taken::Yes => None,
+                    Taken::No { retry_after_s } => Some(retry_after_s),
+                }
+            })
+        };
+        if let Some(retry_after_s) = limited(client.listener, &site.rules.own_rate_limits) {
+            return Some(Decision::Limited(retry_after_s));
+        }
         let Ok(path) = normalise(request.target.path_or_root(head), &mut http.path) else {
             return Some(Decision::Refused(Cause::RequestMalformed));
         };
@@ -80,7 +112,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             path,
             query: request.target.query.of(head),
             method: request.method_name.of(head),
-            source: address_of(client.source.address),
+            source,
             fields: &HeadFields { request, head },
         };
         let times = &site.rules.times;
@@ -98,6 +130,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         exchange.response_header_ms = route.times.response_header_ms.unwrap_or(exchange.response_header_ms);
         exchange.idle_ms = route.times.response_idle_ms.unwrap_or(exchange.idle_ms);
         exchange.tunnel_ms = route.times.tunnel_ms.unwrap_or(exchange.tunnel_ms);
+        if let Some(retry_after_s) = limited(client.listener, &route.rate_limits) {
+            return Some(Decision::Limited(retry_after_s));
+        }
         Some(match &route.action {
             Action::Pools(splits) => match edit::split(splits, random) {
                 Some(pool) => Decision::Pool(pool),
@@ -156,17 +191,81 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     }
 
     fn begin_collecting(&mut self, slot: u32) {
-        if let Some(client) = self.proxy.http.clients.at_mut(slot) {
-            client.stage = Stage::Collect;
-        }
+        let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
+        client.stage = Stage::Collect;
+        let site = self.proxy.rules.http_listener(client.listener);
+        let body_ms = site.map_or(0, |site| site.rules.times.request_body_ms);
+        self.set_due(slot, body_ms);
         self.collect(slot);
     }
 
-    /// Collects a body in front of its request, up to the listener's buffer.
+    /// Collects a body behind its head, up to the listener's buffer; what is beyond passes as it comes.
     pub(crate) fn collect(&mut self, slot: u32) {
-        // collected bodies come with the buffers of their own; until then they pass as they come
-        self.http_place(slot);
+        let Proxy { http, rules, .. } = &mut *self.proxy;
+        let Some(client) = http.clients.at_mut(slot) else { return };
+        let site = rules.http_listener(client.listener);
+        let (most, body_ms) = site
+            .map_or((0, 0), |site| (site.rules.limits.client_body_buffer, site.rules.times.request_body_ms));
+        let (handle, exchange) = (client.handle, &mut client.exchange);
+        let Some(held) = exchange.head.as_ref() else { return };
+        let mut halt = Collected::Waits;
+        let mut gathered = 0;
+        while let Some(piece) = self.connections.peek(handle) {
+            let room = most.saturating_sub(exchange.collected) as usize;
+            let piece = piece.get(..room.min(piece.len())).unwrap_or_default();
+            if piece.is_empty() {
+                halt = Collected::Full;
+                break;
+            }
+            // it is put back where it can't be kept: the body is read again from there
+            let mut next = exchange.request;
+            let Some(step) = next.step(piece) else {
+                halt = Collected::Malformed;
+                break;
+            };
+            if !http.store.append(held, piece.get(..step.pass).unwrap_or_default()) {
+                halt = Collected::Full;
+                break;
+            }
+            exchange.request = next;
+            exchange.collected += step.pass as u32;
+            gathered += step.data;
+            self.connections.consume(handle, (step.pass + step.skip) as u32);
+            if exchange.request.is_done() {
+                halt = Collected::Whole;
+                break;
+            }
+        }
+        exchange.bytes_in += gathered;
+        let is_over = client.flags.has(Flags::FINISHED) && self.connections.receivable(handle) == 0;
+        self.accounts.listener(client.listener, ListenerCount::BytesIn, gathered);
+        match halt {
+            Collected::Malformed => self.refuse(slot, Cause::RequestChunk),
+            Collected::Waits if is_over => self.cut(slot, Cause::ClientClosed),
+            Collected::Waits => {
+                if gathered > 0 {
+                    self.set_due(slot, body_ms);
+                }
+            }
+            Collected::Full => self.http_place(slot),
+            Collected::Whole => {
+                client.flags.set(Flags::REQUEST_DONE);
+                self.http_place(slot);
+            }
+        }
     }
+}
+
+/// How far a body was collected.
+enum Collected {
+    /// More must come.
+    Waits,
+    /// All of it is there.
+    Whole,
+    /// The buffer, or the memory, has no more room.
+    Full,
+    /// It is no chunked body.
+    Malformed,
 }
 
 /// Where a part of a head lies in it.

@@ -120,7 +120,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
         let handle = client.handle;
         let waits = self.connections.receivable(handle) > 0;
-        if !(lingers || waits) || client.flags.has(Flags::FINISHED) && !waits {
+        let may_come = lingers && !client.flags.has(Flags::FINISHED);
+        if !waits && !may_come {
             return self.end_client(slot, None);
         }
         client.stage = Stage::Linger;
@@ -212,7 +213,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     }
 
     /// A backend's connection waits for another exchange, if it may.
-    fn keep_upstream(&mut self, at: u32) {
+    pub(crate) fn keep_upstream(&mut self, at: u32) {
         let proxy = &mut *self.proxy;
         let http = &mut proxy.http;
         let Some(upstream) = http.upstreams.at_mut(at) else { return };

@@ -19,6 +19,9 @@ use crate::connections::{Accounts, BackendCount, Connections, ListenerCount, Sur
 use crate::proxy::{Proxy, Run};
 use crate::proxy_protocol::{Ends, WRITTEN_MAX};
 
+/// A body's rate counts from its sixth second on.
+const RATED_AFTER_MS: u64 = 5_000;
+
 impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// The connection to the backend stands: the request goes on it.
     #[inline]
@@ -41,6 +44,14 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             BackendHttpCount::Reused,
             u64::from(client.flags.has(Flags::REUSED)),
         );
+        // what was collected of the body goes behind the head
+        if exchange.collected > 0
+            && let Some(held) = &exchange.head
+        {
+            let body = http.store.bytes(held).get(exchange.head_len as usize..).unwrap_or_default();
+            http.scratch.extend_from_slice(body);
+            self.accounts.backend(backend, BackendCount::BytesIn, body.len() as u64);
+        }
         let sent = upstream.outbox.send(
             &http.scratch,
             upstream.handle,
@@ -52,6 +63,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             return self.upstream_refuses(slot);
         }
         if client.flags.has(Flags::REQUEST_DONE) {
+            self.mirror(slot);
             return self.request_sent(slot);
         }
         exchange.moved_at = crate::proxy::tick(self.now);
@@ -111,13 +123,16 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             Halt::Starved if is_finished => self.fail(slot, Cause::ClientClosed),
             Halt::Starved | Halt::Blocked => {
                 let site = self.proxy.rules.http_listener(listener);
-                let Some((body_ms, most)) =
-                    site.map(|site| (site.rules.times.request_body_ms, site.rules.limits.body_bytes))
+                let Some((body_ms, limits)) =
+                    site.map(|site| (site.rules.times.request_body_ms, site.rules.limits))
                 else {
                     return;
                 };
-                if most != 0 && in_all > most {
+                if limits.body_bytes != 0 && in_all > limits.body_bytes {
                     return self.fail(slot, Cause::BodyTooLarge);
+                }
+                if self.is_too_slow(slot, limits.body_min_rate, moved.halt == Halt::Blocked) {
+                    return self.fail(slot, Cause::RequestBodyTimeout);
                 }
                 if !self.proxy.http.clients.at(slot).is_some_and(|client| client.flags.has(Flags::RESPONSE)) {
                     self.set_due(slot, body_ms);
@@ -126,6 +141,20 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             Halt::Malformed => self.fail(slot, Cause::RequestChunk),
             Halt::Refused => self.upstream_refuses(slot),
         }
+    }
+
+    /// Whether a client sends its body slower than the least rate. Time in which the backend has no room doesn't count.
+    fn is_too_slow(&mut self, slot: u32, least: u32, is_blocked: bool) -> bool {
+        let now = self.tick();
+        let Some(client) = self.proxy.http.clients.at_mut(slot) else { return false };
+        let exchange = &mut client.exchange;
+        if is_blocked || exchange.rated_at.is_none() {
+            exchange.rated_at = Some((now, exchange.bytes_in));
+        }
+        let Some((since, before)) = exchange.rated_at else { return false };
+        let elapsed = u64::from(now.wrapping_sub(since));
+        let bytes = exchange.bytes_in.saturating_sub(before);
+        elapsed > RATED_AFTER_MS && bytes * 1_000 < u64::from(least) * elapsed
     }
 
     /// Writes the request's head, as its backend gets it, into the scratch.

@@ -102,17 +102,6 @@ impl Generations {
         Some(&self.places.get(usize::from(at))?.as_ref()?.services)
     }
 
-    /// The generation in force.
-    #[inline]
-    pub(crate) fn current(&self) -> u16 {
-        self.current
-    }
-
-    /// Generations that are kept.
-    pub(crate) fn kept(&self) -> usize {
-        self.places.iter().flatten().count()
-    }
-
     /// Rules that nobody needs any more, to be dropped elsewhere.
     pub(crate) fn retired(&mut self) -> Option<(Arc<Services>, Arc<Rules>)> {
         self.retired.pop()

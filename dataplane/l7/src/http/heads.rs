@@ -17,12 +17,12 @@ pub(crate) struct HeadFields<'a> {
 }
 
 impl Fields for HeadFields<'_> {
-    fn any(&self, name: &str, mut test: impl FnMut(&[u8]) -> bool) -> bool {
+    fn any(&self, name: &str, test: impl FnMut(&[u8]) -> bool) -> bool {
         let known = Known::of(name.as_bytes());
         if known != Known::Other && !self.request.fields.has(known) {
             return false;
         }
-        self.request.fields.named(self.head, name.as_bytes()).any(|value| test(value))
+        self.request.fields.named(self.head, name.as_bytes()).any(test)
     }
 }
 

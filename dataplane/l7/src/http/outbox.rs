@@ -51,6 +51,13 @@ impl Outbox {
         if self.held.is_some() { Sent::Some } else { Sent::Refused }
     }
 
+    /// Keeps bytes for a connection that doesn't stand yet. Nothing may wait before.
+    pub(crate) fn wait(&mut self, bytes: &[u8], store: &mut Buffers) -> Sent {
+        self.held = store.hold(bytes);
+        self.sent = 0;
+        if self.held.is_some() { Sent::Some } else { Sent::Refused }
+    }
+
     /// Sends what waits, as far as there is room.
     pub(crate) fn flush<C: Connections>(
         &mut self,

@@ -43,7 +43,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         match stage {
             // data that nobody asked for, a FIN or a RST: it is no good any more
             upstream::Stage::Idle => return self.drop_http_upstream(at, false),
-            upstream::Stage::Mirror => return self.drop_http_upstream(at, true),
+            upstream::Stage::Mirror => return self.mirror_news(at, handle, events),
             upstream::Stage::Connecting if events.has(Events::CONNECTED) => self.http_connected(at),
             upstream::Stage::Connecting if events.has(Events::CLOSED) => {
                 return self.connect_refused(slot, at, handle);

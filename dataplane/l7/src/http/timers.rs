@@ -9,6 +9,9 @@ use super::upstream;
 use crate::connections::{self, Accounts, BackendCount, Connections, ListenerCount, Surroundings};
 use crate::proxy::{Run, tick};
 
+/// Between two looks at buffers that are kept without need.
+const TRIM_US: u64 = 10_000_000;
+
 /// Whether a tick lies before another.
 #[inline]
 fn is_before(one: u32, other: u32) -> bool {
@@ -64,6 +67,12 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             self.drop_http_upstream(at, upstream_aborts(self.proxy.http.upstreams.at(at)));
         }
         self.http_again();
+        let http = &mut self.proxy.http;
+        if self.now >= http.trims_at {
+            http.trims_at = self.now.after(TRIM_US);
+            http.store.trim();
+            self.accounts.http_memory(http.store.used(), http.store.ceiling());
+        }
     }
 
     /// Clients whose next requests have waited for others.

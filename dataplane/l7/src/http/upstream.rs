@@ -1,7 +1,9 @@
 //! What is known of a connection to a backend?
 
+use weir_http::head::Method;
 use weir_tcp::wheel::NONE;
 
+use super::body::Body;
 use super::client::NOBODY;
 use super::outbox::Outbox;
 use super::slab::{Queue, Slab};
@@ -45,9 +47,12 @@ pub(crate) struct Upstream<H> {
     pub(crate) is_armed: bool,
     /// Bytes for the backend that wait for room.
     pub(crate) outbox: Outbox,
-    /// Of a mirror, what is to come of its response.
-    pub(crate) response: super::body::Body,
+    /// Of a mirror: its request's method, whether its response's head was there, and what is to come of the body.
+    pub(crate) mirrored: Method,
     pub(crate) has_head: bool,
+    pub(crate) response: Body,
+    /// Whether the backend has answered the SYN; not told of those that an exchange waits for.
+    pub(crate) is_open: bool,
 }
 
 impl<H> Upstream<H> {
@@ -67,8 +72,10 @@ impl<H> Upstream<H> {
             due: now,
             is_armed: false,
             outbox: Outbox::default(),
-            response: super::body::Body::None,
+            mirrored: Method::Get,
             has_head: false,
+            response: Body::None,
+            is_open: true,
         }
     }
 }
@@ -132,11 +139,6 @@ impl Idle {
     /// The one that was used least recently.
     pub(crate) fn oldest(&self, backend: u32) -> Option<u32> {
         self.0.get(backend as usize).map(|queue| queue.tail).filter(|slot| *slot != NONE)
-    }
-
-    /// Backends that may have some.
-    pub(crate) fn backends(&self) -> u32 {
-        self.0.len() as u32
     }
 }
 

@@ -20,6 +20,7 @@ fn a_request_passes_and_its_response_comes_back() {
         (told.method.as_str(), told.target.as_str(), told.host.as_str()),
         ("GET", "/a?b=c", "a.example")
     );
+    assert_eq!((told.route, told.is_reused), (u16::MAX, false));
     assert_eq!(world.exchanges(), 0);
     assert_eq!(world.books.gauge(HttpGauge::IdleClients), 1);
     world.ends();

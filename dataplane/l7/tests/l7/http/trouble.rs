@@ -67,7 +67,7 @@ fn a_client_that_is_slow_with_its_head_is_told_and_a_silent_one_is_not() {
 #[test]
 fn silence_ends_an_exchange_wherever_it_falls() {
     // within the request's body
-    let mut world = World::new(plan());
+    let mut world = World::new(with(|listener| listener.limits.body_min_rate = 0));
     let (client, upstream) = world.exchange("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab");
     world.got(upstream);
     world.advance(29_999);
