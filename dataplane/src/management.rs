@@ -219,6 +219,7 @@ impl Management<'_> {
             while let Some(report) = worker.reports.pop() {
                 match report {
                     FromWorker::Retired(view) => drop(view),
+                    FromWorker::Outlived(services, rules) => drop((services, rules)),
                     FromWorker::Seen { port, address, mac, answers } => {
                         self.neighbours.received(port, address, mac, answers, now);
                     }

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use weir_l4::Services;
+use weir_l7::Rules;
 use weir_net::Mac;
 use weir_net::arp::NeighborFrame;
 
@@ -32,6 +34,8 @@ pub enum ToWorker {
 pub enum FromWorker {
     /// A generation that the worker does not use any more, to be dropped where time does not matter.
     Retired(Arc<View>),
+    /// Rules that exchanges needed longer than their generation was in force, to be dropped where time does not matter.
+    Outlived(Arc<Services>, Arc<Rules>),
     /// A neighbour message showed where an address is.
     Seen {
         /// On which port.

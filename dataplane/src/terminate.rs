@@ -170,6 +170,7 @@ impl Terminator {
         self.memory = self.most_memory.min(view.proxied.memory);
         self.engine.set_memory(self.memory);
         self.proxy.set_http_memory(view.proxied.http_memory);
+        self.proxy.set_http_memory(view.proxied.http_memory);
         let services = Arc::clone(&view.services);
         let rules = Arc::clone(&view.proxied.rules);
         // the old ones are still the old view's, which is dropped elsewhere
@@ -280,8 +281,14 @@ impl Terminator {
         self.is_busy = true;
     }
 
-    /// Sends messages to the ledger, as many as there is room for.
+    /// Sends messages to the ledger, and rules that no exchange needs any more, as many as there is room for.
     pub fn report(&mut self, reports: &mut spsc::Producer<FromWorker>) {
+        while reports.free_slots() > 0
+            && let Some((services, rules)) = self.proxy.poll_retired()
+        {
+            // there is room: nothing comes back
+            drop(reports.push(FromWorker::Outlived(services, rules)));
+        }
         while reports.free_slots() > 0 {
             let Some(message) = self.proxy.poll_message() else { return };
             if let Err(FromWorker::Limit(message)) = reports.push(FromWorker::Limit(message)) {
@@ -332,6 +339,9 @@ impl Terminator {
         ] {
             books.set_tcp(column, value);
         }
+        let (used, ceiling) = self.proxy.http_memory();
+        books.set_http(HttpWorkerColumn::MemoryUsed, used);
+        books.set_http(HttpWorkerColumn::MemoryCeiling, ceiling);
         let events = self.events.counts();
         books.set_http(HttpWorkerColumn::EventsWritten, events.written);
         books.set_http(HttpWorkerColumn::EventsRefused, events.refused);
