@@ -100,7 +100,8 @@ impl Foundry {
     /// The terminator of a worker.
     pub fn terminator(&self, worker: u16, view: &View) -> Box<Terminator> {
         let owner = reply_owner(&self.spread, worker, self.workers);
-        let sizes = Sizes { connections: self.connections, most_memory: self.memory };
+        let (connections, most_memory) = (self.connections, self.memory);
+        let sizes = Sizes { worker, workers: self.workers, connections, most_memory };
         let (small, clock) = (self.small.clone(), Microseconds::new(self.tsc_hz));
         let events = Events::open(&self.shared, worker, view.generation, clock.now());
         Box::new(Terminator::new(&sizes, view, owner, self.secret, small, clock, events))

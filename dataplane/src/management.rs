@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use hugepages::generation::{Adopter, RunState, monotonic_ns};
 use hugepages::segment::SegmentDir;
-use weir_abi::columns::PortColumn;
+use weir_abi::columns::{HttpWorkerColumn, PortColumn};
 use weir_abi::record::Timeout;
 use weir_l7::Ledger;
 use weir_net::arp::NeighborFrame;
@@ -64,6 +64,7 @@ pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
         view,
         neighbours,
         ledger,
+        rates: Vec::new(),
         terminates,
         refused: 0,
         announced: HashSet::new(),
@@ -141,6 +142,8 @@ struct Management<'a> {
     neighbours: Neighbours,
     /// Limits of connections, lent to workers.
     ledger: Ledger,
+    /// Messages between workers, of this round.
+    rates: Vec<(u16, ToWorker)>,
     /// Whether workers have terminators.
     terminates: bool,
     /// The last generation that was refused.
@@ -225,7 +228,21 @@ impl Management<'_> {
                     }
                     FromWorker::Wanted { port, address } => self.neighbours.wanted(port, address, now),
                     FromWorker::Limit(message) => self.ledger.receive(index, message),
+                    FromWorker::Rate { to, message } => {
+                        self.rates.push((to, ToWorker::Rate { from: index as u16, message }));
+                    }
                 }
+            }
+        }
+        self.forward_rates();
+    }
+
+    /// Hands on what workers tell each other about rate limits. What finds no room is lost: its sender tells it again.
+    fn forward_rates(&mut self) {
+        for (to, message) in self.rates.drain(..) {
+            let worker = self.running.workers.get_mut(usize::from(to));
+            if worker.is_none_or(|worker| worker.orders.push(message).is_err()) {
+                self.running.books.add_http(HttpWorkerColumn::RateMessagesLost, 1);
             }
         }
     }

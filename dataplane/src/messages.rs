@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use weir_l4::Services;
-use weir_l7::Rules;
+use weir_l7::{RateMessage, Rules};
 use weir_net::Mac;
 use weir_net::arp::NeighborFrame;
 
@@ -25,6 +25,13 @@ pub enum ToWorker {
     Terminate(Box<Terminator>),
     /// The ledger of limits says.
     Limit(weir_l7::ToWorker),
+    /// About a rate limit, from another worker.
+    Rate {
+        /// From which.
+        from: u16,
+        /// What.
+        message: RateMessage,
+    },
     /// Send what waits, let go of everything and end.
     Stop,
 }
@@ -49,6 +56,13 @@ pub enum FromWorker {
     },
     /// To the ledger of limits.
     Limit(weir_l7::ToLedger),
+    /// About a rate limit, to another worker.
+    Rate {
+        /// To which.
+        to: u16,
+        /// What.
+        message: RateMessage,
+    },
     /// A packet waits for this neighbour.
     Wanted {
         /// On which port.

@@ -10,7 +10,7 @@ use weir_abi::columns::{HttpWorkerColumn, TcpColumn, WorkerColumn};
 use weir_l4::NO_LISTENER;
 use weir_l4::snat::ReplyOwner;
 use weir_l7::http::event::Event;
-use weir_l7::{Proxy, ProxyConfig, Surroundings, ToLedger, ToWorker};
+use weir_l7::{HttpConfig, Proxy, ProxyConfig, RateMessage, Surroundings, ToLedger, ToWorker};
 use weir_net::{PacketBuf, Parsed, Protocol, eth, icmp};
 use weir_tcp::header::PayloadSum;
 use weir_tcp::icmp::Problem;
@@ -30,6 +30,10 @@ use crate::view::{Hop, View};
 use crate::worker::destination_bits;
 use hugepages::spsc;
 
+/// Places of the ring that messages about rate limits leave to others.
+const RESERVED_SLOTS: usize = 1_024;
+/// Keys of rate limits that a worker remembers: buckets of clients that come seldom are full before they are forgotten.
+const RATE_KEYS: usize = 1 << 16;
 /// Segments that wait for their turn; more than a burst, for steered ones.
 const BATCH: usize = 64;
 /// Between two secrets of SYN cookies, µs: a cookie is good for about two minutes, and the secret before is still known then.
@@ -61,6 +65,10 @@ impl Buffer for PacketBuffer {
 /// What a terminator is made with.
 #[derive(Debug)]
 pub struct Sizes {
+    /// Which worker it is for.
+    pub worker: u16,
+    /// Of how many.
+    pub workers: u16,
     /// Connections of the worker.
     pub connections: usize,
     /// Bytes that its queues may hold, whatever the configuration says.
@@ -146,7 +154,7 @@ impl Terminator {
         let proxy_config = ProxyConfig { sessions, owner, seed };
         let services = Arc::clone(&view.services);
         let mut proxy = Proxy::new(proxy_config, services, Arc::clone(&view.proxied.rules), now);
-        proxy.set_http_memory(view.proxied.http_memory);
+        proxy.configure_http(http_config(sizes, secret, view.proxied.http_memory));
         let (taken, lookups) = (Vec::with_capacity(BATCH), Vec::with_capacity(BATCH));
         Self {
             engine,
@@ -281,7 +289,12 @@ impl Terminator {
         self.is_busy = true;
     }
 
-    /// Sends messages to the ledger, and rules that no exchange needs any more, as many as there is room for.
+    /// A message about rate limits, from another worker.
+    pub fn receive_rate(&mut self, from: u16, message: RateMessage) {
+        self.proxy.receive_rate(from, message, self.clock.now());
+    }
+
+    /// Sends messages to the ledger and to other workers, and rules that no exchange needs any more, as many as there is room for.
     pub fn report(&mut self, reports: &mut spsc::Producer<FromWorker>) {
         while reports.free_slots() > 0
             && let Some((services, rules)) = self.proxy.poll_retired()
@@ -290,11 +303,18 @@ impl Terminator {
             drop(reports.push(FromWorker::Outlived(services, rules)));
         }
         while reports.free_slots() > 0 {
-            let Some(message) = self.proxy.poll_message() else { return };
+            let Some(message) = self.proxy.poll_message() else { break };
             if let Err(FromWorker::Limit(message)) = reports.push(FromWorker::Limit(message)) {
                 debug_assert!(matches!(message, ToLedger::Request { .. } | ToLedger::Return { .. }));
                 return;
             }
+        }
+        let now = self.clock.now();
+        while reports.free_slots() > RESERVED_SLOTS
+            && let Some((to, message)) = self.proxy.poll_rate(now)
+        {
+            // there is room: nothing comes back
+            drop(reports.push(FromWorker::Rate { to, message }));
         }
     }
 
@@ -346,6 +366,14 @@ impl Terminator {
         books.set_http(HttpWorkerColumn::EventsWritten, events.written);
         books.set_http(HttpWorkerColumn::EventsRefused, events.refused);
     }
+}
+
+fn http_config(sizes: &Sizes, secret: [u8; 32], memory: u64) -> HttpConfig {
+    let Sizes { worker, workers, .. } = *sizes;
+    // the owner of a key is found by a hash that all workers share
+    let words = secret.first_chunk::<16>().map_or(0, |bytes| u128::from_le_bytes(*bytes));
+    let secret = [words as u64, (words >> 64) as u64];
+    HttpConfig { worker, workers, rate_keys: RATE_KEYS, secret, memory }
 }
 
 /// How connections of a generation behave.

@@ -725,6 +725,11 @@ impl Worker {
                 ToWorker::Limit(message) => {
                     self.terminated(|terminator, wire| terminator.receive(message, wire));
                 }
+                ToWorker::Rate { from, message } => {
+                    if let Some(terminator) = &mut self.terminator {
+                        terminator.receive_rate(from, message);
+                    }
+                }
                 ToWorker::Stop => return false,
             }
         }
