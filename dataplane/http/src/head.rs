@@ -10,7 +10,6 @@ mod connection;
 mod fields;
 mod request;
 mod response;
-mod scan;
 
 use crate::cause::Cause;
 pub use connection::Connection;

@@ -4,7 +4,8 @@
 //! head ── what a request or a response says
 //!   ├─ name     which field this is
 //!   ├─ framing  where its body ends
-//!   └─ target   what it is about
+//!   ├─ target   what it is about
+//!   └─ scan     where runs of usual bytes end
 //! chunked ── where a chunked body ends, byte by byte
 //! write ── heads towards backends and clients, and the proxy's own answers
 //!   ├─ forwarded  who the client is
@@ -27,6 +28,7 @@ pub mod fuzz;
 pub mod head;
 pub mod name;
 pub mod routes;
+mod scan;
 pub mod status;
 pub mod target;
 pub mod write;

@@ -244,6 +244,9 @@ impl Known {
             return Self::Other;
         };
         let index = TABLE.get(slot(first, middle, last, name.len(), SEED)).map_or(0, |&index| index as usize);
+        if index == 0 {
+            return Self::Other;
+        }
         match (NAMES.get(index), ALL.get(index)) {
             (Some(known), Some(&field)) if equals(name, known.as_bytes()) => field,
             _ => Self::Other,

@@ -33,6 +33,13 @@ impl Connection {
     /// response such options are ignored, as are those of fields that the proxy writes itself.
     pub(super) fn read(fields: &mut Fields, head: &[u8], is_request: bool) -> Result<Self, Refusal> {
         let mut connection = Self::default();
+        if !fields.is_repeated(Known::Connection) {
+            match fields.value(Known::Connection, head) {
+                b"keep-alive" => return Ok(Self { keep_alive: true, ..connection }),
+                b"close" => return Ok(Self { close: true, ..connection }),
+                _ => {}
+            }
+        }
         let mut options = 0;
         let mut at = 0;
         while let Some(field) = fields.iter().nth(at).copied() {

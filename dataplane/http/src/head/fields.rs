@@ -2,8 +2,9 @@
 
 use arrayvec::ArrayVec;
 
-use super::{Limits, Refusal, Span, scan};
+use super::{Limits, Refusal, Span};
 use crate::name::{self, Known, class};
+use crate::scan;
 
 /// Fields that a head may have at most, whatever the limits say.
 pub const MAX_FIELDS: usize = 128;
@@ -168,9 +169,13 @@ impl Fields {
 /// The end of the name that begins here, with the classes of its bytes; `None`: here are the empty line or the end of what is there.
 #[inline(always)]
 fn name_end(bytes: &[u8], from: usize) -> Result<Option<(usize, u8)>, Refusal> {
+    let plain = scan::name(bytes, from);
+    if plain > from && bytes.get(plain) == Some(&b':') {
+        return Ok(Some((plain, 0)));
+    }
     let mut seen = 0;
     let rest = bytes.get(from..).unwrap_or_default();
-    for (offset, &byte) in rest.iter().enumerate() {
+    for (offset, &byte) in rest.iter().enumerate().skip(plain - from) {
         let class = name::class_of(byte);
         if class & class::TOKEN != 0 {
             seen |= class;
@@ -198,6 +203,9 @@ fn end(bytes: &[u8], at: usize) -> Result<Option<usize>, Refusal> {
 
 #[inline(always)]
 fn value_start(bytes: &[u8], mut at: usize) -> Option<usize> {
+    if let Some([b' ', 0x21..=0xff]) = bytes.get(at..at + 2) {
+        return Some(at + 1);
+    }
     while let b' ' | b'\t' = bytes.get(at)? {
         at += 1;
     }

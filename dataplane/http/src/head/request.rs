@@ -3,6 +3,7 @@
 use super::{Body, Connection, Fields, Limits, Method, Progress, Refusal, Span, Version};
 use crate::framing::{self, elements};
 use crate::name::{self, Known, class};
+use crate::scan;
 use crate::target::{Form, Target};
 
 /// Bytes that a method may have; registered ones have at most 17.
@@ -157,6 +158,11 @@ fn leading(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
 #[inline(always)]
 fn method_end(bytes: &[u8], start: usize) -> Result<Option<usize>, Refusal> {
     let rest = bytes.get(start..).unwrap_or_default();
+    match rest.first_chunk::<5>() {
+        Some([b'G', b'E', b'T', b' ', _]) => return Ok(Some(start + 3)),
+        Some(b"POST " | b"HEAD ") => return Ok(Some(start + 4)),
+        _ => {}
+    }
     for (offset, &byte) in rest.iter().take(MAX_METHOD + 1).enumerate() {
         if name::class_of(byte) & class::TOKEN != 0 {
             continue;
@@ -172,14 +178,21 @@ fn target(bytes: &[u8], start: usize, limits: &Limits) -> Result<Option<(Span, u
     let mut seen = 0;
     let most = limits.target_bytes as usize;
     let rest = bytes.get(start..).unwrap_or_default();
-    for (offset, &byte) in rest.iter().take(most + 1).enumerate() {
+    let mut at = 0;
+    loop {
+        at = scan::target(rest, at);
+        let Some(&byte) = rest.get(at) else { break };
+        if at > most {
+            break;
+        }
         let class = name::class_of(byte);
         if class & class::TARGET != 0 {
             seen |= class;
+            at += 1;
             continue;
         }
         return match byte {
-            b' ' if offset > 0 => Ok(Some((Span::between(start, start + offset), seen))),
+            b' ' if at > 0 => Ok(Some((Span::between(start, start + at), seen))),
             b'\n' => Err(Refusal::BareLf),
             b'\r' => Err(Refusal::Version),
             _ => Err(Refusal::Target),
@@ -239,7 +252,11 @@ fn host(head: &[u8], authority: Span) -> Result<Host, Refusal> {
     let name_length = match text.first() {
         None => return Err(Refusal::Host),
         Some(b'[') => bracketed(text)?,
-        Some(_) => text.iter().take_while(|&&byte| name::class_of(byte) & class::HOST != 0).count(),
+        Some(_) => {
+            let plain = scan::host(text, 0);
+            let rest = text.get(plain..).unwrap_or_default();
+            plain + rest.iter().take_while(|&&byte| name::class_of(byte) & class::HOST != 0).count()
+        }
     };
     let port = match text.get(name_length..) {
         Some([]) => None,

@@ -1,8 +1,9 @@
 //! What does a response's head say? RFC 9112 §4.
 
-use super::{Body, Connection, Fields, Limits, Method, Progress, Refusal, Span, Version, fields, scan};
+use super::{Body, Connection, Fields, Limits, Method, Progress, Refusal, Span, Version, fields};
 use crate::framing;
 use crate::name::Known;
+use crate::scan;
 
 /// A response's head.
 #[derive(Clone, Debug, Default)]
