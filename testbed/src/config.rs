@@ -184,6 +184,8 @@ pub(crate) struct Config {
     pub(crate) devices: [String; 2],
     /// Listeners with their pools.
     pub(crate) services: Vec<Service>,
+    /// More sections, as they are.
+    pub(crate) more: String,
 }
 
 impl Config {
@@ -198,6 +200,7 @@ impl Config {
             lan: String::new(),
             devices,
             services,
+            more: String::new(),
         }
     }
 
@@ -229,6 +232,7 @@ impl Config {
         for service in &self.services {
             text += &service.toml();
         }
+        text += &self.more;
         text
     }
 }

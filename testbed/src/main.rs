@@ -40,6 +40,10 @@ use clap::{Parser, Subcommand};
 
 use crate::demo::IoChoice;
 
+/// Benches assert how often memory is allocated.
+#[global_allocator]
+static ALLOCATOR: weir_os::allocations::Counting = weir_os::allocations::Counting;
+
 /// Weir's testbed: every test, demo and benchmark in network namespaces of its own.
 #[derive(Debug, Parser)]
 #[command(name = "cargo testbed", bin_name = "cargo testbed")]

@@ -30,6 +30,9 @@ pub(crate) struct Status {
     /// Terminated TCP of all workers.
     #[serde(default)]
     pub(crate) tcp: Option<Tcp>,
+    /// HTTP of all workers.
+    #[serde(default)]
+    pub(crate) http: Option<Http>,
     /// Workers.
     #[serde(default)]
     pub(crate) workers: Vec<Worker>,
@@ -45,6 +48,20 @@ pub(crate) struct Tcp {
     pub(crate) counters: Counters,
     /// Bytes that connections may hold.
     pub(crate) memory_ceiling: u64,
+}
+
+/// HTTP: of the instance or of a listener, with causes, or of a backend, with its breaker.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub(crate) struct Http {
+    /// Its counters and gauges.
+    #[serde(default)]
+    pub(crate) counters: Counters,
+    /// Responses and ends of Weir's own making, by cause.
+    #[serde(default)]
+    pub(crate) causes: Counters,
+    /// `closed`, `open` or `half-open`.
+    #[serde(default)]
+    pub(crate) breaker: String,
 }
 
 /// One process.
@@ -71,6 +88,9 @@ pub(crate) struct Counted {
     /// Of a listener: what is counted of proxied connections.
     #[serde(default)]
     pub(crate) proxy: Counters,
+    /// Of a listener: HTTP.
+    #[serde(default)]
+    pub(crate) http: Option<Http>,
 }
 
 /// A pool.
@@ -95,6 +115,9 @@ pub(crate) struct Backend {
     /// What is counted of proxied connections to it.
     #[serde(default)]
     pub(crate) upstream: Counters,
+    /// HTTP.
+    #[serde(default)]
+    pub(crate) http: Option<Http>,
 }
 
 /// A worker.
@@ -193,6 +216,34 @@ impl Status {
         backends.filter_map(|backend| backend.upstream.get(counter)).sum()
     }
 
+    /// A counter or gauge of a listener's HTTP; 0 where there is none.
+    pub(crate) fn http(&self, listener: &str, counter: &str) -> u64 {
+        self.http_of(listener).and_then(|http| http.counters.get(counter)).copied().unwrap_or(0)
+    }
+
+    /// How often Weir answered by itself, or ended an exchange, for a cause.
+    pub(crate) fn cause(&self, listener: &str, cause: &str) -> u64 {
+        self.http_of(listener).and_then(|http| http.causes.get(cause)).copied().unwrap_or(0)
+    }
+
+    fn http_of(&self, listener: &str) -> Option<&Http> {
+        self.listeners.iter().find(|row| row.name == listener)?.http.as_ref()
+    }
+
+    /// A counter or gauge of HTTP of a pool's backends, summed over those whose name is taken.
+    pub(crate) fn backend_http(&self, pool: &str, counter: &str, takes: impl Fn(&str) -> bool) -> u64 {
+        let pool = self.pools.iter().find(|other| other.name == pool);
+        let backends =
+            pool.into_iter().flat_map(|pool| &pool.backends).filter(|backend| takes(&backend.name));
+        backends.filter_map(|backend| backend.http.as_ref()?.counters.get(counter)).sum()
+    }
+
+    /// The state of a backend's breaker.
+    pub(crate) fn breaker(&self, pool: &str, name: &str) -> &str {
+        let http = self.backend(pool, name).and_then(|backend| backend.http.as_ref());
+        http.map_or("", |http| http.breaker.as_str())
+    }
+
     /// What is left of terminated connections, in words; `None` when nothing is but TIME-WAIT, which holds no memory.
     pub(crate) fn connections_left(&self) -> Option<String> {
         const STATES: [&str; 9] = [
@@ -214,6 +265,12 @@ impl Status {
         for listener in &self.listeners {
             for gauge in ["connections_active", "queued"] {
                 let value = self.proxy(&listener.name, gauge);
+                if value > 0 {
+                    left.push(format!("{} {gauge} {value}", listener.name));
+                }
+            }
+            for gauge in ["exchanges", "idle_clients", "tunnels"] {
+                let value = self.http(&listener.name, gauge);
                 if value > 0 {
                     left.push(format!("{} {gauge} {value}", listener.name));
                 }

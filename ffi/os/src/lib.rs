@@ -1,5 +1,6 @@
 //! Which parts of Linux does Weir use that no kept crate offers safely?
 //!
+//! - [`allocations`]: an allocator that counts
 //! - [`cpu`]: pin a thread, and ask where it may run
 //! - [`interface`]: state, MTU and address of a network interface
 //! - [`namespace`]: move a thread into a named network namespace
@@ -9,6 +10,7 @@
 //!
 //! Where `rustix` has a safe call of the same meaning (signals, pidfds, umask, memory maps), use that instead.
 
+pub mod allocations;
 pub mod cpu;
 pub mod interface;
 pub mod namespace;

@@ -1,5 +1,5 @@
-//! How fast is Weir? `cargo testbed bench l4|tcp|control`: the packet loop beside `dpdk-testpmd` on the same capture,
-//! the TCP engine beside smoltcp, and how quickly changes reach the workers.
+//! How fast is Weir? `cargo testbed bench l4|tcp|http|control`: the packet loop beside `dpdk-testpmd` on the same capture,
+//! the TCP engine beside smoltcp, the HTTP proxy, and how quickly changes reach the workers.
 //!
 //! ```text
 //! reference  reference/testpmd-null, reference/random-lines: the machine beside the one of the targets
@@ -8,12 +8,14 @@
 //! tables     flow-table, publish                               testpmd          the peer
 //! live       latency/MODE, restart (a lab of namespaces)       result           figures and targets
 //! tcp        echo/CONNS, churn, idle, bulk-*, relay-bulk
+//! http       memory/*
 //! ```
 
 mod capture;
 mod check;
 mod forward;
 mod goodput;
+mod http;
 mod instance;
 mod live;
 mod new_flows;
@@ -26,11 +28,11 @@ mod testpmd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::interrupt;
-use crate::setup::{Binaries, Ready};
+use crate::setup::{Binaries, Ready, cargo, target};
 use result::Figure;
 
 /// Load of the machine above which figures can't be trusted.
@@ -43,6 +45,8 @@ pub(crate) enum Kind {
     L4,
     /// TCP in memory, one core: transactions, set-up and teardown, memory, bulk.
     Tcp,
+    /// HTTP: what a request costs one worker in memory.
+    Http,
     /// Changes: from a request to the acknowledgement of every worker; back after a crash.
     Control,
 }
@@ -177,6 +181,9 @@ impl Bench<'_> {
 
 /// Runs what was chosen.
 pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
+    if cfg!(debug_assertions) {
+        return in_release();
+    }
     warn_of_load();
     let mut bench = Bench {
         context: Context::new(&ready.binaries, choice),
@@ -199,6 +206,11 @@ pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
             tcp::run(&mut bench);
             goodput::run(&mut bench);
             "tcp"
+        }
+        Kind::Http => {
+            reference::run(&mut bench);
+            http::run(&mut bench);
+            "http"
         }
         Kind::Control => {
             tables::run(&mut bench, "weight-to-ack");
@@ -232,6 +244,22 @@ pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Has the same done by a testbed that was built for release: what is measured in memory is part of this program.
+fn in_release() -> Result<()> {
+    println!("  building the testbed (release)");
+    let status = cargo(&["build", "--release", "-p", "testbed"]).status().context("could not start cargo")?;
+    if !status.success() {
+        bail!("the release build failed ({status}); what cargo printed above says why");
+    }
+    let program = target().join("release/testbed");
+    let status = std::process::Command::new(&program)
+        .arg("--no-build")
+        .args(std::env::args_os().skip(1).filter(|argument| argument != "--no-build"))
+        .status()
+        .with_context(|| format!("could not start {}", program.display()))?;
+    if status.success() { Ok(()) } else { Err(crate::Quiet.into()) }
 }
 
 /// Says so when the machine has something else to do.

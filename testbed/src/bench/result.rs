@@ -82,6 +82,9 @@ impl Figure {
             ("times_smoltcp", "echo", "100k") => Some(Target::AtLeast(2.5)),
             ("ns_per_connection", "churn", _) => Some(Target::AtMost(250.0)),
             ("bytes_per_connection", "idle", _) => Some(Target::AtMost(400.0)),
+            ("ns_per_request", "memory", "keep-alive") => Some(Target::AtMost(1_250.0)),
+            ("ns_per_request", "memory", "close") => Some(Target::AtMost(2_500.0)),
+            ("allocations_per_request", "memory", _) => Some(Target::AtMost(0.0)),
             ("gbit_per_second", "relay-bulk", _) => Some(Target::AtLeast(40.0)),
             ("p99_ms", "publish" | "weight-to-ack", _) => Some(Target::AtMost(50.0)),
             ("ms", "restart", _) => Some(Target::AtMost(1_000.0)),
@@ -97,6 +100,7 @@ impl Figure {
                 | "flows_per_second"
                 | "ns_per_transaction"
                 | "ns_per_connection"
+                | "ns_per_request"
                 | "gbit_per_second"
         );
         let scaled = is_of_loop && self.target().is_some();

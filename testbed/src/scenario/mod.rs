@@ -10,6 +10,7 @@ mod crash;
 mod flood;
 mod fuzzing;
 mod hostile;
+mod http;
 mod proxy;
 mod raw;
 mod reach;
@@ -100,6 +101,7 @@ fn all() -> Vec<Scenario> {
         raw::scenarios(),
         flood::scenarios(),
         proxy::scenarios(),
+        http::scenarios(),
         hostile::scenarios(),
         tcp::scenarios(),
         fuzzing::scenarios(),

@@ -71,7 +71,11 @@ impl Rig {
             }
         }
         let wants = |protocol| config.services.iter().any(|service| service.protocol == protocol);
-        let nginx = if wants(Protocol::Tcp) { start_nginx(&run, &lab, false)? } else { Vec::new() };
+        let nginx = if wants(Protocol::Tcp) || !config.more.is_empty() {
+            start_nginx(&run, &lab, false)?
+        } else {
+            Vec::new()
+        };
         let datagrams = if wants(Protocol::Udp) { datagram_servers(&lab, &config)? } else { Vec::new() };
         let decapsulators = if config.services.iter().any(|service| service.mode.is_tunnel()) {
             lab.backends.iter().map(Decapsulator::start).collect::<Result<Vec<_>>>()?
@@ -136,6 +140,11 @@ impl Rig {
     pub(crate) fn kill_nginx(&mut self, position: usize) -> Result<()> {
         let mut server = self.nginx.remove(position);
         server.kill()
+    }
+
+    /// The nginx of a backend, counted from 0, to be killed and started again.
+    pub(crate) fn nginx(&mut self, position: usize) -> Result<&mut Process> {
+        self.nginx.get_mut(position).with_context(|| format!("there is no nginx {position}"))
     }
 
     fn end_weir(&mut self) -> Result<()> {

@@ -72,7 +72,7 @@ pub(crate) fn release(build: bool) -> Result<Binaries> {
 }
 
 /// Cargo's target directory: the one this program was built into.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     if let Some(directory) = std::env::var_os("CARGO_TARGET_DIR") {
         return directory.into();
     }

@@ -5,7 +5,7 @@ mod hugepages;
 mod packages;
 mod root;
 
-pub(crate) use build::{Binaries, cargo, repository};
+pub(crate) use build::{Binaries, cargo, repository, target};
 pub(crate) use hugepages::{Pages, settle as settle_pages};
 pub(crate) use root::require;
 

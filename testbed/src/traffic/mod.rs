@@ -1,6 +1,8 @@
 //! Clients, servers and frames: what flows through Weir while it is watched.
 
+pub(crate) mod backend;
 pub(crate) mod datagram;
+pub(crate) mod exchange;
 pub(crate) mod frames;
 pub(crate) mod http;
 pub(crate) mod pcap;
@@ -9,3 +11,4 @@ pub(crate) mod probe;
 pub(crate) mod servers;
 pub(crate) mod stream;
 pub(crate) mod tunnel;
+pub(crate) mod websocket;

@@ -13,7 +13,7 @@ mod churn;
 mod drive;
 mod echo;
 mod idle;
-mod packet;
+pub(super) mod packet;
 mod peer;
 mod shared_smoltcp;
 mod stack;

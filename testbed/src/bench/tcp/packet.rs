@@ -12,14 +12,14 @@ const ROOM: usize = 2_048;
 const FRAMES: usize = 8_192;
 
 /// Byte of every buffer at a place: what arrives and leaves is compared with it.
-pub(super) const fn pattern(at: usize) -> u8 {
+pub(in crate::bench) const fn pattern(at: usize) -> u8 {
     (((at * 167) >> 3) ^ at) as u8
 }
 
 /// What a buffer holds: its length beside its first bytes, as a driver finds it in a line that it needs anyway.
 #[derive(Debug)]
 #[repr(C)]
-pub(super) struct Frame {
+pub(in crate::bench) struct Frame {
     len: u16,
     bytes: [u8; ROOM],
 }
@@ -27,7 +27,7 @@ pub(super) struct Frame {
 impl Frame {
     /// Sets its length and lets its first bytes be written.
     #[inline(always)]
-    pub(super) fn start(&mut self, len: usize) -> &mut [u8] {
+    pub(in crate::bench) fn start(&mut self, len: usize) -> &mut [u8] {
         self.len = len.min(ROOM) as u16;
         &mut self.bytes
     }
@@ -35,7 +35,7 @@ impl Frame {
 
 /// An owner of a buffer.
 #[derive(Clone, Debug)]
-pub(super) struct Packet(Rc<Frame>);
+pub(in crate::bench) struct Packet(Rc<Frame>);
 
 impl Buffer for Packet {
     #[inline(always)]
@@ -56,21 +56,32 @@ impl Buffer for Packet {
 
 /// Buffers that are given out in turn.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(in crate::bench) struct Pool {
     frames: Vec<Rc<Frame>>,
     next: usize,
 }
 
 impl Pool {
     /// Buffers full of the pattern.
-    pub(super) fn new() -> Self {
+    pub(in crate::bench) fn new() -> Self {
         let frame = || Rc::new(Frame { len: 0, bytes: std::array::from_fn(pattern) });
         Self { frames: std::iter::repeat_with(frame).take(FRAMES).collect(), next: 0 }
     }
 
+    /// The same, something written over the pattern of each.
+    pub(in crate::bench) fn filled(mut fill: impl FnMut(&mut [u8])) -> Self {
+        let mut pool = Self::new();
+        for frame in &mut pool.frames {
+            if let Some(frame) = Rc::get_mut(frame) {
+                fill(&mut frame.bytes);
+            }
+        }
+        pool
+    }
+
     /// The next buffer that nobody owns, and what is done to it first.
     #[inline(always)]
-    pub(super) fn take(&mut self, fill: impl FnOnce(&mut Frame)) -> Option<Packet> {
+    pub(in crate::bench) fn take(&mut self, fill: impl FnOnce(&mut Frame)) -> Option<Packet> {
         for _ in 0..FRAMES {
             let at = self.next;
             self.next = if at + 1 == FRAMES { 0 } else { at + 1 };
@@ -85,13 +96,13 @@ impl Pool {
 
     /// As [`Pool::take`]; an error where all are in use.
     #[inline(always)]
-    pub(super) fn fill(&mut self, fill: impl FnOnce(&mut Frame)) -> Result<Packet> {
+    pub(in crate::bench) fn fill(&mut self, fill: impl FnOnce(&mut Frame)) -> Result<Packet> {
         self.take(fill).context("all packet buffers are in use")
     }
 
     /// Buffers that somebody owns.
     #[cfg(test)]
-    pub(super) fn owned(&self) -> usize {
+    pub(in crate::bench) fn owned(&self) -> usize {
         self.frames.iter().filter(|frame| Rc::strong_count(frame) > 1).count()
     }
 }

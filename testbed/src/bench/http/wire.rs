@@ -1,0 +1,140 @@
+//! What the worker sends: remembered for the peers, sampled, and dropped.
+
+use weir_net::tcp;
+use weir_tcp::{Buffer as _, Endpoint, Header, Payload, Transmit};
+
+use super::super::tcp::packet::{Packet, Pool};
+
+/// Every so many segments with data one is kept to be compared.
+const SAMPLE: u64 = 1_021;
+/// Samples that wait to be compared at most.
+const SAMPLES: usize = 64;
+/// Headers of a ring: together half a megabyte.
+const HEADERS: usize = 4_096;
+/// Room before a header, for Ethernet.
+const ETHERNET: usize = 14;
+/// Segments that wait for the peers at most, so that noting them allocates nothing.
+const NOTES: usize = 1 << 14;
+
+/// A segment that left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    /// The worker's end.
+    pub(super) local: Endpoint,
+    /// The peer's end.
+    pub(super) remote: Endpoint,
+    /// Its sequence number.
+    pub(super) seq: u32,
+    /// SYN, FIN, RST.
+    pub(super) flags: u8,
+    /// Bytes of data.
+    pub(super) len: u32,
+    /// The timestamp of a SYN.
+    pub(super) timestamp: u32,
+}
+
+/// The sending side of a port.
+#[derive(Debug)]
+pub(super) struct Wire {
+    headers: Vec<[u8; 128]>,
+    next: usize,
+    /// Data of segments that the NIC has not sent yet.
+    held: Vec<Packet>,
+    copies: Pool,
+    /// What the peers have not seen yet.
+    pub(super) sent: Vec<Sent>,
+    /// Data to be compared, with its first sequence number's peer.
+    pub(super) samples: Vec<(Endpoint, Vec<u8>)>,
+    /// Segments that left.
+    pub(super) segments: u64,
+    with_data: u64,
+}
+
+impl Wire {
+    pub(super) fn new() -> Self {
+        Self {
+            headers: vec![[0; 128]; HEADERS],
+            next: 0,
+            held: Vec::with_capacity(1 << 12),
+            copies: Pool::new(),
+            sent: Vec::with_capacity(NOTES),
+            samples: (0..SAMPLES)
+                .map(|_| (Endpoint { address: 0, port: 0 }, Vec::with_capacity(2_048)))
+                .collect(),
+            segments: 0,
+            with_data: 0,
+        }
+    }
+
+    /// The NIC has sent all.
+    #[inline(always)]
+    pub(super) fn flush(&mut self) {
+        self.held.clear();
+    }
+}
+
+impl Transmit<Packet> for Wire {
+    #[inline(always)]
+    fn transmit(&mut self, header: &Header, payload: Payload<'_, Packet>) -> bool {
+        let len = payload.len();
+        let at = self.next;
+        self.next = if at + 1 == HEADERS { 0 } else { at + 1 };
+        if let Some(out) = self.headers.get_mut(at) {
+            out[12..ETHERNET].copy_from_slice(&[8, 0]);
+            header.write_without_checksum(len, &mut out[ETHERNET..]);
+        }
+        self.segments += 1;
+        self.with_data += u64::from(len > 0);
+        let timestamp = if header.flags & tcp::SYN != 0 { timestamp(header) } else { 0 };
+        self.sent.push(Sent {
+            local: header.local,
+            remote: header.remote,
+            seq: header.seq.0,
+            flags: header.flags & (tcp::SYN | tcp::FIN | tcp::RST),
+            len: len as u32,
+            timestamp,
+        });
+        let mut sample = (len > 0 && self.with_data.is_multiple_of(SAMPLE))
+            .then(|| self.samples.iter_mut().find(|(_, bytes)| bytes.is_empty()))
+            .flatten();
+        if let Some((remote, _)) = &mut sample {
+            *remote = header.remote;
+        }
+        for (buffer, offset, len) in payload {
+            if let Some((_, bytes)) = &mut sample {
+                let from = usize::from(offset);
+                bytes
+                    .extend_from_slice(buffer.bytes().get(from..from + usize::from(len)).unwrap_or_default());
+            }
+            self.held.push(buffer.clone());
+        }
+        true
+    }
+
+    #[inline]
+    fn copy(&mut self, bytes: &[u8]) -> Option<Packet> {
+        self.copies.take(|frame| {
+            if let Some(out) = frame.start(bytes.len()).get_mut(..bytes.len()) {
+                out.copy_from_slice(bytes);
+            }
+        })
+    }
+}
+
+/// RFC 7323 §3.2: the value of the option, wherever it stands among those of a SYN.
+#[cold]
+fn timestamp(header: &Header) -> u32 {
+    let mut options = header.options.as_bytes();
+    while let [kind, rest @ ..] = options {
+        options = match (kind, rest) {
+            (0, _) => break,
+            (1, rest) => rest,
+            (8, [_, value @ ..]) => {
+                return value.first_chunk().map_or(0, |value| u32::from_be_bytes(*value));
+            }
+            (_, [length, ..]) => rest.get(usize::from(*length).saturating_sub(1)..).unwrap_or_default(),
+            _ => break,
+        };
+    }
+    0
+}

@@ -1,0 +1,221 @@
+//! HTTP: requests of real clients through routes to real and to misbehaving backends. One start of Weir serves many checks; after
+//! each scenario no connection is left, packets are conserved and no buffer is owned.
+
+mod failures;
+mod killed;
+mod limits;
+mod load;
+mod log;
+mod messages;
+mod pools;
+mod routes;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::rig::Rig;
+use super::{Context, Scenario};
+use crate::config::Config;
+use crate::interrupt::{self, wait_for};
+use crate::status::Status;
+use crate::topology::lab::{Family, Io, backend, backend_name, vip};
+use crate::traffic::backend::{Backends, SCRIPT_PORT};
+use crate::traffic::exchange::{Client, Response};
+use crate::traffic::servers::SERVER_PORT;
+
+/// How long ended connections may take to be gone; idle ones to backends are kept for [`IDLE`].
+const GONE: Duration = Duration::from_secs(10);
+/// What pools here say of idle connections.
+const IDLE: &str = "http = { idle = \"1s\" }\n";
+
+pub(super) fn scenarios() -> Vec<Scenario> {
+    let groups = [
+        messages::scenarios(),
+        routes::scenarios(),
+        pools::scenarios(),
+        failures::scenarios(),
+        limits::scenarios(),
+        log::scenarios(),
+        killed::scenarios(),
+    ];
+    groups.into_iter().flatten().collect()
+}
+
+/// Sections of a configuration, one after the other.
+#[derive(Clone, Debug)]
+struct Text(String);
+
+impl Text {
+    /// The vip that all listeners share.
+    fn new() -> Self {
+        Self(format!("\n[[vip]]\nname = \"web\"\naddress = \"{}\"\n", vip(Family::Ipv4, 1)))
+    }
+
+    /// A listener; its pool where `pool` is not empty.
+    fn listener(mut self, name: &str, port: u16, pool: &str, lines: &str) -> Self {
+        let pool = if pool.is_empty() { String::new() } else { format!("pool = \"{pool}\"\n") };
+        self.0 += &format!(
+            "\n[[listener]]\nname = \"{name}\"\nvip = \"web\"\nprotocol = \"http\"\nport = {port}\nmode = \"proxy\"\n{pool}{lines}"
+        );
+        self
+    }
+
+    /// A route.
+    fn route(mut self, listener: &str, lines: &str) -> Self {
+        self.0 += &format!("\n[[route]]\nlistener = \"{listener}\"\n{lines}");
+        self
+    }
+
+    /// A pool of backends at a port, by their numbers in the lab, each with more lines.
+    fn pool(mut self, name: &str, lines: &str, port: u16, backends: &[(usize, &str)]) -> Self {
+        self.0 += &format!("\n[[pool]]\nname = \"{name}\"\n{lines}");
+        for &(number, lines) in backends {
+            let place = SocketAddr::new(backend(Family::Ipv4, number), port);
+            let name = backend_name(number);
+            self.0 += &format!("\n[[pool.backend]]\nname = \"{name}\"\naddress = \"{place}\"\n{lines}");
+        }
+        self
+    }
+
+    /// A pool of all scripted backends.
+    fn scripted(self, name: &str, lines: &str) -> Self {
+        self.pool(name, lines, SCRIPT_PORT, &[(1, ""), (2, ""), (3, "")])
+    }
+
+    /// A pool of all nginx.
+    fn nginx(self, name: &str, lines: &str) -> Self {
+        self.pool(name, lines, SERVER_PORT, &[(1, ""), (2, ""), (3, "")])
+    }
+}
+
+/// A rig with scripted backends beside its nginx.
+struct Site {
+    backends: Backends,
+    rig: Rig,
+}
+
+impl Site {
+    fn start(context: &Context, text: Text) -> Result<Self> {
+        Self::start_with(context, text, |_| {})
+    }
+
+    fn start_with(context: &Context, text: Text, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let rig = Rig::start_with(context, Io::AfXdp, Vec::new(), |config| {
+            config.more = text.0;
+            change(config);
+        })?;
+        let backends = Backends::start(&rig.lab, Family::Ipv4)?;
+        Ok(Self { backends, rig })
+    }
+
+    /// Where clients find a listener.
+    fn place(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(vip(Family::Ipv4, 1), port)
+    }
+
+    /// A client of the listener at that port.
+    fn client(&self, port: u16) -> Result<Client> {
+        Client::open(&self.rig.lab.client, self.place(port))
+    }
+
+    /// One request on a connection of its own.
+    fn ask(&self, port: u16, request: &str) -> Result<Response> {
+        self.client(port)?.ask(request)
+    }
+
+    /// A GET on a connection of its own.
+    fn get(&self, port: u16, path: &str) -> Result<Response> {
+        self.client(port)?.get(path)
+    }
+
+    fn status(&self) -> Result<Status> {
+        self.rig.weir.status()
+    }
+
+    /// Waits until what the status says is right.
+    fn until(&self, what: &str, patience: Duration, right: impl Fn(&Status) -> bool) -> Result<Status> {
+        wait_for(what, patience, || Ok(Some(self.status()?).filter(|status| right(status))))
+    }
+
+    /// Waits until no connection is left, and checks the books.
+    fn emptied(&mut self) -> Result<Status> {
+        let mut left = String::new();
+        let gone = wait_for("every connection to be gone", GONE, || {
+            self.rig.weir.must_run()?;
+            left = self.status()?.connections_left().unwrap_or_default();
+            Ok(left.is_empty().then_some(()))
+        });
+        gone.with_context(|| format!("left: {left}"))?;
+        self.rig.settle()
+    }
+
+    /// The end of every scenario here.
+    fn finish(mut self) -> Result<()> {
+        self.emptied()?;
+        drop(self.backends);
+        self.rig.finish()
+    }
+}
+
+/// A directory for files that a configuration names; it goes with this value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let name = format!("weir-http-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("could not create {}", directory.display()))?;
+        Ok(Self(directory))
+    }
+
+    /// The path of a file in it.
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Checks of one start of Weir: all of them are made, then those that failed are told.
+struct Checks<'a> {
+    site: &'a mut Site,
+    made: usize,
+    failed: Vec<String>,
+}
+
+impl<'a> Checks<'a> {
+    fn of(site: &'a mut Site) -> Self {
+        Self { site, made: 0, failed: Vec::new() }
+    }
+
+    /// Makes one.
+    fn check(&mut self, name: &str, body: impl FnOnce(&mut Site) -> Result<()>) {
+        if interrupt::arrived() {
+            return;
+        }
+        self.made += 1;
+        self.site.backends.forget();
+        if let Err(error) = body(self.site) {
+            self.failed.push(format!("{name}: {error:#}"));
+        }
+    }
+
+    /// An error that tells all failures.
+    fn done(self) -> Result<()> {
+        self.site.rig.weir.must_run()?;
+        if !self.failed.is_empty() {
+            bail!("{} of {} checks failed\n{}", self.failed.len(), self.made, self.failed.join("\n"));
+        }
+        Ok(())
+    }
+}
