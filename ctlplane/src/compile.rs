@@ -2,7 +2,7 @@
 //!
 //! A table is rebuilt only when its input changed ([`TableCache`]): one weight among 500 pools costs one Maglev table.
 
-mod http;
+pub mod http;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -13,14 +13,14 @@
 use std::net::IpAddr;
 
 use hugepages::segment::SegmentDir;
-use weir_abi::http::HttpPoolRecord;
-use weir_abi::proxy::TcpRecord;
+use weir_abi::http::{Arena, HttpPoolRecord, HttpRecord, PathKind, RouteRecord, SplitRecord, Stretch};
+use weir_abi::proxy::{ProxyRecord, TcpRecord};
 use weir_abi::record::{
     Address, AddressUse, AdminState, Application, BackendRecord, InterfaceAddressRecord, ListenerRecord,
     Mode, NO_INDEX, NodeRecord, OnDown, PoolRecord, PortRecord, PortRouteRecord, VipRecord,
 };
 use weir_abi::text::{Name, Text};
-use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, root_name, table_name};
+use weir_abi::{HttpTable, ListenersTable, NodeTable, PoolTable, Root, root_name, table_name};
 use zerocopy::FromZeros;
 
 pub(crate) const WAN: u16 = 0;
@@ -36,6 +36,7 @@ pub(crate) struct Generation {
     pub(crate) node: NodeTable,
     pub(crate) listeners: ListenersTable,
     pub(crate) pools: Vec<PoolTable>,
+    pub(crate) sites: Vec<HttpTable>,
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {
@@ -112,7 +113,50 @@ pub(crate) fn listener(index: u32, protocol: u8, port: u16, mode: Mode, pool: u3
     }
 }
 
+/// A table of HTTP for a listener, with a route to each of these pools and a path of its own.
+pub(crate) fn site(listener: u32, paths: &[(&str, u32)]) -> HttpTable {
+    let mut arena = Arena::default();
+    let mut table = HttpTable {
+        head: HttpRecord {
+            listener,
+            default_pool: NO_INDEX,
+            request_header_ms: 10_000,
+            request_body_ms: 10_000,
+            response_header_ms: 10_000,
+            response_idle_ms: 10_000,
+            keep_alive_ms: 10_000,
+            tunnel_ms: 10_000,
+            header_bytes: 16 << 10,
+            headers: 100,
+            uri_bytes: 8 << 10,
+            ..HttpRecord::default()
+        },
+        ..HttpTable::default()
+    };
+    for (position, (path, pool)) in (0u32..).zip(paths) {
+        table.splits.push(SplitRecord { pool: *pool, weight: 1 });
+        table.routes.push(RouteRecord {
+            name: arena.put(format!("route{position}")),
+            path: arena.put(path),
+            path_kind: PathKind::Regex as u8,
+            pools: Stretch { first: position, count: 1 },
+            ..RouteRecord::new()
+        });
+    }
+    HttpTable { arena: arena.into_bytes(), ..table }
+}
+
 impl Generation {
+    /// The same with an HTTP listener of index 2, without a pool of its own, on port 81.
+    pub(crate) fn with_http(mut self, paths: &[(&str, u32)]) -> Self {
+        let mut http = listener(2, 6, 81, Mode::Proxy, NO_INDEX);
+        (http.application, http.on_down, http.proxy) = (Application::Http as u8, OnDown::Reset as u8, 0);
+        self.listeners.listeners.push(http);
+        self.listeners.proxies.push(ProxyRecord::DEFAULT);
+        self.sites.push(site(2, paths));
+        self
+    }
+
     /// `nat` for TCP 80 to b0 and b1 (port 8080), `dsr` for UDP 53 to b2 and b3.
     pub(crate) fn new(wan: &str, lan: &str) -> Self {
         let mut node = NodeRecord::new_zeroed();
@@ -152,13 +196,14 @@ impl Generation {
             pool(0, vec![backend(0, "198.18.1.11", 8_080), backend(1, "198.18.1.12", 8_080)]),
             pool(1, vec![backend(2, "198.18.1.13", 0), backend(3, "198.18.1.14", 0)]),
         ];
-        Self { node, listeners, pools }
+        Self { node, listeners, pools, sites: vec![] }
     }
 
     /// Writes the tables and the root, as a control plane does before it publishes the number.
     pub(crate) fn write(&self, directory: &SegmentDir, generation: u64) -> Root {
         let mut images = vec![self.node.encode(), self.listeners.encode()];
         images.extend(self.pools.iter().map(PoolTable::encode));
+        images.extend(self.sites.iter().map(HttpTable::encode));
         for image in &images {
             directory.publish(&table_name(image.reference.id), &image.bytes).unwrap();
         }

@@ -258,6 +258,48 @@ mod tests {
         Generation::new("null:", "null:")
     }
 
+    #[test]
+    fn sites_are_indexed_once_for_each_table() {
+        let (_parent, directory) = directory();
+        generation().with_http(&[("/a", 0), ("/b+", 1)]).write(&directory, 1);
+        let first = Snapshot::load(&directory, 1, None).unwrap();
+        let site = &first.sites[0].1;
+        assert_eq!((site.listener, &*site.pools, site.site.rules.routes.len()), (2, &[0, 1][..], 2));
+        let mut next = generation().with_http(&[("/a", 0), ("/b+", 1)]);
+        next.pools[0].backends[0].weight = 7;
+        next.write(&directory, 2);
+        let second = Snapshot::load(&directory, 2, Some(&first)).unwrap();
+        assert!(Arc::ptr_eq(&second.sites[0].1.site, &site.site));
+        generation().with_http(&[("/a", 0)]).write(&directory, 3);
+        let third = Snapshot::load(&directory, 3, Some(&second)).unwrap();
+        assert_eq!(third.sites[0].1.site.rules.routes.len(), 1);
+    }
+
+    #[test]
+    fn routes_that_cannot_be_are_refused() {
+        let (_parent, directory) = directory();
+        let refused = |change: &dyn Fn(&mut Generation)| {
+            let mut generation = generation().with_http(&[("/a", 0)]);
+            change(&mut generation);
+            generation.write(&directory, 9);
+            reason(&directory, 9)
+        };
+        let missing = refused(&|g| g.sites[0].splits[0].pool = 77);
+        assert!(missing.contains("a route names a pool that is not there: 77"), "{missing}");
+        let expression = refused(&|g| g.sites = vec![sample::site(2, &[("/a(b", 0)])]);
+        assert!(expression.contains("expression"), "{expression}");
+        for change in [&(|g: &mut Generation| g.sites.clear()) as &dyn Fn(&mut Generation), &|g| {
+            g.listeners.listeners[2].application = 0
+        }] {
+            let found = refused(change);
+            assert!(found.contains("listener"), "{found}");
+        }
+        let twice = refused(&|g| g.sites.push(sample::site(2, &[])));
+        assert!(twice.contains("two tables of HTTP are for listener 2"), "{twice}");
+        let nobody = refused(&|g| g.sites.push(sample::site(5, &[])));
+        assert!(nobody.contains("routes are for a listener that is not there: 5"), "{nobody}");
+    }
+
     fn reason(directory: &SegmentDir, generation: u64) -> String {
         Snapshot::load(directory, generation, None).unwrap_err().to_string()
     }

@@ -337,6 +337,21 @@ mod tests {
     }
 
     #[test]
+    fn listeners_of_http_have_rules_for_all_their_pools() {
+        let built =
+            build(|generation| *generation = generation.clone().with_http(&[("/a", 0), ("/b+", 1)]), None);
+        let rules = &built.view.proxied.rules;
+        assert!(rules.http_listener(2).is_some() && rules.listener(2).is_some());
+        assert!(rules.http_listener(0).is_none() && rules.listener(0).is_none());
+        for pool in [0, 1] {
+            assert!(rules.pool(pool).is_some() && rules.http_pool(pool).is_some(), "pool {pool}");
+        }
+        assert_eq!(built.view.proxied.http_memory, 1 << 20);
+        let listener = built.view.services.listener(2).unwrap();
+        assert!(built.view.services.pool(listener.pool).is_none());
+    }
+
+    #[test]
     fn the_longest_prefix_wins() {
         let near = "198.18.1.1";
         let Built { view, .. } = build(

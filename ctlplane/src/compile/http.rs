@@ -13,7 +13,7 @@ use weir_l7::http::rules::{HashBy, HttpListener, HttpPool, RateKey, WhenFull};
 use weir_net::Prefix;
 
 /// The table of a listener; `pools` are the indices of the model's pools.
-pub(super) fn table(listener: u32, rules: &HttpListener, pools: &[u32]) -> HttpTable {
+pub fn table(listener: u32, rules: &HttpListener, pools: &[u32]) -> HttpTable {
     let mut writer = Writer { table: HttpTable::default(), arena: Arena::default(), pools };
     writer.head(listener, rules);
     for limit in &rules.rate_limits {
@@ -247,7 +247,7 @@ fn record_of(kind: ConditionKind, name: Stretch, value: Stretch) -> ConditionRec
 }
 
 /// The record of a pool.
-pub(super) fn pool(rules: &HttpPool) -> HttpPoolRecord {
+pub fn pool(rules: &HttpPool) -> HttpPoolRecord {
     let (hash, hash_name) = match &rules.hash {
         HashBy::Source => (HashKind::Source, ""),
         HashBy::Header(name) => (HashKind::Header, &**name),

@@ -246,7 +246,6 @@ impl Draft {
         if let Some(pool) = table.string("pool", "the name of a pool") {
             self.route.pools.push((pool, 1));
         }
-        let is_there = table.places(&["split"]).first().map(|(_, span)| *span);
         let splits = table.tables("split", "split", |split| {
             split.require("pool", "\"...\"");
             split.require("weight", "90");
@@ -254,9 +253,6 @@ impl Draft {
             let weight = split.integer("weight", 0, MAX_SPLIT_WEIGHT, "(its share beside the others')");
             pool.zip(weight).map(|(pool, weight)| (pool, weight.value))
         });
-        if let Some(span) = is_there.filter(|_| splits.is_empty()) {
-            self.place("pools", "", span);
-        }
         // a share of nothing is how a pool is taken out for a while
         self.route.pools.extend(splits.into_iter().flatten().filter(|(_, weight)| *weight > 0));
     }

@@ -67,6 +67,10 @@ impl Rules<'_> {
                     continue;
                 }
                 let rate_limits = self.rate_limits(route, listener);
+                // what was not understood is no condition: it would look like another route
+                if self.diagnostics.errors() > errors {
+                    continue;
+                }
                 resolved.entry(at).or_default().push(Route { rate_limits, ..draft.clone() });
                 sources.entry(at).or_default().push(route);
             }
@@ -83,6 +87,10 @@ impl Rules<'_> {
             [] => self.push(
                 Diagnostic::error(route.span, "the route does nothing")
                     .help("add one of pool, split, redirect and respond"),
+            ),
+            [("split", span)] if route.pools.is_empty() => self.push(
+                Diagnostic::error(*span, "no pool of the split has a share")
+                    .help("give one a weight above 0, or answer with respond"),
             ),
             [_] => {}
             [(first, place), (second, span), ..] => self.push(

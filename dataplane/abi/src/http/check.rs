@@ -297,7 +297,7 @@ impl Proof<'_> {
     }
 
     fn regex(&self, field: &'static str, text: Stretch) -> Proved {
-        self.number(field, text.count.into(), 1..=MAX_REGEX_BYTES.into())?;
+        self.number(field, text.count.into(), 0..=MAX_REGEX_BYTES.into())?;
         self.text(field, text, |_| true)
     }
 
@@ -317,13 +317,12 @@ impl Proof<'_> {
                 return self.inside("condition.value", &table.prefixes, condition.value);
             }
             ConditionKind::Header => self.lower_token("condition.name", condition.name)?,
-            ConditionKind::Query => self.filled("condition.name", condition.name)?,
+            ConditionKind::Query => self.value("condition.name", condition.name)?,
         }
         let compare = Compare::from_u8(condition.compare);
         match self.known("condition.compare", condition.compare, compare)? {
             Compare::Present | Compare::Absent => self.empty("condition.value", condition.value),
-            Compare::Exact => self.value("condition.value", condition.value),
-            Compare::Prefix => self.filled("condition.value", condition.value),
+            Compare::Exact | Compare::Prefix => self.value("condition.value", condition.value),
             Compare::Regex => self.regex("condition.value", condition.value),
         }
     }
