@@ -468,6 +468,44 @@ pub fn fuzz(data: &[u8]) {
     again(&[head.as_bytes(), data].concat());
 }
 
+/// Records of each kind, for the fuzz target to begin with.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let stamp = Stamp { unix_us: 1_700_000_000_000_000, generation: 1, worker: 0 };
+    let exchange = Exchange {
+        stamp,
+        listener: 0,
+        route: NO_ROUTE,
+        pool: 0,
+        backend: NONE,
+        client: IpAddr::from([198, 18, 0, 1]),
+        client_port: 1_024,
+        version: 11,
+        status: 200,
+        cause: 0,
+        attempts: 1,
+        is_reused: true,
+        bytes_in: 1,
+        bytes_out: 2,
+        times: Times { head_us: 1, queue_us: NEVER, connect_us: 2, response_us: 3, total_us: 4 },
+        texts: Texts {
+            method: b"GET",
+            target: b"/",
+            host: b"a",
+            user_agent: b"b",
+            referer: b"c",
+            request_id: b"d",
+        },
+        cut: 0,
+    };
+    let (state, reason) = (BreakerState::Open, BreakerReason::Ratio);
+    let breaker = Breaker { stamp, backend: 1, state, reason, consecutive: 1, requests: 3, failures: 2 };
+    let mut out = [0; MOST_BYTES];
+    let length = exchange.encode(&mut out);
+    let first = out.get(..length).unwrap_or_default().to_vec();
+    let length = breaker.encode(&mut out);
+    vec![first, out.get(..length).unwrap_or_default().to_vec()]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -568,6 +606,12 @@ mod tests {
             }
         }
         assert_eq!(Record::decode(&[9; 200]), Err(EventError::Kind(0x0909)));
+    }
+
+    #[test]
+    fn the_fuzz_target_begins_with_records() {
+        assert!(seeds().iter().all(|seed| Record::decode(seed).is_ok()));
+        seeds().iter().for_each(|seed| fuzz(seed));
     }
 
     #[test]
