@@ -172,3 +172,15 @@ fn days_of_the_calendar() {
     // a clock that is wrong is not a reason to end
     assert!(!format_time(u64::MAX).is_empty() && !format_clf_time(u64::MAX).is_empty());
 }
+
+#[test]
+fn the_operator_is_told_of_every_field() {
+    let text = include_str!("../../../docs/operations.md");
+    for field in Field::ALL {
+        assert!(
+            text.contains(&format!("`{}`", field.name())),
+            "docs/operations.md does not name {}",
+            field.name()
+        );
+    }
+}
