@@ -5,17 +5,17 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::check::{self, Flaw, RouteError};
-use super::hash::{NONE, Slots, Steps, host as host_number, mix};
+use super::hash::{NONE, Steps, places};
 use super::pattern::Pattern;
 use super::question::Test;
 use super::spec::{Host, Path, Route};
 use super::table::{
-    ALTERNATIVES, EXACT_HOST, EXACT_PATH, Expression, HostRoutes, PREFIX, REGEX_BYTES, REGEXES, ROUTES,
-    Ranked, RouteTable, Text, WILDCARD, bit, trimmed,
+    ALTERNATIVES, ANY_HOST, EXACT, EXACT_PATH, Expression, HostRoutes, Key, PREFIX, REGEX_BYTES, REGEXES,
+    ROUTES, Ranked, RouteTable, Tests, Text, beginning_of, bit, number_of, path_number, slot, trimmed,
 };
 
 /// Most bytes of an expression's beginning that are compared before it is asked.
-const LITERAL: usize = 20;
+const LITERAL: usize = 18;
 
 /// What orders routes: less is asked earlier.
 fn precedence(route: &Route, place: usize) -> impl Ord + use<> {
@@ -33,6 +33,19 @@ fn precedence(route: &Route, place: usize) -> impl Ord + use<> {
     (Reverse(route.priority), host, path, Reverse(route.conditions.len()), place)
 }
 
+/// Routes that differ in their conditions only have the same host and path.
+type OneOf<'a> = (&'a Host, (u8, &'a str));
+
+/// What makes paths the same: `/v1/` and `/v1` are one prefix.
+fn same(path: &Path) -> (u8, &str) {
+    match path {
+        Path::Any => (0, ""),
+        Path::Exact(path) => (1, path),
+        Path::Prefix(prefix) => (2, trimmed(prefix)),
+        Path::Regex(text) => (3, text),
+    }
+}
+
 /// A table in the making.
 pub(super) struct Build {
     routes: Arc<[Route]>,
@@ -40,13 +53,23 @@ pub(super) struct Build {
     order: Vec<u32>,
     long: Vec<u8>,
     tests: Vec<Test>,
-    hosts: Vec<HostRoutes>,
+    hosts: Vec<(u64, HostRoutes)>,
     host_of: HashMap<Host, usize>,
     /// With the place of the host.
     expressions: Vec<(usize, Expression, Pattern)>,
     /// How many expressions each host has.
     expressions_of: HashMap<usize, usize>,
     regex_bytes: usize,
+}
+
+/// Where a route will stand.
+enum Where {
+    /// By the number of its host and path.
+    Number(u64),
+    /// As one of the place of a host's that are for any path.
+    Any(usize),
+    /// Among the expressions.
+    Expression,
 }
 
 impl Build {
@@ -80,8 +103,8 @@ impl Build {
         })
     }
 
-    /// The place of a host's routes; `rank` is of the first of them where there were none.
-    fn host(&mut self, host: &Host, rank: u32) -> usize {
+    /// The place of a host's routes; `first` is the first of them where there were none.
+    fn host(&mut self, host: &Host, first: Key) -> usize {
         if let Some(at) = self.host_of.get(host) {
             return *at;
         }
@@ -90,19 +113,9 @@ impl Build {
             Host::Exact(name) => (&**name, false),
             Host::Suffix(suffix) => (suffix.strip_prefix('.').unwrap_or(suffix), true),
         };
-        self.hosts.push(HostRoutes {
-            name: Text::new(name.as_bytes(), &mut self.long),
-            is_wildcard,
-            has_exact: false,
-            is_even: true,
-            regexes: 0,
-            first_regex: 0,
-            first: rank,
-            depths: 0,
-            any: NONE,
-            next: NONE,
-            paths: 0,
-        });
+        let number = if *host == Host::Any { ANY_HOST } else { number_of(name.as_bytes(), is_wildcard) };
+        let name = Text::new(name.as_bytes(), &mut self.long);
+        self.hosts.push((number, HostRoutes { name, is_wildcard, first, ..HostRoutes::FREE }));
         self.host_of.insert(host.clone(), self.hosts.len() - 1);
         self.hosts.len() - 1
     }
@@ -122,10 +135,8 @@ impl Build {
         Ok(())
     }
 
-    /// Puts one route where its host has it; what finding needs of it.
-    fn rank(&mut self, rank: u32, place: u32, route: &Route) -> Result<(Ranked, Option<u64>), RouteError> {
-        let at = self.host(&route.host, rank);
-        let first_test = self.tests.len() as u32;
+    fn conditions(&mut self, route: &Route) -> Result<Tests, RouteError> {
+        let first = self.tests.len() as u32;
         for condition in &route.conditions {
             let test = Test::new(condition).map_err(|why| {
                 let (field, text) = check::described(condition);
@@ -134,6 +145,13 @@ impl Build {
             self.weigh(route, "conditions", test.bytes())?;
             self.tests.push(test);
         }
+        Ok(Tests { first, count: route.conditions.len() as u32 })
+    }
+
+    /// Puts one route where its host has it; what finding needs of it.
+    fn rank(&mut self, key: Key, route: &Route) -> Result<(Ranked, Where), RouteError> {
+        let at = self.host(&route.host, key);
+        let tests = self.conditions(route)?;
         let path = match &route.path {
             Path::Exact(path) => path,
             Path::Prefix(prefix) => trimmed(prefix),
@@ -143,79 +161,93 @@ impl Build {
         if let Path::Regex(text) = &route.path {
             let pattern = self.pattern(route, text)?;
             let literal = Text::new(&pattern.beginning(LITERAL), &mut self.long);
-            self.expressions.push((at, Expression { rank, literal }, pattern));
+            self.expressions.push((at, Expression { key, tests, literal }, pattern));
             let count = self.expressions_of.entry(at).or_default();
             *count += 1;
             if *count > REGEXES {
                 return Err(RouteError::of(route, "path", text, Flaw::TooManyRegexes(REGEXES)));
             }
         }
-        let Some(host) = self.hosts.get_mut(at) else {
-            return Err(RouteError::of(route, "host", &at, Flaw::Twice));
+        let first = self.hosts.get(at).map_or(NONE, |(_, host)| host.first);
+        let first_priority = self.routes.get((first & 0xffff) as usize).map(|first| first.priority);
+        let ranked = Ranked {
+            key,
+            host: first,
+            next: NONE,
+            tests,
+            path,
+            depth: match &route.path {
+                Path::Prefix(prefix) => check::depth(trimmed(prefix)) as u8,
+                _ => EXACT,
+            },
         };
-        let first = self.order.get(host.first as usize).and_then(|place| self.routes.get(*place as usize));
-        host.is_even &= first.is_some_and(|first| first.priority == route.priority);
-        let id = u64::from(host.first) << 8;
-        let number = match &route.path {
+        let Some((number, host)) = self.hosts.get_mut(at) else { return Ok((ranked, Where::Expression)) };
+        host.is_even &= first_priority == Some(route.priority);
+        let path = match &route.path {
             Path::Exact(path) => {
                 host.has_exact = true;
-                Some(mix(Steps::new(path.as_bytes(), 0, usize::MAX).whole, id | EXACT_PATH))
+                path_number(*number, Steps::new(path.as_bytes(), 0, usize::MAX).whole, EXACT_PATH)
             }
             Path::Prefix(prefix) => {
                 let depth = check::depth(trimmed(prefix));
                 host.depths |= 1 << depth;
-                let number = Steps::new(prefix.as_bytes(), depth, 0).prefix(depth);
-                number.map(|number| mix(number, id | PREFIX))
+                let steps = Steps::new(prefix.as_bytes(), depth, 0);
+                path_number(*number, steps.prefix(depth).unwrap_or_default(), PREFIX)
             }
-            Path::Regex(_) | Path::Any => None,
+            Path::Regex(_) => return Ok((ranked, Where::Expression)),
+            Path::Any => return Ok((ranked, Where::Any(at))),
         };
-        host.paths |= number.map_or(0, bit);
-        let ranked = Ranked {
-            place,
-            host: host.first,
-            next: NONE,
-            path,
-            is_prefix: matches!(route.path, Path::Prefix(_)),
-            first_test,
-            // bounded by the check of each route
-            tests: route.conditions.len() as u8,
-        };
-        Ok((ranked, number))
+        host.paths |= bit(path);
+        Ok((ranked, Where::Number(path)))
     }
 
     /// Indexes them.
     pub(super) fn table(mut self) -> Result<RouteTable, RouteError> {
         let routes = self.routes.clone();
-        let mut ranked = Vec::with_capacity(routes.len());
-        let mut numbers = Vec::with_capacity(routes.len());
-        let mut alternatives: HashMap<(&Host, &Path), usize> = HashMap::new();
-        for (rank, place) in (0..).zip(self.order.clone()) {
+        let distinct: HashSet<OneOf<'_>> =
+            routes.iter().map(|route| (&route.host, same(&route.path))).collect();
+        let slots = places(distinct.len());
+        let mut ranked = vec![Ranked::FREE; slots];
+        let mut order = Vec::with_capacity(routes.len());
+        // of routes of the same host and path: how many, and where the last of them stands
+        let mut alternatives: HashMap<OneOf<'_>, (usize, u32)> = HashMap::new();
+        for (rank, place) in (0u32..).zip(self.order.clone()) {
             let Some(route) = routes.get(place as usize) else { continue };
-            let count = alternatives.entry((&route.host, &route.path)).or_default();
+            let key = rank << 16 | place;
+            let (entry, stands) = self.rank(key, route)?;
+            order.push((key, entry.tests));
+            let (count, last) = alternatives.entry((&route.host, same(&route.path))).or_insert((0, NONE));
             *count += 1;
-            if *count > ALTERNATIVES && !matches!(route.path, Path::Regex(_)) {
-                return Err(RouteError::of(
-                    route,
-                    "path",
-                    &check::path(route),
-                    Flaw::TooManyAlternatives(ALTERNATIVES),
-                ));
+            if *count > ALTERNATIVES && !matches!(stands, Where::Expression) {
+                let flaw = Flaw::TooManyAlternatives(ALTERNATIVES);
+                return Err(RouteError::of(route, "path", check::path(route), flaw));
             }
-            let (entry, number) = self.rank(rank, place, route)?;
-            ranked.push(entry);
-            numbers.push(number);
-        }
-        let path_slots = self.link(&mut ranked, &numbers);
-        // a host's expressions stand together, in the order of their ranks
-        self.expressions.sort_by_key(|(host, expression, _)| (*host, expression.rank));
-        for (at, (host, ..)) in (0..).zip(&self.expressions) {
-            if let Some(host) = self.hosts.get_mut(*host) {
-                host.first_regex = if host.regexes == 0 { at } else { host.first_regex };
-                // at most as many as a host may have
-                host.regexes += 1;
+            let at = match stands {
+                Where::Expression => continue,
+                Where::Number(number) if *last == NONE => {
+                    let mut at = slot(number, slots);
+                    while ranked.get(at).is_some_and(|taken| taken.key != NONE) {
+                        at = slot(at as u64 + 1, slots);
+                    }
+                    at
+                }
+                Where::Number(_) | Where::Any(_) => ranked.len(),
+            };
+            match ranked.get_mut(at) {
+                Some(free) => *free = entry,
+                None => ranked.push(entry),
             }
+            if let Some(before) = ranked.get_mut(*last as usize) {
+                before.next = at as u32;
+            } else if let Where::Any(host) = stands
+                && let Some((_, host)) = self.hosts.get_mut(host)
+            {
+                host.any = at as u32;
+            }
+            *last = at as u32;
         }
-        let host_slots = self.link_hosts();
+        self.place_expressions();
+        let (hosts, any_host) = self.place_hosts();
         let labels = routes.iter().fold(0, |labels, route| match &route.host {
             Host::Suffix(suffix) => labels | 1 << check::labels(suffix),
             _ => labels,
@@ -224,54 +256,62 @@ impl Build {
             Path::Exact(path) => Some(path.len()),
             _ => None,
         });
+        let depths = self.hosts.iter().fold(0, |depths, (_, host)| depths | host.depths);
         Ok(RouteTable {
             longest: exact.max().unwrap_or(0),
-            deepest: self.hosts.iter().map(|host| host.depths.checked_ilog2().unwrap_or(0)).max().unwrap_or(0)
-                as usize,
+            deepest: depths.checked_ilog2().unwrap_or(0) as usize,
             labels,
-            any_host: self.host_of.get(&Host::Any).map_or(NONE, |at| *at as u32),
-            routes,
+            order: order.into_boxed_slice(),
+            hosts,
+            any_host,
             ranked: ranked.into_boxed_slice(),
+            slots,
             tests: self.tests.into_boxed_slice(),
             long: self.long.into_boxed_slice(),
-            hosts: self.hosts.into_boxed_slice(),
-            host_slots,
-            path_slots,
             regexes: self.expressions.iter().map(|(_, expression, _)| *expression).collect(),
             patterns: self.expressions.into_iter().map(|(.., pattern)| pattern).collect(),
+            routes,
         })
     }
 
-    /// Links routes of the same number in the order of their ranks, from the last to the first.
-    fn link(&mut self, ranked: &mut [Ranked], numbers: &[Option<u64>]) -> Slots {
-        let mut slots = Slots::new(numbers.iter().flatten().count());
-        for (rank, entry) in ranked.iter_mut().enumerate().rev() {
-            match numbers.get(rank).copied().flatten() {
-                Some(number) => entry.next = slots.replace(number, rank as u32).unwrap_or(NONE),
-                None => {
-                    let route = self.routes.get(entry.place as usize);
-                    let host = route.filter(|route| route.path == Path::Any).map(|route| &route.host);
-                    let at = host.and_then(|host| self.host_of.get(host)).copied();
-                    if let Some(host) = at.and_then(|at| self.hosts.get_mut(at)) {
-                        entry.next = std::mem::replace(&mut host.any, rank as u32);
-                    }
-                }
+    /// Puts a host's expressions together, in the order of their ranks.
+    fn place_expressions(&mut self) {
+        self.expressions.sort_by_key(|(host, expression, _)| (*host, expression.key));
+        for (at, (host, expression, _)) in (0..).zip(&self.expressions) {
+            let Some((_, host)) = self.hosts.get_mut(*host) else { continue };
+            let literal = expression.literal.bytes(&self.long);
+            let len = literal.len().min(8) as u8;
+            if host.regexes == 0 {
+                host.first_regex = at;
+                (host.beginning, host.beginning_len) = (beginning_of(literal, len), len);
+            } else {
+                let unlike = (host.beginning ^ beginning_of(literal, 8)).trailing_zeros() / 8;
+                host.beginning_len = host.beginning_len.min(len).min(unlike as u8);
+                let shared = host.beginning.to_le_bytes();
+                host.beginning = beginning_of(&shared, host.beginning_len);
             }
+            // at most as many as a host may have
+            host.regexes += 1;
         }
-        slots
     }
 
-    fn link_hosts(&mut self) -> Slots {
-        let mut slots = Slots::new(self.hosts.len());
-        for (at, host) in (0..).zip(&mut self.hosts) {
-            let name = host.name.bytes(&self.long);
-            if name.is_empty() {
+    /// Hosts by their number, and any host.
+    fn place_hosts(&self) -> (Box<[HostRoutes]>, HostRoutes) {
+        let mut places = vec![HostRoutes::FREE; places(self.hosts.len())];
+        let mut any_host = HostRoutes::FREE;
+        for (number, host) in &self.hosts {
+            if host.name.bytes(&self.long).is_empty() {
+                any_host = *host;
                 continue;
             }
-            let kind = if host.is_wildcard { WILDCARD } else { EXACT_HOST };
-            let number = mix(host_number(name), kind);
-            host.next = slots.replace(number, at).unwrap_or(NONE);
+            let mut at = slot(*number, places.len());
+            while places.get(at).is_some_and(|taken| taken.first != NONE) {
+                at = slot(at as u64 + 1, places.len());
+            }
+            if let Some(free) = places.get_mut(at) {
+                *free = *host;
+            }
         }
-        slots
+        (places.into_boxed_slice(), any_host)
     }
 }
