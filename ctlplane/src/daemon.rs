@@ -25,6 +25,7 @@ use crate::api::{
 use crate::engine::{ACK_LIMIT, BackendChange, Change, Engine, EngineError, Options};
 use crate::explain;
 use crate::publish::instance_directory;
+use crate::state::{BackendEntry, Phase};
 use crate::status::Status;
 
 /// How often the engine ticks: heartbeat, releases, retired files.
@@ -268,7 +269,14 @@ async fn route(daemon: &Daemon, request: Request<Incoming>) -> Result<Answer, Re
                     Refused::new(StatusCode::BAD_REQUEST, message)
                 })?;
             let engine = engine.lock().await;
-            explain::explain(engine.model(), &engine.state().overrides, &|_, _| None, &request)
+            let log = daemon.log.borrow();
+            let open = |pool: &str, backend: &str| {
+                let entries = &engine.state().indices.pools.get(pool)?.backends;
+                let is = |entry: &&BackendEntry| entry.name == backend && entry.phase == Phase::Active;
+                let breaker = log.as_ref()?.breaker(entries.iter().find(is)?.index)?;
+                (breaker.state == "open").then(|| format!("its breaker is open: {}", breaker.reason))
+            };
+            explain::explain(engine.model(), &engine.state().overrides, &open, &request)
                 .map(|explanation| json(StatusCode::OK, &explanation))
                 .map_err(|error| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))
         }
