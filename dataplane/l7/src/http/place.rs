@@ -157,6 +157,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 self.drop_http_upstream(at, false);
                 continue;
             }
+            self.http_dequeue(slot);
+            let http = &mut self.proxy.http;
+            let Some(client) = http.clients.at_mut(slot) else { return false };
+            let Some(upstream) = http.upstreams.at_mut(at) else { return false };
             upstream.stage = upstream::Stage::Active;
             upstream.client = slot;
             client.exchange.upstream = at;
