@@ -44,7 +44,7 @@ pub struct Standing {
     pub is_broken: bool,
     /// This request has tried it.
     pub is_tried: bool,
-    /// It is at its limit.
+    /// It is at its limit; asked only where [`Standing::is_out`] doesn't hold.
     pub is_full: bool,
     /// Requests in progress.
     pub load: u32,
@@ -56,6 +56,12 @@ impl Standing {
     /// Up, permitted, with nothing to do.
     pub const FREE: Self =
         Self { is_down: false, is_broken: false, is_tried: false, is_full: false, load: 0, share: WHOLE };
+
+    /// Whether it can't be asked, be it at its limit or not; `is_panic`: so many are down or broken that these may be.
+    #[inline]
+    pub fn is_out(&self, is_panic: bool) -> bool {
+        self.is_tried || !is_panic && (self.is_down || self.is_broken)
+    }
 }
 
 /// What a request says about its backend.
@@ -135,13 +141,13 @@ impl Chooser {
         http: &HttpPool,
         wanted: Wanted,
         now: Instant,
-        mut standing: impl FnMut(u16) -> Standing,
+        mut standing: impl FnMut(u16, bool) -> Standing,
     ) -> Choice {
         let members = pool.members.len().min(usize::from(u16::MAX)) as u16;
         let is_panic = self.is_panic(pool, rules, http, now, &mut standing);
-        let is_out = |one: &Standing| one.is_tried || !is_panic && (one.is_down || one.is_broken);
+        let is_out = |one: &Standing| one.is_out(is_panic);
         if let Some(position) = wanted.sticky.filter(|position| *position < members) {
-            let one = standing(position);
+            let one = standing(position, is_panic);
             if !is_out(&one) && !one.is_full {
                 return Choice::Position(position);
             }
@@ -155,7 +161,7 @@ impl Chooser {
                 if position >= members || http.backups.binary_search(&position).is_ok() != wants_backups {
                     return None;
                 }
-                let one = standing(position);
+                let one = standing(position, is_panic);
                 if is_out(&one) {
                     return None;
                 }
@@ -249,7 +255,7 @@ impl Chooser {
         rules: &PoolRules,
         http: &HttpPool,
         now: Instant,
-        mut standing: impl FnMut(u16) -> Standing,
+        mut standing: impl FnMut(u16, bool) -> Standing,
     ) -> bool {
         if http.panic_percent == 0 {
             return false;
@@ -261,7 +267,7 @@ impl Chooser {
         }
         let (mut all, mut good) = (0u64, 0u64);
         for (position, _) in (0..u16::MAX).zip(&rules.weights).filter(|(_, weight)| **weight > 0) {
-            let one = standing(position);
+            let one = standing(position, false);
             all += 1;
             good += u64::from(!one.is_down && !one.is_broken);
         }

@@ -44,7 +44,7 @@ impl Scene {
 
     fn choose(&mut self, wanted: Wanted, now: u64) -> Choice {
         let standings = &self.standings;
-        let known = |position: u16| standings[usize::from(position)];
+        let known = |position: u16, _: bool| standings[usize::from(position)];
         self.chooser.choose(&self.pool, &self.rules, &self.http, wanted, Instant(now), known)
     }
 

@@ -87,13 +87,15 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let idle = &http.idle;
         let hash = http.random;
         let wanted = Wanted { hash, sticky: None };
-        let chosen = http.chooser.choose(pool_of, pool_rules, http_rules, wanted, now, |position| {
+        let chosen = http.chooser.choose(pool_of, pool_rules, http_rules, wanted, now, |position, _| {
             let Some(index) = pool_of.members.get(usize::from(position)).copied() else {
                 return Standing { is_down: true, ..Standing::FREE };
             };
-            let is_free = idle.len(index) > 0 || leases.probe(Key::Backend(index)) == Acquired::Yes;
+            let is_down = services.backend(index).is_none_or(|backend| backend.down);
+            let is_free =
+                is_down || idle.len(index) > 0 || leases.probe(Key::Backend(index)) == Acquired::Yes;
             Standing {
-                is_down: services.backend(index).is_none_or(|backend| backend.down),
+                is_down,
                 is_full: !is_free,
                 load: leases.used(Key::Backend(index)).saturating_sub(idle.len(index)),
                 ..Standing::FREE

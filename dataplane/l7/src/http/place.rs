@@ -115,22 +115,27 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             sticky: ids.and_then(|ids| ids.position(exchange.sticky.of(head))),
         };
         let mut is_pending = false;
-        let chosen = chooser.choose(pool, pool_rules, http_rules, wanted, now, |position| {
+        let chosen = chooser.choose(pool, pool_rules, http_rules, wanted, now, |position, is_panic| {
             let Some(index) = pool.members.get(usize::from(position)).copied() else {
                 return Standing { is_down: true, ..Standing::FREE };
             };
             let used = leases.used(Key::Backend(index));
             let spare = idle.len(index);
-            let probed = if spare > 0 { Acquired::Yes } else { leases.probe(Key::Backend(index)) };
-            is_pending |= probed == Acquired::Pending;
-            Standing {
+            let mut standing = Standing {
                 is_down: services.backend(index).is_none_or(|backend| backend.down),
                 is_broken: breakers.permits(index, now) == Permit::No,
                 is_tried: exchange.tried.contains(&index),
-                is_full: probed != Acquired::Yes,
+                is_full: false,
                 load: used.saturating_sub(spare),
                 share: comebacks.share(index, http_rules.slow_start_ms, now),
+            };
+            // the ledger is asked only for who could use what it grants: it would come and go for ever
+            if spare == 0 && !standing.is_out(is_panic) {
+                let probed = leases.probe(Key::Backend(index));
+                is_pending |= probed == Acquired::Pending;
+                standing.is_full = probed != Acquired::Yes;
             }
+            standing
         });
         match chosen {
             Choice::Position(position) => (pool.members.get(usize::from(position)).copied(), false, false),

@@ -12,6 +12,7 @@ use crate::world::{POOL, Plan, World};
 
 mod bodies;
 mod exchanges;
+mod random;
 mod routes;
 mod trouble;
 mod tunnels;
