@@ -32,6 +32,14 @@ enum Read {
     Gone,
 }
 
+/// What follows a final head that was passed on.
+enum Passed {
+    /// Its body.
+    Response,
+    /// Whatever both sides send; it begins behind the head.
+    Tunnel,
+}
+
 impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// News of a connection to a backend.
     pub(crate) fn http_upstream_news(&mut self, at: u32, handle: C::Handle, events: Events) {
@@ -229,7 +237,11 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         self.connections.consume(handle, len as u32);
         self.give_back(gathered);
         match passed {
-            Some(()) => Read::Final,
+            Some(Passed::Tunnel) => {
+                self.begin_tunnel(slot);
+                Read::Gone
+            }
+            Some(Passed::Response) => Read::Final,
             None => {
                 self.fail(slot, Cause::ResponseTooLarge);
                 Read::Gone
@@ -320,7 +332,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
 
     /// Passes the final response's head on; `None`: it can't be written.
     #[inline]
-    fn pass_final(&mut self, slot: u32, gathered: Option<&super::Held>) -> Option<()> {
+    fn pass_final(&mut self, slot: u32, gathered: Option<&super::Held>) -> Option<Passed> {
         let now = self.now;
         let status = self.proxy.http.response.status;
         self.judge_response(slot, status);
@@ -399,14 +411,13 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         self.count_status(listener, status);
         self.accounts.backend_http(backend, BackendHttpCount::ServerErrors, u64::from(status >= 500));
         if self.send_scratch(slot) == Sent::Refused {
-            return Some(());
+            return Some(Passed::Response);
         }
         if is_tunnel {
-            self.begin_tunnel(slot);
-        } else {
-            self.set_due(slot, idle_ms);
+            return Some(Passed::Tunnel);
         }
-        Some(())
+        self.set_due(slot, idle_ms);
+        Some(Passed::Response)
     }
 
     /// Counts a status that a client got.

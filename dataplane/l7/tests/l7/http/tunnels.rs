@@ -18,6 +18,7 @@ fn an_upgrade_becomes_a_tunnel_both_ways() {
     world.says(upstream, &(AGREED.to_owned() + "\x01first"));
     let got = world.got(client);
     assert!(got.starts_with("HTTP/1.1 101 ") && got.ends_with("\r\n\r\n\x01first"), "{got}");
+    assert_eq!(got.matches("HTTP/1.1").count(), 1, "{got}");
     world.says(client, "GET / not a request");
     assert_eq!(world.got(upstream), "GET / not a request");
     assert_eq!((world.books.http(HttpCount::Tunnels), world.books.gauge(HttpGauge::Tunnels)), (1, 1));
