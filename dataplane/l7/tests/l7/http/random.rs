@@ -24,7 +24,7 @@ impl Random {
     }
 
     fn one_in(&mut self, limit: u64) -> bool {
-        self.below(limit) == 0
+        self.next().is_multiple_of(limit)
     }
 }
 
@@ -178,7 +178,7 @@ fn run(seed: u64) {
         http_pool: HttpPool { retry, idle_connections, breaker: None, ..HttpPool::default() },
         ..with(|listener| {
             listener.routes = [own, rest].into();
-            listener.limits.client_body_buffer = if seed % 3 == 0 { 1_000 } else { 0 };
+            listener.limits.client_body_buffer = if seed.is_multiple_of(3) { 1_000 } else { 0 };
         })
     };
     plan.rules.queue = 5;
