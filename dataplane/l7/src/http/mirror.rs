@@ -163,7 +163,15 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         match self.discard_response(at, handle) {
             Some(true) => {}
             // the end, in order or not
-            Some(false) => self.keep_upstream(at),
+            Some(false) => {
+                // what it was given is longer than a connection may be idle
+                let http = &mut self.proxy.http;
+                http.upstream_wheel.disarm(&mut http.upstreams, at);
+                if let Some(upstream) = http.upstreams.at_mut(at) {
+                    upstream.is_armed = false;
+                }
+                self.keep_upstream(at);
+            }
             None => self.drop_http_upstream(at, true),
         }
     }
@@ -189,7 +197,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 upstream.response = Body::from(http.response.body);
             }
         }
-        match pump(self.connections, handle, None, &mut upstream.response, Manner::Raw).halt {
+        match pump(self.connections, handle, None, u32::MAX, &mut upstream.response, Manner::Raw).halt {
             Halt::Done => Some(false),
             Halt::Starved if upstream.is_finished => None,
             Halt::Starved | Halt::Blocked => Some(true),

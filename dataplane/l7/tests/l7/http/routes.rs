@@ -275,7 +275,9 @@ fn copies_go_to_mirrors_and_their_responses_nowhere() {
     let mut copied = route("/", to_pool());
     copied.mirror =
         Some(weir_http::routes::spec::Mirror { pool: crate::world::POOL, per_ten_thousand: 10_000 });
-    let mut world = World::new(Plan { backends: 2, ..with(|listener| listener.routes = [copied].into()) });
+    let http_pool = HttpPool { idle_ms: 1_000, ..HttpPool::default() };
+    let plan = with(|listener| listener.routes = [copied].into());
+    let mut world = World::new(Plan { backends: 2, http_pool, ..plan });
     let (client, upstream) = world.exchange(&get("/x"));
     let copy = world.syn();
     assert_ne!(copy, upstream);
@@ -286,5 +288,7 @@ fn copies_go_to_mirrors_and_their_responses_nowhere() {
     world.says(upstream, &ok("kept"));
     assert_eq!(world.got(client), ok("kept"));
     assert_eq!((world.books.http(HttpCount::Mirrored), world.books.idle()), (1, 2));
+    world.advance(1_001);
+    assert_eq!(world.books.idle(), 0, "both are idle for too long");
     world.ends();
 }
