@@ -168,7 +168,7 @@ impl<B: Buffer> Connections for Engine<B> {
     }
 
     fn unsent(&self, handle: Handle) -> u32 {
-        self.info(handle).map_or(0, |info| info.send_queue)
+        self.queued(handle)
     }
 
     #[inline]

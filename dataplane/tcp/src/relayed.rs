@@ -54,6 +54,12 @@ impl<B: Buffer> Engine<B> {
         Some(chunk)
     }
 
+    /// Bytes that wait to be sent or acknowledged.
+    #[inline]
+    pub fn queued(&self, handle: Handle) -> u32 {
+        self.slab.of(handle).map_or(0, |record| record.send.len())
+    }
+
     /// All pieces of what waits to be received, in order; they stay there.
     pub fn waiting(&self, handle: Handle) -> impl Iterator<Item = &[u8]> {
         self.slab.of(handle).into_iter().flat_map(|record| record.receive.pieces(&self.nodes))

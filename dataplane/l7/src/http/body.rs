@@ -90,16 +90,19 @@ pub(crate) struct Moved {
     pub(crate) data: u64,
 }
 
-/// Moves what is there of a body, as far as there is room. Without a target it is let go of.
+/// Moves what is there of a body, as far as there is room and until `most` bytes wait at the target (a piece more may). Without a target
+/// it is let go of.
 #[inline]
 pub(crate) fn pump<C: Connections>(
     connections: &mut C,
     from: C::Handle,
     to: Option<C::Handle>,
+    most: u32,
     body: &mut Body,
     manner: Manner,
 ) -> Moved {
     let mut data = 0;
+    let waiting = to.filter(|_| most < u32::MAX).map_or(0, |to| u64::from(connections.unsent(to)));
     let halt = loop {
         if body.is_done() {
             break Halt::Done;
@@ -108,7 +111,7 @@ pub(crate) fn pump<C: Connections>(
             break Halt::Starved;
         }
         if let Some(to) = to
-            && connections.room(to) == 0
+            && (connections.room(to) == 0 || waiting + data >= u64::from(most))
         {
             connections.await_room(to);
             break Halt::Blocked;

@@ -108,7 +108,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         }
         let exchange = &mut client.exchange;
         let (from, to) = (client.handle, upstream.handle);
-        let moved = pump(self.connections, from, Some(to), &mut exchange.request, Manner::Raw);
+        let moved = pump(self.connections, from, Some(to), u32::MAX, &mut exchange.request, Manner::Raw);
         if moved.data > 0 || moved.halt == Halt::Done {
             client.flags.set(Flags::BODY_GONE);
             exchange.bytes_in += moved.data;

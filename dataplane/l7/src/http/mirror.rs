@@ -197,7 +197,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 upstream.response = Body::from(http.response.body);
             }
         }
-        match pump(self.connections, handle, None, &mut upstream.response, Manner::Raw).halt {
+        match pump(self.connections, handle, None, u32::MAX, &mut upstream.response, Manner::Raw).halt {
             Halt::Done => Some(false),
             Halt::Starved if upstream.is_finished => None,
             Halt::Starved | Halt::Blocked => Some(true),

@@ -443,7 +443,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let Some(upstream) = http.upstreams.at(exchange.upstream) else { return };
         let manner = if client.flags.has(Flags::PLAIN) { Manner::Plain } else { Manner::Raw };
         let (from, to) = (upstream.handle, client.handle);
-        let moved = pump(self.connections, from, Some(to), &mut exchange.response, manner);
+        let site = self.proxy.rules.http_listener(client.listener);
+        let most = site.map_or(u32::MAX, |site| site.rules.limits.proxy_buffer);
+        let moved = pump(self.connections, from, Some(to), most, &mut exchange.response, manner);
         if moved.data > 0 {
             exchange.bytes_out += moved.data;
             exchange.moved_at = now;

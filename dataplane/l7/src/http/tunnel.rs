@@ -38,7 +38,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let exchange = &mut client.exchange;
         let (mut to_client, mut to_backend) = (Halt::Blocked, Halt::Blocked);
         if client.outbox.is_empty() {
-            let moved = pump(self.connections, far, Some(near), &mut exchange.response, Manner::Raw);
+            let moved =
+                pump(self.connections, far, Some(near), u32::MAX, &mut exchange.response, Manner::Raw);
             exchange.bytes_out += moved.data;
             to_client = moved.halt;
             if moved.data > 0 {
@@ -48,7 +49,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             }
         }
         if upstream.outbox.is_empty() {
-            let moved = pump(self.connections, near, Some(far), &mut exchange.request, Manner::Raw);
+            let moved = pump(self.connections, near, Some(far), u32::MAX, &mut exchange.request, Manner::Raw);
             exchange.bytes_in += moved.data;
             to_backend = moved.halt;
             if moved.data > 0 {

@@ -218,3 +218,27 @@ fn a_slow_reader_holds_its_backend_back() {
     assert_eq!(world.books.idle(), 1);
     world.ends();
 }
+
+#[test]
+fn so_much_of_a_response_is_taken_ahead_as_is_configured() {
+    const AHEAD: usize = 4 << 10;
+    let mut world = World::new(with(|listener| listener.limits.proxy_buffer = AHEAD as u32));
+    let (client, upstream) = world.exchange(&get("/"));
+    world.fake.connections[client].limit = 1 << 20;
+    world.arrives(upstream, b"HTTP/1.1 200 OK\r\nContent-Length: 20000\r\n\r\n");
+    for _ in 0..20 {
+        world.arrives(upstream, &[b'x'; 1_000]);
+    }
+    let waits = world.fake.connections[client].outbox.len();
+    assert!((AHEAD..AHEAD + 1_000).contains(&waits), "{waits}");
+    let mut got = Vec::new();
+    while got.len() < 20_000 {
+        let read = world.reads(client, 700);
+        assert!(!read.is_empty(), "{} bytes came", got.len());
+        got.extend(read);
+        assert!(world.fake.connections[client].outbox.len() < AHEAD + 1_000);
+    }
+    got.extend(world.reads(client, 1_000));
+    assert!(got.ends_with(&[b'x'; 20_000]));
+    world.ends();
+}
