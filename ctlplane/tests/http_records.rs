@@ -160,7 +160,7 @@ fn listener() -> impl Strategy<Value = HttpListener> {
         tunnel_ms: times.5,
     });
     let sizes = (8u32 << 10..=64 << 10, 1u16..=128, 256u16..=8 << 10, any::<u64>(), any::<[u32; 3]>());
-    let limits = (sizes, 0u32..=1 << 30, 0u32..=1 << 30).prop_map(
+    let limits = (sizes, 0u32..=64 << 10, 0u32..=1 << 30).prop_map(
         |((header_bytes, headers, uri_bytes, body_bytes, numbers), client_body_buffer, proxy_buffer)| {
             HttpLimits {
                 header_bytes,

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use toml::de::DeValue;
 use weir_abi::http::{
-    ALL_OF_TEN_THOUSAND, MAX_BURST, MAX_HEADER_BYTES, MAX_HEADERS, MAX_MESSAGE_BUFFER, MAX_MILLIS_PER_SECOND,
-    MIN_HEADER_BYTES, MIN_URI_BYTES, is_token,
+    ALL_OF_TEN_THOUSAND, MAX_BURST, MAX_COLLECTED, MAX_HEADER_BYTES, MAX_HEADERS, MAX_MESSAGE_BUFFER,
+    MAX_MILLIS_PER_SECOND, MIN_HEADER_BYTES, MIN_URI_BYTES, is_token,
 };
 use weir_l7::http::rules::{HttpListener, RateKey, RateLimit, WhenFull};
 
@@ -58,7 +58,7 @@ pub struct AccessLog {
 }
 
 const HEADER_EXPECTED: &str = "a size from \"1KiB\" to \"64KiB\"";
-const BUFFER_EXPECTED: &str = "a size of at most \"1GiB\", or \"off\"";
+const BUFFER_EXPECTED: &str = "a size of at most \"64KiB\", or \"off\"";
 const TOKEN_EXPECTED: &str = "a name of letters, digits and !#$%&'*+-.^_`|~";
 const RATE_EXPECTED: &str =
     "a rate like \"100/s\", \"30/m\" or \"20/h\", of 1/1000 to 1,000,000,000 per second";
@@ -124,7 +124,7 @@ fn read_limits(table: &mut TableReader<'_, '_>, http: &mut Http) {
             "a size from \"1KiB\" to \"63KiB\"",
         );
         let body = size_or_off(inner, "body", u64::MAX, "a size like \"10MiB\", or \"off\"");
-        let collected = size_or_off(inner, "client_body_buffer", MAX_MESSAGE_BUFFER.into(), BUFFER_EXPECTED);
+        let collected = size_or_off(inner, "client_body_buffer", MAX_COLLECTED.into(), BUFFER_EXPECTED);
         let ahead = size(
             inner,
             "proxy_buffer",

@@ -28,8 +28,10 @@ pub const MAX_HEADER_BYTES: u32 = 64 << 10;
 pub const MAX_HEADERS: u16 = 128;
 /// Least bytes of a target that may be the limit.
 pub const MIN_URI_BYTES: u16 = 256;
-/// Most bytes of a request's body that are collected before a backend is asked, and of a response that are taken ahead.
+/// Most bytes of a response that are taken ahead of what the client reads.
 pub const MAX_MESSAGE_BUFFER: u32 = 1 << 30;
+/// Most bytes of a request's body that are collected before a backend is asked: with its head it lies in one buffer.
+pub const MAX_COLLECTED: u32 = 64 << 10;
 /// Most that a weight of a split may be.
 pub const MAX_SPLIT_WEIGHT: u32 = 1_000_000;
 /// All of ten thousand.
@@ -252,7 +254,7 @@ pub struct HttpRecord {
     pub requests: u32,
     /// Connections of one client address; 0 = any number.
     pub client_connections: u32,
-    /// Of a request's body that is collected first, at most [`MAX_MESSAGE_BUFFER`]; 0 = it is passed on as it comes.
+    /// Of a request's body that is collected first, at most [`MAX_COLLECTED`]; 0 = it is passed on as it comes.
     pub client_body_buffer: u32,
     /// Of a response that is taken ahead, at most [`MAX_MESSAGE_BUFFER`].
     pub proxy_buffer: u32,

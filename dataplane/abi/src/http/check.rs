@@ -7,10 +7,10 @@ use std::ops::RangeInclusive;
 use super::table::part;
 use super::{
     ALL_OF_TEN_THOUSAND, ActionKind, Compare, ConditionKind, ConditionRecord, EditKind, EditRecord, HashKind,
-    HostEditKind, HostKind, HttpPoolRecord, HttpTable, MAX_BODY_BYTES, MAX_BURST, MAX_HEADER_BYTES,
-    MAX_HEADERS, MAX_MESSAGE_BUFFER, MAX_MILLIS_PER_SECOND, MAX_RATE_LIMITS, MAX_REGEX_BYTES, MAX_ROUTES,
-    MAX_SPLIT_WEIGHT, MAX_SPLITS, MIN_HEADER_BYTES, MIN_URI_BYTES, PathEditKind, PathKind, RateKeyKind,
-    RouteRecord, Scheme, Stretch, WhenFullKind,
+    HostEditKind, HostKind, HttpPoolRecord, HttpTable, MAX_BODY_BYTES, MAX_BURST, MAX_COLLECTED,
+    MAX_HEADER_BYTES, MAX_HEADERS, MAX_MESSAGE_BUFFER, MAX_MILLIS_PER_SECOND, MAX_RATE_LIMITS,
+    MAX_REGEX_BYTES, MAX_ROUTES, MAX_SPLIT_WEIGHT, MAX_SPLITS, MIN_HEADER_BYTES, MIN_URI_BYTES, PathEditKind,
+    PathKind, RateKeyKind, RouteRecord, Scheme, Stretch, WhenFullKind,
 };
 use crate::check::{check_address, ensure, value};
 use crate::image::SnapshotError;
@@ -167,9 +167,8 @@ impl Proof<'_> {
         self.number("header_bytes", head.header_bytes.into(), bytes)?;
         self.number("headers", head.headers.into(), 1..=MAX_HEADERS.into())?;
         self.number("uri_bytes", head.uri_bytes.into(), MIN_URI_BYTES.into()..=head.header_bytes.into())?;
-        let buffer = 0..=u64::from(MAX_MESSAGE_BUFFER);
-        self.number("client_body_buffer", head.client_body_buffer.into(), buffer.clone())?;
-        self.number("proxy_buffer", head.proxy_buffer.into(), buffer)?;
+        self.number("client_body_buffer", head.client_body_buffer.into(), 0..=MAX_COLLECTED.into())?;
+        self.number("proxy_buffer", head.proxy_buffer.into(), 0..=MAX_MESSAGE_BUFFER.into())?;
         self.value("via", head.via)?;
         if head.request_id != Stretch::default() {
             self.lower_token("request_id", head.request_id)?;
