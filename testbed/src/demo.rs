@@ -21,11 +21,12 @@ const REQUESTS: u64 = 500;
 const AT_ONCE: usize = 8;
 
 /// Listener, mode, family, number of its VIP, pool.
-const LISTENERS: [(&str, &str, Family, u8, &str); 4] = [
+const LISTENERS: [(&str, &str, Family, u8, &str); 5] = [
     ("web4-http", "nat", Family::Ipv4, 1, "app4"),
     ("web6-http", "nat", Family::Ipv6, 1, "app6"),
     ("direct4-http", "dsr", Family::Ipv4, 2, "direct4"),
     ("direct6-http", "dsr", Family::Ipv6, 2, "direct6"),
+    ("shop4-http", "proxy", Family::Ipv4, 3, "shop4"),
 ];
 
 /// What the user may choose.

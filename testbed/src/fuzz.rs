@@ -38,7 +38,7 @@ pub(crate) struct Target {
 }
 
 /// All of them.
-pub(crate) static TARGETS: [Target; 7] = [
+pub(crate) static TARGETS: [Target; 11] = [
     Target { name: "abi-snapshot", body: weir_abi::fuzz::snapshot, seeds: snapshot_seeds },
     Target { name: "abi-counters", body: weir_abi::fuzz::counters, seeds: counters_seeds },
     Target { name: "abi-events", body: weir_abi::events::fuzz, seeds: weir_abi::events::seeds },
@@ -46,6 +46,14 @@ pub(crate) static TARGETS: [Target; 7] = [
     Target { name: "l4-engine", body: weir_l4::fuzz::l4, seeds: conversation_seeds },
     Target { name: "tcp-segments", body: weir_tcp::fuzz::segments, seeds: weir_tcp::fuzz::seeds },
     Target { name: "l7-proxy-protocol", body: weir_l7::fuzz::fuzz_proxy_protocol, seeds: header_seeds },
+    Target { name: "http-request", body: weir_http::fuzz::request, seeds: weir_http::fuzz::request_seeds },
+    Target { name: "http-response", body: weir_http::fuzz::response, seeds: weir_http::fuzz::response_seeds },
+    Target { name: "http-chunked", body: weir_http::fuzz::chunked, seeds: weir_http::fuzz::chunked_seeds },
+    Target {
+        name: "http-routes",
+        body: weir_http::routes::fuzz::fuzz_routes,
+        seeds: weir_http::routes::fuzz::seeds,
+    },
 ];
 
 /// What the user may choose.

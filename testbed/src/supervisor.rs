@@ -157,6 +157,16 @@ impl Process {
         }
     }
 
+    /// Stops it where it is, until [`Process::thaw`].
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
     /// Kills it, as `kill -9` does, and waits for its end.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.signal(Signal::KILL)?;

@@ -8,7 +8,7 @@
 //! tables     flow-table, publish                               testpmd          the peer
 //! live       latency/MODE, restart (a lab of namespaces)       result           figures and targets
 //! tcp        echo/CONNS, churn, idle, bulk-*, relay-bulk
-//! http       memory/*
+//! http       memory/*, testbed/*
 //! ```
 
 mod capture;
@@ -34,6 +34,7 @@ use clap::{Args, ValueEnum};
 use crate::interrupt;
 use crate::setup::{Binaries, Ready, cargo, target};
 use result::Figure;
+pub(crate) use result::percentile;
 
 /// Load of the machine above which figures can't be trusted.
 const BUSY: f64 = 0.7;
@@ -45,7 +46,7 @@ pub(crate) enum Kind {
     L4,
     /// TCP in memory, one core: transactions, set-up and teardown, memory, bulk.
     Tcp,
-    /// HTTP: what a request costs one worker in memory.
+    /// HTTP: what a request costs, in memory, and in a lab beside HAProxy and nginx.
     Http,
     /// Changes: from a request to the acknowledgement of every worker; back after a crash.
     Control,

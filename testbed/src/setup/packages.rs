@@ -10,7 +10,7 @@ use crate::console::Step;
 use crate::supervisor::tail;
 
 /// Build and run needs, with what each is for.
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 16] = [
     "libdpdk-dev",
     "dpdk",
     "libclang-dev",
@@ -18,6 +18,8 @@ const PACKAGES: [&str; 14] = [
     "gcc",
     "libc6-dev",
     "nginx-light",
+    "haproxy",
+    "wrk",
     "curl",
     "iperf3",
     "iproute2",

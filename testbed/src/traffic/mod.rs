@@ -8,6 +8,7 @@ pub(crate) mod http;
 pub(crate) mod pcap;
 pub(crate) mod peer;
 pub(crate) mod probe;
+pub(crate) mod rate;
 pub(crate) mod servers;
 pub(crate) mod stream;
 pub(crate) mod tunnel;

@@ -2,10 +2,12 @@
 
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::traffic::http::Connection;
+use crate::traffic::rate;
 
 /// What the process is to be.
 #[derive(Debug, clap::Subcommand)]
@@ -22,6 +24,17 @@ pub(crate) enum Peer {
         /// How many.
         connections: usize,
     },
+    /// A client that asks at a fixed rate and says how long answers took, as JSON.
+    Rate {
+        /// Whom it asks.
+        target: SocketAddr,
+        /// Requests per second.
+        rate: u32,
+        /// Over how many connections.
+        connections: usize,
+        /// For how many milliseconds.
+        ms: u64,
+    },
 }
 
 /// Runs it to its end.
@@ -29,6 +42,11 @@ pub(crate) fn run(peer: &Peer) -> Result<()> {
     match peer {
         Peer::Sink { place } => sink(*place),
         Peer::Hold { target, connections } => hold(*target, *connections),
+        Peer::Rate { target, rate, connections, ms } => {
+            let outcome = rate::run(*target, *rate, *connections, Duration::from_millis(*ms))?;
+            println!("{}", serde_json::to_string(&outcome)?);
+            Ok(())
+        }
     }
 }
 

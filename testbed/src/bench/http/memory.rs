@@ -113,10 +113,16 @@ pub(super) fn run(bench: &mut Bench<'_>) {
     {
         bench.case(case, |context| pinned(context, |context| one(context, case, clients, ROUTES, uses)));
     }
+    let mut fewest: Option<Figure> = None;
     for routes in SIZES {
         let case = format!("memory/routes-{routes}");
         bench.case(&case, |context| {
-            pinned(context, |context| one(context, &case, CLIENTS, routes, Use::Kept))
+            let mut figures = pinned(context, |context| one(context, &case, CLIENTS, routes, Use::Kept))?;
+            let Some(cost) = figures.first().cloned() else { return Ok(figures) };
+            let of_fewest = fewest.get_or_insert_with(|| cost.clone()).median();
+            let values = cost.values.iter().map(|value| value / of_fewest).collect();
+            figures.push(Figure { metric: "times_fewest_routes", unit: "", values, ..cost });
+            Ok(figures)
         });
     }
 }

@@ -283,7 +283,8 @@ fn upgrade(site: &mut Site) -> Result<()> {
     for number in 0..20 {
         let word = format!("{number} GET / HTTP/1.1\r\n\r\n{}", "x".repeat(number * 300));
         client.send(&word)?;
-        ensure!(client.bytes(word.len())? == word.as_bytes(), "bytes {number} came back changed");
+        let came = client.bytes(word.len())?;
+        ensure!(came == word.as_bytes(), "{number} came back as {:?}", String::from_utf8_lossy(&came));
     }
     client.stream.shutdown(Shutdown::Write)?;
     ensure!(client.ended(2 * SECOND)? == End::Finished, "a FIN became a RST");

@@ -6,9 +6,12 @@ mod killed;
 mod limits;
 mod load;
 mod log;
+mod many;
 mod messages;
 mod pools;
 mod routes;
+mod slow;
+mod smuggling;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -41,6 +44,9 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         limits::scenarios(),
         log::scenarios(),
         killed::scenarios(),
+        smuggling::scenarios(),
+        slow::scenarios(),
+        many::scenarios(),
     ];
     groups.into_iter().flatten().collect()
 }

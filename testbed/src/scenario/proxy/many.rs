@@ -20,36 +20,40 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 /// A client process that holds connections.
-struct Holder {
+pub(in crate::scenario) struct Holder {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Holder {
-    fn start(rig: &Rig, target: &str) -> Result<Self> {
+    /// Starts one with so many.
+    pub(in crate::scenario) fn start(rig: &Rig, target: &str, connections: usize) -> Result<Self> {
         let program = std::env::current_exe()?;
         let mut command = rig.lab.client.command(&program.display().to_string());
-        command.args(["peer", "hold", target, &EACH.to_string()]);
+        command.args(["peer", "hold", target, &connections.to_string()]);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start a client")?;
         let output = child.stdout.take().context("no standard output")?;
         Ok(Self { input: child.stdin.take(), output: BufReader::new(output), child })
     }
 
-    fn ask(&mut self) -> Result<()> {
+    /// Has it ask on each connection.
+    pub(in crate::scenario) fn ask(&mut self) -> Result<()> {
         let Some(input) = &mut self.input else { bail!("the client has no input") };
         writeln!(input, "ask").context("a client has ended")
     }
 
-    fn expect(&mut self, word: &str) -> Result<()> {
+    /// Waits until it says so.
+    pub(in crate::scenario) fn expect(&mut self, word: &str) -> Result<()> {
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         ensure!(line.trim() == word, "a client said {line:?} instead of {word:?}; its error is above");
         Ok(())
     }
 
-    fn end(&mut self) -> Result<()> {
+    /// Has it end.
+    pub(in crate::scenario) fn end(&mut self) -> Result<()> {
         self.input = None;
         let status = self.child.wait()?;
         ensure!(status.success(), "a client ended with {status}");
@@ -77,7 +81,8 @@ fn many(context: &Context) -> Result<()> {
     };
     let before = resident(&rig)?;
     let target = service.target().to_string();
-    let mut holders = (0..PROCESSES).map(|_| Holder::start(&rig, &target)).collect::<Result<Vec<_>>>()?;
+    let mut holders =
+        (0..PROCESSES).map(|_| Holder::start(&rig, &target, EACH)).collect::<Result<Vec<_>>>()?;
     holders.iter_mut().try_for_each(|holder| holder.expect("open"))?;
     for _ in 0..2 {
         holders.iter_mut().try_for_each(Holder::ask)?;

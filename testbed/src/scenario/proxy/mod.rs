@@ -10,7 +10,7 @@ mod http;
 mod idle;
 mod killed;
 mod limits;
-mod many;
+pub(super) mod many;
 mod protocol;
 mod tell;
 
