@@ -445,8 +445,12 @@ impl<B: Buffer> Work<'_, B> {
     }
 
     /// The RST of a connection that we end (RFC 9293 §3.10.5).
+    ///
+    /// A peer that has taken its window back drops what lies beyond, RSTs as well (RFC 9293 §3.10.7.4): to it we say what it can still
+    /// take, as Linux does.
     fn send_reset(&mut self, id: u16, tx: &mut impl Transmit<B>) -> bool {
-        let seq = self.c.snd_nxt;
+        let edge = self.c.snd_una + self.c.snd_wnd;
+        let seq = if self.c.snd_nxt.is_after(edge) { edge } else { self.c.snd_nxt };
         self.address(seq, tcp::RST, id);
         self.header.window = 0;
         let went = tx.transmit(self.header, Payload::empty());
