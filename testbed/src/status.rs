@@ -226,6 +226,11 @@ impl Status {
         self.http_of(listener).and_then(|http| http.causes.get(cause)).copied().unwrap_or(0)
     }
 
+    /// All causes of a listener that there were, in words.
+    pub(crate) fn causes_in_words(&self, listener: &str) -> String {
+        self.http_of(listener).map_or_else(String::new, |http| nonzero(&http.causes))
+    }
+
     fn http_of(&self, listener: &str) -> Option<&Http> {
         self.listeners.iter().find(|row| row.name == listener)?.http.as_ref()
     }

@@ -82,7 +82,7 @@ fn attacks(context: &Context) -> Result<()> {
     ensure!(heads >= EACH, "{heads} of {EACH} slow heads were refused");
     // ten bytes a second are less than the least rate, which holds from the sixth second on
     ensure!(bodies >= EACH, "{bodies} of {EACH} slow bodies were refused");
-    ensure!(reads >= EACH, "{reads} of {EACH} who don't read were ended");
+    ensure!(reads >= EACH, "{reads} of {EACH} who don't read were ended; {}", status.causes_in_words("web"));
     ensure!(open == 0, "{open} attackers are still connected");
     ensure!(beside.slowest < Duration::from_secs(2), "a request took {:?}", beside.slowest);
     site.finish()
