@@ -368,6 +368,11 @@ impl<B: Buffer> Work<'_, B> {
                 return Some(Outcome::Alive);
             }
             self.counters.resets_received += 1;
+            // what it acknowledges has arrived there, though nothing is sent any more: an application may ask
+            let is_new = segment.ack.is_after(c.snd_una) && !segment.ack.is_after(c.snd_nxt);
+            if segment.has(tcp::ACK) && is_new {
+                c.snd_una = segment.ack;
+            }
             let refused = c.state == State::SynReceived && !c.flags.has(Flags::PASSIVE);
             return Some(Outcome::Over(if refused { Ended::Refused } else { Ended::Reset }));
         }

@@ -95,6 +95,8 @@ pub(crate) struct EngineStack {
     wire: Wire,
     listening: Option<Endpoint>,
     handles: BTreeMap<(u128, u16), Handle>,
+    /// Where acknowledgements stood when a client's connection was accepted.
+    accepted: BTreeMap<(u128, u16), u32>,
     /// Our end of each peer's last segment or connection.
     locals: BTreeMap<(u128, u16), Endpoint>,
     now: Instant,
@@ -114,6 +116,7 @@ impl EngineStack {
             wire,
             listening: None,
             handles: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             locals: BTreeMap::new(),
             now: Instant(0),
         }
@@ -246,6 +249,7 @@ impl Stack for EngineStack {
             ];
             if events.has(Events::ACCEPTED) {
                 self.handles.insert(key(info.remote), handle);
+                self.accepted.insert(key(info.remote), engine.acknowledged(handle));
             }
             for (event, name) in names {
                 if events.has(event) {
@@ -332,6 +336,10 @@ impl Stack for EngineStack {
             "rto" => (info.retransmission_timeout_us / 1_000).to_string(),
             "mss" => info.mss.to_string(),
             "in-flight" => info.in_flight.to_string(),
+            "acknowledged" => {
+                let stands = self.handles.get(&key(remote)).map_or(0, |handle| engine.acknowledged(*handle));
+                stands.wrapping_sub(self.accepted.get(&key(remote)).copied().unwrap_or(0)).to_string()
+            }
             _ => return Err(format!("`assert {what}`: no such value")),
         }))
     }
