@@ -7,7 +7,7 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use hugepages::events::Producer;
@@ -119,18 +119,7 @@ impl Drop for Daemon {
 
 impl Daemon {
     fn start(instance: &Instance) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_weir-ctlplane"))
-            .args(["--instance", "test", "--log", "info", "--config"])
-            .arg(&instance.options.config)
-            .arg("--state-dir")
-            .arg(&instance.options.state_dir)
-            .arg("--run-dir")
-            .arg(instance.run_dir())
-            .arg("--shm-dir")
-            .arg(instance.shm())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = support::spawn(instance, "info");
         let daemon = Self(child);
         until("socket", || UnixStream::connect(instance.run_dir().join("test.sock")).is_ok());
         daemon

@@ -6,7 +6,7 @@ mod support;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -28,25 +28,10 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(instance: &Instance) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_weir-ctlplane"))
-        .args(["--instance", "test", "--log", "warn", "--config"])
-        .arg(&instance.options.config)
-        .arg("--state-dir")
-        .arg(&instance.options.state_dir)
-        .arg("--run-dir")
-        .arg(instance.run_dir())
-        .arg("--shm-dir")
-        .arg(instance.shm())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
-
 impl Daemon {
     fn start(config: &str) -> Self {
         let instance = Instance::new(config);
-        let daemon = Self { child: spawn(&instance), instance };
+        let daemon = Self { child: support::spawn(&instance, "warn"), instance };
         daemon.wait();
         daemon
     }
@@ -335,7 +320,7 @@ fn a_killed_daemon_comes_back_and_status_works_meanwhile() {
     let refused = daemon.weir(&["backend", "list"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).contains("start it"));
-    daemon.child = spawn(&daemon.instance);
+    daemon.child = support::spawn(&daemon.instance, "warn");
     daemon.wait();
     let status = daemon.weir(&["status", "--json"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
@@ -357,7 +342,7 @@ fn idle_connections_do_not_keep_others_out() {
 #[test]
 fn one_daemon_per_instance() {
     let daemon = Daemon::start(&one_pool(TWO));
-    let second = spawn(&daemon.instance).wait_with_output().unwrap();
+    let second = support::spawn(&daemon.instance, "warn").wait_with_output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(text(&second.stderr).contains("runs already"), "{}", text(&second.stderr));
     let (status, _) = daemon.send("GET", "/v1/status", "");

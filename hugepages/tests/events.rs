@@ -2,48 +2,18 @@
 //!
 //! A child is this very test program, told by the environment which part to play; it is always killed and awaited.
 
-#![expect(clippy::unwrap_used, reason = "a failing test helper should panic")]
+mod support;
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hugepages::events::{Consumer, Producer};
 use hugepages::segment::SegmentDir;
-
-const DIRECTORY: &str = "WEIR_TEST_CHILD_DIRECTORY";
-
-struct Role(Child);
-
-impl Role {
-    fn start(name: &str, directory: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
-            .env(DIRECTORY, directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let role = Self(child);
-        assert!(output.lines().any(|line| line.unwrap().contains("ready")));
-        role
-    }
-}
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        let _killed = self.0.kill();
-        let _awaited = self.0.wait();
-    }
-}
+use support::{Role, directory_of_child};
 
 /// Writes numbers until it is killed.
 #[test]
 fn child_produces() {
-    let Some(path) = std::env::var_os(DIRECTORY) else { return };
-    let directory = SegmentDir::open(path).unwrap();
+    let Some(directory) = directory_of_child() else { return };
     let mut producer = Producer::open(&directory, "events-0", 1).unwrap();
     let epoch = producer.counts().epoch;
     println!("ready");

@@ -2,55 +2,11 @@
 //!
 //! A child is this very test program, told by the environment which part to play; it is always killed and awaited.
 
-#![expect(clippy::unwrap_used, reason = "a failing test helper should panic")]
-
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+mod support;
 
 use hugepages::generation::{Adopter, ControlError, Publisher, RunState};
 use hugepages::segment::{Access, SegmentDir, SegmentError, SharedSlice};
-
-const DIRECTORY: &str = "WEIR_TEST_CHILD_DIRECTORY";
-
-/// A child that runs until it is dropped.
-struct Role(Child);
-
-impl Role {
-    /// Starts the test `name` of this program as a child, and waits until it says that it is ready.
-    fn start(name: &str, directory: &Path) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", name, "--nocapture"])
-            .env(DIRECTORY, directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let role = Self(child);
-        let is_ready = output.lines().any(|line| line.unwrap().contains("ready"));
-        assert!(is_ready, "the child ended before it was ready");
-        role
-    }
-
-    fn kill(mut self) -> u32 {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-        self.0.id()
-    }
-}
-
-impl Drop for Role {
-    fn drop(&mut self) {
-        let _killed = self.0.kill();
-        let _awaited = self.0.wait();
-    }
-}
-
-/// The directory, in a child; `None` in an ordinary test run.
-fn directory_of_child() -> Option<SegmentDir> {
-    std::env::var_os(DIRECTORY).map(|path| SegmentDir::open(path).unwrap())
-}
+use support::{Role, directory_of_child};
 
 /// Says that the part is played, and stays until killed (or until the parent is gone).
 fn stay() {

@@ -2,6 +2,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
@@ -220,4 +221,20 @@ pub fn pool(name: &str, backends: &[(&str, u8, u16)]) -> String {
         ));
     }
     text
+}
+
+/// Starts the daemon of an instance; what it says with its log is there to be read.
+pub fn spawn(instance: &Instance, log: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_weir-ctlplane"))
+        .args(["--instance", "test", "--log", log, "--config"])
+        .arg(&instance.options.config)
+        .arg("--state-dir")
+        .arg(&instance.options.state_dir)
+        .arg("--run-dir")
+        .arg(instance.run_dir())
+        .arg("--shm-dir")
+        .arg(instance.shm())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
 }

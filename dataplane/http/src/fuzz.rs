@@ -5,7 +5,9 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::chunked::{ChunkError, Decoder, Kind, Pass, Trailers};
-use crate::head::{Body, Fields, Limits, Method, Progress, Request, Response, Span, Version, head_end};
+use crate::head::{
+    Body, Fields, Limits, Method, Progress, Refusal, Request, Response, Span, Version, head_end,
+};
 use crate::name::Known;
 use crate::routes::spec::FieldEdit;
 use crate::target::{self, Form};
@@ -20,21 +22,10 @@ pub fn request(data: &[u8]) {
     let mut read = Request::default();
     let whole = read.parse(bytes, &WIDE);
     let mut part = Request::default();
-    for end in cuts(bytes.len(), *cut) {
-        let beginning = bytes.get(..end).unwrap_or_default();
-        match part.parse(beginning, &WIDE) {
-            Ok(Progress::Complete) => {
-                assert_eq!(whole, Ok(Progress::Complete), "a beginning is complete, the whole isn't");
-                assert_eq!((part.len, part.body), (read.len, read.body), "it ends elsewhere in part");
-            }
-            Ok(Progress::Incomplete) => {
-                assert!(whole.is_err() || read.len > end || whole == Ok(Progress::Incomplete))
-            }
-            Err(refusal) => {
-                assert_eq!(whole, Err(refusal), "a beginning is refused, the whole is something else")
-            }
-        }
-    }
+    check_beginnings(bytes, *cut, whole, (read.len, read.body), |beginning| {
+        let progress = part.parse(beginning, &WIDE);
+        (progress, (part.len, part.body))
+    });
     if whole != Ok(Progress::Complete) {
         return;
     }
@@ -93,6 +84,31 @@ pub fn request(data: &[u8]) {
     check_written_request(&read, head, &how);
 }
 
+/// What is parsed of beginnings agrees with what is parsed of the whole; `parse` tells how far a head goes and how its body ends as well.
+fn check_beginnings(
+    bytes: &[u8],
+    cut: u8,
+    whole: Result<Progress, Refusal>,
+    read: (usize, Body),
+    mut parse: impl FnMut(&[u8]) -> (Result<Progress, Refusal>, (usize, Body)),
+) {
+    for end in cuts(bytes.len(), cut) {
+        let (progress, part) = parse(bytes.get(..end).unwrap_or_default());
+        match progress {
+            Ok(Progress::Complete) => {
+                assert_eq!(whole, Ok(Progress::Complete), "a beginning is complete, the whole isn't");
+                assert_eq!(part, read, "it ends elsewhere in part");
+            }
+            Ok(Progress::Incomplete) => {
+                assert!(whole.is_err() || read.0 > end || whole == Ok(Progress::Incomplete))
+            }
+            Err(refusal) => {
+                assert_eq!(whole, Err(refusal), "a beginning is refused, the whole is something else")
+            }
+        }
+    }
+}
+
 /// What was written for a backend means what was read.
 fn check_written_request(read: &Request, head: &[u8], how: &RequestOut<'_>) {
     let bound = write::request_bound(read, how);
@@ -108,8 +124,7 @@ fn check_written_request(read: &Request, head: &[u8], how: &RequestOut<'_>) {
         Ok(progress) => assert_eq!(progress, Progress::Complete, "what was written isn't whole"),
         // Fields that the proxy adds may be too many for the limit, an encoded path too long.
         Err(refusal) => {
-            let is_large =
-                matches!(refusal, crate::head::Refusal::TooLarge | crate::head::Refusal::TargetTooLong);
+            let is_large = matches!(refusal, Refusal::TooLarge | Refusal::TargetTooLong);
             return assert!(is_large, "what was written is refused: {refusal}");
         }
     }
@@ -137,20 +152,10 @@ pub fn response(data: &[u8]) {
     let mut read = Response::default();
     let whole = read.parse(bytes, &WIDE, method);
     let mut part = Response::default();
-    for end in cuts(bytes.len(), *cut) {
-        match part.parse(bytes.get(..end).unwrap_or_default(), &WIDE, method) {
-            Ok(Progress::Complete) => {
-                assert_eq!(whole, Ok(Progress::Complete), "a beginning is complete, the whole isn't");
-                assert_eq!((part.len, part.body), (read.len, read.body), "it ends elsewhere in part");
-            }
-            Ok(Progress::Incomplete) => {
-                assert!(whole.is_err() || read.len > end || whole == Ok(Progress::Incomplete))
-            }
-            Err(refusal) => {
-                assert_eq!(whole, Err(refusal), "a beginning is refused, the whole is something else")
-            }
-        }
-    }
+    check_beginnings(bytes, *cut, whole, (read.len, read.body), |beginning| {
+        let progress = part.parse(beginning, &WIDE, method);
+        (progress, (part.len, part.body))
+    });
     if whole != Ok(Progress::Complete) {
         return;
     }
@@ -176,7 +181,7 @@ pub fn response(data: &[u8]) {
     match again.parse(&out, &WIDE, method) {
         Ok(progress) => assert_eq!(progress, Progress::Complete, "what was written isn't whole"),
         Err(refusal) => {
-            return assert_eq!(refusal, crate::head::Refusal::TooLarge, "what was written is refused");
+            return assert_eq!(refusal, Refusal::TooLarge, "what was written is refused");
         }
     }
     assert_eq!((again.len, again.status, again.body), (out.len(), read.status, read.body), "another message");

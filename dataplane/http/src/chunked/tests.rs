@@ -1,3 +1,5 @@
+//! Bodies in pieces of every size, what is refused of them, and what goes on.
+
 use super::*;
 
 /// Feeds a body in pieces of this size; its data and what goes on, or the error.
