@@ -19,6 +19,9 @@ use crate::traffic::servers::{SERVER_PORT, VIP_PORT, start_nginx};
 use crate::traffic::tunnel::Decapsulator;
 use crate::weir::{Options, Weir};
 
+/// How long ended connections may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+
 /// Everything of one scenario. Fields are dropped in this order: processes before namespaces.
 pub(crate) struct Rig {
     /// Weir.
@@ -128,6 +131,18 @@ impl Rig {
             server.must_run()?;
         }
         self.weir.settle()
+    }
+
+    /// Waits until no connection is left, and checks the books.
+    pub(crate) fn emptied(&mut self) -> Result<Status> {
+        let mut left = String::new();
+        let gone = wait_for("every connection to be gone", GONE, || {
+            self.weir.must_run()?;
+            left = self.weir.status()?.connections_left().unwrap_or_default();
+            Ok(left.is_empty().then_some(()))
+        });
+        gone.with_context(|| format!("left: {left}"))?;
+        self.settle()
     }
 
     /// Settles, then ends Weir in the ordinary way, which must succeed.

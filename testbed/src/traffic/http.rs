@@ -229,11 +229,12 @@ pub(crate) fn load_while<T>(
 /// How far a load that runs beside something has come.
 #[derive(Debug)]
 pub(crate) struct Progress<'a> {
-    count: &'a AtomicU64,
+    /// Requests so far.
+    pub(crate) count: &'a AtomicU64,
 }
 
 impl Progress<'_> {
-    /// Waits until that many more requests were started.
+    /// Waits until that many more requests were counted.
     pub(crate) fn more(&self, requests: u64) -> Result<()> {
         let goal = self.count.load(Ordering::Relaxed) + requests;
         interrupt::wait_for("the load to go on", Duration::from_secs(30), || {

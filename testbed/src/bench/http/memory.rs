@@ -2,17 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use anyhow::{Result, ensure};
 
 use super::super::result::{Figure, median};
+use super::super::tcp::pinned;
 use super::super::{Bench, Context};
 use super::peers::{BODY, IN_FLIGHT, Peers, REQUEST, Use};
 use super::worker::{BURST, STEP_US, Worker};
 use crate::interrupt;
 
-/// CPU of the loop; the worker's.
-const CPU: usize = 1;
 /// Clients with kept connections.
 const CLIENTS: u32 = 10_000;
 /// Clients that take turns where each connection carries one request.
@@ -125,22 +123,6 @@ pub(super) fn run(bench: &mut Bench<'_>) {
             Ok(figures)
         });
     }
-}
-
-/// Runs on a thread of its own, so that only it is pinned.
-fn pinned(
-    context: &Context,
-    work: impl FnOnce(&Context) -> Result<Vec<Figure>> + Send,
-) -> Result<Vec<Figure>> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let mut cpus = CpuSet::new();
-            cpus.set(CPU);
-            sched_setaffinity(None, &cpus).context("run on CPU 1")?;
-            work(context)
-        });
-        thread.join().map_err(|_| anyhow!("the loop panicked"))?
-    })
 }
 
 fn one(context: &Context, case: &str, clients: u32, routes: usize, uses: Use) -> Result<Vec<Figure>> {

@@ -114,8 +114,6 @@ pub(super) struct Peers {
     pub(super) answered: u64,
     /// Requests that backends got.
     pub(super) asked: u64,
-    /// Connections that came to their end.
-    pub(super) closed: u64,
     compared: u64,
 }
 
@@ -148,7 +146,6 @@ impl Peers {
             response,
             answered: 0,
             asked: 0,
-            closed: 0,
             compared: 0,
         }
     }
@@ -259,7 +256,6 @@ impl Peers {
         }
         let fin = u32::from(sent.flags & tcp::FIN != 0);
         if sent.len + fin == 0 {
-            self.closed += u64::from(self.uses == Use::Once);
             return Ok(());
         }
         ensure!(sent.seq == ends.ack, "{sent:?} is not the next to {ends:?}");

@@ -1,18 +1,16 @@
 //! What the worker sends: remembered for the peers, sampled, and dropped.
 
 use weir_net::tcp;
+use weir_tcp::options::Timestamps;
 use weir_tcp::{Buffer as _, Endpoint, Header, Payload, Transmit};
 
-use super::super::tcp::packet::{Packet, Pool};
+use super::super::tcp::nic::Nic;
+use super::super::tcp::packet::Packet;
 
 /// Every so many segments with data one is kept to be compared.
 const SAMPLE: u64 = 1_021;
 /// Samples that wait to be compared at most.
 const SAMPLES: usize = 64;
-/// Headers of a ring: together half a megabyte.
-const HEADERS: usize = 4_096;
-/// Room before a header, for Ethernet.
-const ETHERNET: usize = 14;
 /// Segments that wait for the peers at most, so that noting them allocates nothing.
 const NOTES: usize = 1 << 14;
 
@@ -36,32 +34,22 @@ pub(super) struct Sent {
 /// The sending side of a port.
 #[derive(Debug)]
 pub(super) struct Wire {
-    headers: Vec<[u8; 128]>,
-    next: usize,
-    /// Data of segments that the NIC has not sent yet.
-    held: Vec<Packet>,
-    copies: Pool,
+    nic: Nic,
     /// What the peers have not seen yet.
     pub(super) sent: Vec<Sent>,
     /// Data to be compared, with its first sequence number's peer.
     pub(super) samples: Vec<(Endpoint, Vec<u8>)>,
-    /// Segments that left.
-    pub(super) segments: u64,
     with_data: u64,
 }
 
 impl Wire {
     pub(super) fn new() -> Self {
         Self {
-            headers: vec![[0; 128]; HEADERS],
-            next: 0,
-            held: Vec::with_capacity(1 << 12),
-            copies: Pool::new(),
+            nic: Nic::new(),
             sent: Vec::with_capacity(NOTES),
             samples: (0..SAMPLES)
                 .map(|_| (Endpoint { address: 0, port: 0 }, Vec::with_capacity(2_048)))
                 .collect(),
-            segments: 0,
             with_data: 0,
         }
     }
@@ -69,7 +57,7 @@ impl Wire {
     /// The NIC has sent all.
     #[inline(always)]
     pub(super) fn flush(&mut self) {
-        self.held.clear();
+        self.nic.flush();
     }
 }
 
@@ -77,15 +65,13 @@ impl Transmit<Packet> for Wire {
     #[inline(always)]
     fn transmit(&mut self, header: &Header, payload: Payload<'_, Packet>) -> bool {
         let len = payload.len();
-        let at = self.next;
-        self.next = if at + 1 == HEADERS { 0 } else { at + 1 };
-        if let Some(out) = self.headers.get_mut(at) {
-            out[12..ETHERNET].copy_from_slice(&[8, 0]);
-            header.write_without_checksum(len, &mut out[ETHERNET..]);
-        }
-        self.segments += 1;
+        self.nic.write(header, len);
         self.with_data += u64::from(len > 0);
-        let timestamp = if header.flags & tcp::SYN != 0 { timestamp(header) } else { 0 };
+        let timestamp = if header.flags & tcp::SYN != 0 {
+            Timestamps::find(header.options.as_bytes()).map_or(0, |stamp| stamp.value)
+        } else {
+            0
+        };
         self.sent.push(Sent {
             local: header.local,
             remote: header.remote,
@@ -106,35 +92,13 @@ impl Transmit<Packet> for Wire {
                 bytes
                     .extend_from_slice(buffer.bytes().get(from..from + usize::from(len)).unwrap_or_default());
             }
-            self.held.push(buffer.clone());
+            self.nic.hold(buffer);
         }
         true
     }
 
     #[inline]
     fn copy(&mut self, bytes: &[u8]) -> Option<Packet> {
-        self.copies.take(|frame| {
-            if let Some(out) = frame.start(bytes.len()).get_mut(..bytes.len()) {
-                out.copy_from_slice(bytes);
-            }
-        })
+        self.nic.copy(bytes)
     }
-}
-
-/// RFC 7323 §3.2: the value of the option, wherever it stands among those of a SYN.
-#[cold]
-fn timestamp(header: &Header) -> u32 {
-    let mut options = header.options.as_bytes();
-    while let [kind, rest @ ..] = options {
-        options = match (kind, rest) {
-            (0, _) => break,
-            (1, rest) => rest,
-            (8, [_, value @ ..]) => {
-                return value.first_chunk().map_or(0, |value| u32::from_be_bytes(*value));
-            }
-            (_, [length, ..]) => rest.get(usize::from(*length).saturating_sub(1)..).unwrap_or_default(),
-            _ => break,
-        };
-    }
-    0
 }

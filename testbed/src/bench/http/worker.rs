@@ -109,11 +109,7 @@ struct Around(Pool);
 impl Surroundings<Packet> for Around {
     #[inline]
     fn copy(&mut self, bytes: &[u8]) -> Option<Packet> {
-        self.0.take(|frame| {
-            if let Some(out) = frame.start(bytes.len()).get_mut(..bytes.len()) {
-                out.copy_from_slice(bytes);
-            }
-        })
+        self.0.copy(bytes)
     }
 
     fn longest(&self) -> usize {

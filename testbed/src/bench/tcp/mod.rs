@@ -13,6 +13,7 @@ mod churn;
 mod drive;
 mod echo;
 mod idle;
+pub(super) mod nic;
 pub(super) mod packet;
 mod peer;
 mod shared_smoltcp;
@@ -97,7 +98,7 @@ pub(crate) fn run(bench: &mut Bench<'_>) {
 }
 
 /// Runs on a thread of its own, so that only it is pinned.
-fn pinned(
+pub(super) fn pinned(
     context: &Context,
     work: impl FnOnce(&Context) -> Result<Vec<Figure>> + Send,
 ) -> Result<Vec<Figure>> {

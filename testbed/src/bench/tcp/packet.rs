@@ -94,6 +94,16 @@ impl Pool {
         None
     }
 
+    /// A packet with these bytes.
+    #[inline]
+    pub(in crate::bench) fn copy(&mut self, bytes: &[u8]) -> Option<Packet> {
+        self.take(|frame| {
+            if let Some(out) = frame.start(bytes.len()).get_mut(..bytes.len()) {
+                out.copy_from_slice(bytes);
+            }
+        })
+    }
+
     /// As [`Pool::take`]; an error where all are in use.
     #[inline(always)]
     pub(in crate::bench) fn fill(&mut self, fill: impl FnOnce(&mut Frame)) -> Result<Packet> {

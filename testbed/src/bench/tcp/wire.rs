@@ -3,17 +3,14 @@
 use weir_net::tcp;
 use weir_tcp::{Buffer as _, Header, Payload, Transmit};
 
-use super::packet::{Packet, Pool, pattern};
+use super::nic::Nic;
+use super::packet::{Packet, pattern};
 use super::peer::number;
 
 /// Every so many segments with data one is compared byte by byte.
 const SAMPLE: u64 = 509;
-/// Headers of a ring: together half a megabyte.
-const HEADERS: usize = 4_096;
 /// Where the data that applications send begin in their buffers.
 pub(super) const SENT_FROM: usize = 128;
-/// Room before a header, for Ethernet.
-const ETHERNET: usize = 14;
 
 /// A segment of a handshake that left.
 #[derive(Clone, Copy, Debug)]
@@ -29,11 +26,7 @@ pub(super) struct Answer {
 /// The sending side of a port.
 #[derive(Debug)]
 pub(super) struct Wire {
-    headers: Vec<[u8; 128]>,
-    next: usize,
-    /// Data of segments that the NIC has not sent yet.
-    held: Vec<Packet>,
-    copies: Pool,
+    nic: Nic,
     /// Segments that left.
     pub(super) segments: u64,
     /// Bytes of data that left.
@@ -53,10 +46,7 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(peers: usize, unit: (usize, usize), remembers_ends: bool) -> Self {
         Self {
-            headers: vec![[0; 128]; HEADERS],
-            next: 0,
-            held: Vec::with_capacity(1 << 12),
-            copies: Pool::new(),
+            nic: Nic::new(),
             segments: 0,
             bytes: 0,
             compared: (0, 0),
@@ -106,7 +96,7 @@ impl Wire {
     /// The NIC has sent all.
     #[inline(always)]
     pub(super) fn flush(&mut self) {
-        self.held.clear();
+        self.nic.flush();
     }
 }
 
@@ -114,12 +104,7 @@ impl Transmit<Packet> for Wire {
     #[inline(always)]
     fn transmit(&mut self, header: &Header, payload: Payload<'_, Packet>) -> bool {
         let len = payload.len();
-        let at = self.next;
-        self.next = if at + 1 == HEADERS { 0 } else { at + 1 };
-        if let Some(out) = self.headers.get_mut(at) {
-            out[12..ETHERNET].copy_from_slice(&[8, 0]);
-            header.write_without_checksum(len, &mut out[ETHERNET..]);
-        }
+        self.nic.write(header, len);
         let peer = number(header.remote);
         let is_sample = self.count(peer, header.seq.0, len);
         if header.flags & tcp::SYN != 0 {
@@ -135,17 +120,13 @@ impl Transmit<Packet> for Wire {
                 self.compare(peer, place, &data);
                 place = place.wrapping_add(u32::from(len));
             }
-            self.held.push(buffer.clone());
+            self.nic.hold(buffer);
         }
         true
     }
 
     #[inline]
     fn copy(&mut self, bytes: &[u8]) -> Option<Packet> {
-        self.copies.take(|frame| {
-            if let Some(out) = frame.start(bytes.len()).get_mut(..bytes.len()) {
-                out.copy_from_slice(bytes);
-            }
-        })
+        self.nic.copy(bytes)
     }
 }

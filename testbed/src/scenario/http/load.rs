@@ -10,21 +10,7 @@ use super::Site;
 use crate::interrupt;
 use crate::topology::namespace::Namespace;
 use crate::traffic::exchange::Client;
-
-/// A load that goes on.
-pub(super) struct Progress<'a> {
-    answered: &'a AtomicU64,
-}
-
-impl Progress<'_> {
-    /// Waits until so many more requests were answered.
-    pub(super) fn more(&self, requests: u64) -> Result<()> {
-        let goal = self.answered.load(Ordering::Relaxed) + requests;
-        interrupt::wait_for("the load to go on", Duration::from_secs(30), || {
-            Ok((self.answered.load(Ordering::Relaxed) >= goal).then_some(()))
-        })
-    }
-}
+use crate::traffic::http::Progress;
 
 /// What became of a load.
 pub(super) struct Outcome {
@@ -68,7 +54,7 @@ pub(super) fn beside<T>(
                 }
             });
         }
-        let result = work(site, &Progress { answered: &answered });
+        let result = work(site, &Progress { count: &answered });
         stop.store(true, Ordering::Relaxed);
         result
     });

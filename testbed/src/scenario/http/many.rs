@@ -46,7 +46,7 @@ fn many(context: &Context) -> Result<()> {
     let held = memory_used(&site)?;
     ensure!(held <= used + (1 << 20), "{held} bytes are held for silent clients, {used} before");
     holders.iter_mut().try_for_each(Holder::end)?;
-    site.emptied()?;
+    site.rig.emptied()?;
     let left = memory_used(&site)?;
     ensure!(left <= used, "{left} bytes are held after all have left, {used} before");
     let refused = site.status()?.cause("web", "memory");

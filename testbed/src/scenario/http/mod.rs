@@ -30,8 +30,6 @@ use crate::traffic::backend::{Backends, SCRIPT_PORT};
 use crate::traffic::exchange::{Client, Response};
 use crate::traffic::servers::SERVER_PORT;
 
-/// How long ended connections may take to be gone; idle ones to backends are kept for [`IDLE`].
-const GONE: Duration = Duration::from_secs(10);
 /// What pools here say of idle connections.
 const IDLE: &str = "http = { idle = \"1s\" }\n";
 
@@ -147,21 +145,9 @@ impl Site {
         wait_for(what, patience, || Ok(Some(self.status()?).filter(|status| right(status))))
     }
 
-    /// Waits until no connection is left, and checks the books.
-    fn emptied(&mut self) -> Result<Status> {
-        let mut left = String::new();
-        let gone = wait_for("every connection to be gone", GONE, || {
-            self.rig.weir.must_run()?;
-            left = self.status()?.connections_left().unwrap_or_default();
-            Ok(left.is_empty().then_some(()))
-        });
-        gone.with_context(|| format!("left: {left}"))?;
-        self.rig.settle()
-    }
-
     /// The end of every scenario here.
     fn finish(mut self) -> Result<()> {
-        self.emptied()?;
+        self.rig.emptied()?;
         drop(self.backends);
         self.rig.finish()
     }

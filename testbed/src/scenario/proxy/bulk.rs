@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::{connect, emptied, finish, serve, service, streams, ways};
+use super::{connect, finish, serve, service, streams, ways};
 use crate::command;
 use crate::config::Service;
 use crate::interrupt::wait_for;
@@ -58,7 +58,7 @@ fn iperf3(context: &Context) -> Result<()> {
             }
         }
     }
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     for service in &services {
         for counter in ["bytes_in", "bytes_out"] {
             let bytes = status.proxy(&service.name, counter);
@@ -89,7 +89,7 @@ fn lossy(context: &Context) -> Result<()> {
     );
     command::run_with_input(rig.lab.client.command("nft").args(["-f", "-"]), Some(&rules))?;
     carry(&rig, &services, BODY / 4)?;
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     let (again, fast) = (status.tcp("retransmitted"), status.tcp("fast_retransmits"));
     let timeouts = status.tcp("rto_timeouts");
     println!("      {again} segments were sent again, {fast} repairs without a timeout, {timeouts} timeouts");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{connect, emptied, finish, of, serve_everywhere, service, streams};
+use super::{connect, finish, of, serve_everywhere, service, streams};
 use crate::config::Service;
 use crate::interrupt::wait_for;
 use crate::scenario::rig::Rig;
@@ -45,7 +45,7 @@ fn ctlplane(context: &Context) -> Result<()> {
     tally.must_be_clean()?;
     kept.iter().try_for_each(|connection| stream::echo(connection, b"and with it again"))?;
     drop(kept);
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     let resets =
         status.proxy(&echo.name, "client_resets") + status.upstream(&echo.name, "server_resets", |_| true);
     ensure!(resets == 0, "{resets} RSTs");

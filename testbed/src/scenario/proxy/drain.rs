@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{connect, emptied, finish, serve, serve_everywhere, service, streams};
+use super::{connect, finish, serve, serve_everywhere, service, streams};
 use crate::config::{Mode, Service};
 use crate::interrupt::{self, wait_for};
 use crate::scenario::change::{self, AT_ONCE, BETWEEN};
@@ -154,7 +154,7 @@ fn remove_listener(context: &Context) -> Result<()> {
         bail!("the removed listener took a new connection");
     }
     drop(kept);
-    emptied(&mut rig)?;
+    rig.emptied()?;
     rig.finish()
 }
 
@@ -200,7 +200,7 @@ fn lose(context: &Context, to: Option<Mode>) -> Result<()> {
     })?;
     tally.must_be_clean().context("of the listener that stays")?;
     drop((silent, stuck, reading));
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     let row = status.listeners.iter().find(|row| row.name == goes.name);
     match to {
         None => {

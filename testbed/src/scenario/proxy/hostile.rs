@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::{connect, emptied, finish, of, serve, streams, until};
+use super::{connect, finish, of, serve, streams, until};
 use crate::config::Service;
 use crate::interrupt::{self, wait_for};
 use crate::scenario::rig::Rig;
@@ -94,7 +94,7 @@ fn many_never_read(context: &Context) -> Result<()> {
     tally.must_be_clean().context("beside clients that never read")?;
     buffers_lasted(&rig)?;
     drop((clients, server));
-    emptied(&mut rig)?;
+    rig.emptied()?;
     rig.finish()
 }
 
@@ -119,7 +119,7 @@ fn hundreds_never_read(context: &Context) -> Result<()> {
     }
     buffers_lasted(&rig)?;
     drop((before, after, clients, servers));
-    emptied(&mut rig)?;
+    rig.emptied()?;
     rig.finish()
 }
 
@@ -222,7 +222,7 @@ fn never_sends(context: &Context) -> Result<()> {
     })
     .context("the handshake timeout is 1 s")?;
     ensure!(server.accepted() == 1, "{} connections reached the backend", server.accepted());
-    emptied(&mut rig)?;
+    rig.emptied()?;
     drop(server);
     rig.finish()
 }
@@ -264,7 +264,7 @@ fn vanishes(context: &Context) -> Result<()> {
     }
     seen.sort_unstable();
     ensure!(seen == ["data", "silent"], "{seen:?}");
-    emptied(&mut rig)?;
+    rig.emptied()?;
     drop((silent, data, server));
     rig.finish()
 }
@@ -386,7 +386,7 @@ fn resets(context: &Context) -> Result<()> {
         let seen = ended.recv_timeout(3 * SECOND).context("the server was not told")??;
         ensure!(seen == End::Reset, "the client's RST became a FIN");
     }
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     let of_clients = status.proxy(&service.name, "client_resets");
     let of_servers = status.upstream(&service.name, "server_resets", |_| true);
     ensure!((of_clients, of_servers) == (2, 2), "{of_clients} resets of clients, {of_servers} of servers");

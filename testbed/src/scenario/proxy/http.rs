@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{emptied, finish, service, ways};
+use super::{finish, service, ways};
 use crate::command;
 use crate::config::Service;
 use crate::scenario::rig::{Rig, who};
@@ -42,7 +42,7 @@ fn requests(context: &Context) -> Result<()> {
             wrk(&rig, service, token)?;
         }
     }
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     for service in &services {
         let name = &service.name;
         let accepted = status.proxy(name, "connections_accepted");
@@ -73,12 +73,12 @@ fn workers(context: &Context) -> Result<()> {
         curl(&rig, service)?;
     }
     // a segment that met the wrong worker would have been answered with a RST; later ones may be: wrk ends with requests on their way
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     ensure!(status.tcp("resets_no_listener") == 0, "{} RSTs to strangers", status.tcp("resets_no_listener"));
     for service in &services {
         wrk(&rig, service, "keep-alive")?;
     }
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     ensure!(status.workers.len() == 2, "{} workers run", status.workers.len());
     for worker in &status.workers {
         let segments = worker.tcp.get("segments_in").copied().unwrap_or(0);

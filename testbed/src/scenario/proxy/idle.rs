@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{connect, emptied, finish, of, serve_everywhere, streams, until};
+use super::{connect, finish, of, serve_everywhere, streams, until};
 use crate::config::Service;
 use crate::interrupt;
 use crate::scenario::rig::Rig;
@@ -38,7 +38,7 @@ fn keep_alive(context: &Context) -> Result<()> {
     }
     ensure!(of(&rig, &service, "connections_active")? == 20, "not 20 connections");
     drop(sessions);
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     ensure!(status.proxy(&service.name, "idle_timeouts") == 0, "idle timeouts");
     drop(servers);
     rig.finish()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{STREAM_PORT, connect, emptied, finish, flows, serve, service, streams};
+use super::{STREAM_PORT, connect, finish, flows, serve, service, streams};
 use crate::config::Service;
 use crate::interrupt::wait_for;
 use crate::scenario::rig::Rig;
@@ -66,7 +66,7 @@ fn killed(context: &Context) -> Result<()> {
     })?;
     ensure!(ended < SECOND, "an upload was reset only after {ended:?}");
     drop(client);
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     ensure!(status.upstream(&down.name, "server_resets", |_| true) == 1, "the RST was not counted");
     rig.finish()
 }
@@ -106,7 +106,7 @@ fn refuses(context: &Context) -> Result<()> {
         let connection = connect(&rig, &service)?;
         stream::echo(&connection, b"hello").with_context(|| format!("connection {number}"))?;
     }
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     let upstream = |counter: &str| status.upstream(&service.name, counter, |_| true);
     let failures = status.upstream(&service.name, "connect_failures", |name| name == "app-1");
     ensure!(failures >= 8, "only {failures} connects were refused");
@@ -135,7 +135,7 @@ fn silent(context: &Context) -> Result<()> {
     }
     let took = start.elapsed();
     ensure!(took < 3 * SECOND, "six connections took {took:?}");
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     let timeouts = status.upstream(&service.name, "connect_timeouts", |name| name == "app-1");
     ensure!(timeouts >= 1, "no connect timeout was counted");
     let retries = status.upstream(&service.name, "retries", |_| true);
@@ -153,7 +153,7 @@ fn all_down(context: &Context) -> Result<()> {
         let Ok(connection) = connect(&rig, &service) else { continue };
         ensure!(end_of(&connection, SECOND)? == End::Reset, "no RST");
     }
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     let refused = status.proxy(&service.name, "no_backend");
     let failures = status.upstream(&service.name, "connect_failures", |_| true);
     ensure!((refused, failures) == (10, 30), "no_backend {refused}, connect_failures {failures}");

@@ -164,7 +164,7 @@ fn queue(context: &Context, workers: u32) -> Result<()> {
     ensure!(timeouts == queued - 1 && late >= 1, "{timeouts} queue timeouts, {} are due", queued - 1);
     ensure!(of(&rig, &service, "queued")? == 0, "some still wait");
     drop((served, waiting, servers));
-    super::emptied(&mut rig)?;
+    rig.emptied()?;
     rig.finish()
 }
 
@@ -181,7 +181,7 @@ fn source_ports(context: &Context) -> Result<()> {
         let (served, refused) = open(&rig, &service, PORTS, PORTS as u64)?;
         ensure!(refused == 0, "round {round}: {refused} of {PORTS} were refused");
         drop(served);
-        super::emptied(&mut rig)?;
+        rig.emptied()?;
         interrupt::pause(Duration::from_millis(1_200))?;
     }
     ensure!(rig.weir.status()?.tcp("snat_exhausted") == 0, "ports were exhausted by few");

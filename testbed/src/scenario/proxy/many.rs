@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{emptied, of, service, until};
+use super::{of, service, until};
 use crate::scenario::rig::Rig;
 use crate::scenario::{Context, Scenario};
 use crate::topology::lab::{Family, Io};
@@ -108,7 +108,7 @@ fn many(context: &Context) -> Result<()> {
     ensure!((grown << 10) / ALL < 2_048, "a session costs {} bytes", (grown << 10) / ALL);
     holders.iter_mut().try_for_each(Holder::end)?;
     until(&rig, &service, "connections_active", Duration::from_secs(5), |active| active == 0)?;
-    let status = emptied(&mut rig)?;
+    let status = rig.emptied()?;
     for counter in ["connections_refused_limit", "no_backend", "client_resets", "idle_timeouts"] {
         let count = status.proxy(&service.name, counter);
         ensure!(count == 0, "{counter} {count}");

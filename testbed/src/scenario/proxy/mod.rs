@@ -24,14 +24,11 @@ use super::Scenario;
 use super::rig::Rig;
 use crate::config::{Mode, Protocol, Service};
 use crate::interrupt::wait_for;
-use crate::status::Status;
 use crate::topology::lab::{Family, backend};
 use crate::traffic::stream::{self, Server};
 
 /// Port of listeners and backends whose servers a scenario writes itself.
 const STREAM_PORT: u16 = 9_000;
-/// How long ended connections may take to be gone.
-const GONE: Duration = Duration::from_secs(10);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let groups = [
@@ -116,20 +113,8 @@ fn flows(sent: &AtomicU64) -> Result<()> {
     })
 }
 
-/// Waits until no connection is left, and checks the books.
-fn emptied(rig: &mut Rig) -> Result<Status> {
-    let mut left = String::new();
-    let gone = wait_for("every connection to be gone", GONE, || {
-        rig.weir.must_run()?;
-        left = rig.weir.status()?.connections_left().unwrap_or_default();
-        Ok(left.is_empty().then_some(()))
-    });
-    gone.with_context(|| format!("left: {left}"))?;
-    rig.settle()
-}
-
 /// The end of every scenario here.
 fn finish(mut rig: Rig) -> Result<()> {
-    emptied(&mut rig)?;
+    rig.emptied()?;
     rig.finish()
 }
