@@ -305,8 +305,4 @@ pub trait Accounts {
     fn breaker(&mut self, backend: u32, state: BreakerState) {
         let _ = (backend, state);
     }
-    /// The HTTP memory of the worker: bytes in use, and the ceiling.
-    fn http_memory(&mut self, used: u64, ceiling: u64) {
-        let _ = (used, ceiling);
-    }
 }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use weir_l4::snat::{ReplyOwner, Snat};
-use weir_l4::{Listener, Mode, OnDown, Services};
+use weir_l4::{Backend, Listener, Mode, OnDown, Services};
 use weir_net::hash::StableKey;
 use weir_tcp::Instant;
 use weir_tcp::wheel::Wheel;
@@ -148,43 +148,29 @@ impl<H: Copy + Eq> Proxy<H> {
             .map(|old| old.index)
             .collect();
         if !lost.is_empty() || self.services.identities_differ(&services) {
+            let before = Arc::clone(&self.services);
+            let listener_is_lost = |index: u16| {
+                let of = |services: &Services| services.listener(index).map(Listener::identity);
+                lost.contains(&index) || of(&before) != of(&services)
+            };
+            let backend_is_lost = |index: u32| {
+                let of = |services: &Services| services.backend(index).map(Backend::identity);
+                index != NO_BACKEND && of(&before) != of(&services)
+            };
             for slot in 0..self.sessions.slots() {
                 let Some(session) = self.sessions.at(slot) else { continue };
-                let (listener, backend) = (session.listener, session.backend);
-                if lost.contains(&listener) {
-                    self.end(slot, Some(Cause::Aborted), connections, accounts);
-                    continue;
-                }
-                let of_listener =
-                    |services: &Services| services.listener(listener).map(weir_l4::Listener::identity);
-                let of_backend =
-                    |services: &Services| services.backend(backend).map(weir_l4::Backend::identity);
-                let changed = of_listener(&self.services) != of_listener(&services)
-                    || (backend != NO_BACKEND && of_backend(&self.services) != of_backend(&services));
-                if changed {
+                if listener_is_lost(session.listener) || backend_is_lost(session.backend) {
                     self.end(slot, Some(Cause::Aborted), connections, accounts);
                 }
             }
+            self.http_doom(listener_is_lost, backend_is_lost);
         }
         let old =
             (std::mem::replace(&mut self.services, services), std::mem::replace(&mut self.rules, rules));
-        let (before, now) = (Arc::clone(&old.0), Arc::clone(&self.services));
-        self.http_adopt(
-            |listener| {
-                let of = |services: &Services| services.listener(listener).map(weir_l4::Listener::identity);
-                lost.contains(&listener) || of(&before) != of(&now)
-            },
-            |backend| {
-                let of = |services: &Services| services.backend(backend).map(weir_l4::Backend::identity);
-                of(&before) != of(&now)
-            },
-        );
+        self.http_adopt();
         self.prepare();
         self.sweep = Some(0);
-        let waiting = (0u32..).zip(&self.queues).filter(|(_, queue)| !queue.is_empty());
-        self.woken.extend(waiting.map(|(pool, _)| pool));
-        let waiting = (0u32..).zip(&self.http.waiting).filter(|(_, queue)| !queue.is_empty());
-        self.woken.extend(waiting.map(|(pool, _)| pool));
+        self.wake_all();
         old
     }
 
@@ -260,12 +246,7 @@ impl<H: Copy + Eq> Proxy<H> {
             }
             Key::Backend(index) => {
                 run.yield_idle(index);
-                let waiting = (0u32..).zip(&run.proxy.queues).filter(|(_, queue)| !queue.is_empty());
-                let waiting: Vec<u32> = waiting.map(|(pool, _)| pool).collect();
-                run.proxy.woken.extend(waiting);
-                let waiting = (0u32..).zip(&run.proxy.http.waiting).filter(|(_, queue)| !queue.is_empty());
-                let waiting: Vec<u32> = waiting.map(|(pool, _)| pool).collect();
-                run.proxy.woken.extend(waiting);
+                run.proxy.wake_all();
             }
         }
         run.serve_queues();
@@ -341,11 +322,25 @@ impl<H: Copy + Eq> Proxy<H> {
             accounts.backend_active(backend, -1);
             self.leases.release(Key::Backend(backend));
             let pool = session.pool;
-            if self.queues.get(pool as usize).is_some_and(|queue| !queue.is_empty())
-                && self.woken.last() != Some(&pool)
-            {
-                self.woken.push(pool);
-            }
+            self.wake(pool);
+        }
+    }
+
+    /// A pool's backends may have room: whoever waits for one, session or exchange, is looked at with the next
+    /// [`Run::serve_queues`].
+    #[inline]
+    pub(crate) fn wake(&mut self, pool: u32) {
+        let sessions_wait = self.queues.get(pool as usize).is_some_and(|queue| !queue.is_empty());
+        let exchanges_wait = self.http.waiting.get(pool as usize).is_some_and(|queue| !queue.is_empty());
+        if (sessions_wait || exchanges_wait) && self.woken.last() != Some(&pool) {
+            self.woken.push(pool);
+        }
+    }
+
+    /// All pools' backends may have room.
+    pub(crate) fn wake_all(&mut self) {
+        for pool in 0..self.queues.len().max(self.http.waiting.len()) {
+            self.wake(pool as u32);
         }
     }
 

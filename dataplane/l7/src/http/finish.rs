@@ -245,17 +245,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         }
         http.idle.push(&mut http.upstreams, backend, at);
         self.accounts.backend_idle(backend, 1);
-        self.wake(pool);
-    }
-
-    /// Exchanges that wait for a pool may go on.
-    pub(crate) fn wake(&mut self, pool: u32) {
-        let proxy = &mut *self.proxy;
-        if proxy.http.waiting.get(pool as usize).is_some_and(|queue| !queue.is_empty())
-            && proxy.woken.last() != Some(&pool)
-        {
-            proxy.woken.push(pool);
-        }
+        self.proxy.wake(pool);
     }
 
     /// Lets go of a connection to a backend, idle or not; its limit has room for another.
@@ -282,12 +272,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         self.connections.release(upstream.handle);
         self.accounts.backend_active(backend, -1);
         proxy.leases.release(Key::Backend(backend));
-        if proxy.queues.get(pool as usize).is_some_and(|queue| !queue.is_empty())
-            && proxy.woken.last() != Some(&pool)
-        {
-            proxy.woken.push(pool);
-        }
-        self.wake(pool);
+        proxy.wake(pool);
     }
 }
 

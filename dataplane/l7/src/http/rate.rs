@@ -165,6 +165,11 @@ impl Bucket {
     }
 }
 
+/// Sets of [`WAYS`] places for so many keys.
+const fn sets_for(keys: usize) -> usize {
+    keys.div_ceil(WAYS).next_power_of_two()
+}
+
 const fn nanoseconds(now: Instant) -> u64 {
     now.0.saturating_mul(1_000)
 }
@@ -200,7 +205,7 @@ impl Rates {
     /// Of worker `worker` of `workers`, with room for so many keys (rounded up). The secret must be the same for all workers, and unknown to
     /// clients, who could choose keys that meet otherwise.
     pub fn new(worker: u16, workers: u16, keys: usize, secret: [u64; 2]) -> Self {
-        let sets = keys.div_ceil(WAYS).next_power_of_two();
+        let sets = sets_for(keys);
         Self {
             worker,
             workers: workers.max(1),
@@ -212,6 +217,14 @@ impl Rates {
             answers: VecDeque::with_capacity(if workers > 1 { ANSWERS } else { 0 }),
             crowded: 0,
         }
+    }
+
+    /// What [`Rates::new`] sets aside, in bytes.
+    pub(super) fn bytes(keys: usize, workers: u16) -> u64 {
+        let places = sets_for(keys) * WAYS;
+        let buckets = places * size_of::<u64>() + (places + OVERFLOWS) * size_of::<Bucket>();
+        let messages = places * size_of::<(u32, u8)>() + ANSWERS * size_of::<(u16, RateMessage)>();
+        (buckets + if workers > 1 { messages } else { 0 }) as u64
     }
 
     /// The key of a request. It depends on the limit's name, not on its place, so that a bucket outlives changes of the configuration.

@@ -104,9 +104,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
 }
 
 impl<H: Copy + Eq> Proxy<H> {
-    /// Takes over a generation: `changed` tells of which listeners and backends no segment comes any more, or whose index means something
-    /// else.
-    pub(crate) fn http_adopt(
+    /// Marks what a generation ends at once: clients of listeners and connections to backends of which no segment comes any more, or whose
+    /// index means something else. It looks at every record, so it is for generations that have such a listener or backend.
+    pub(crate) fn http_doom(
         &mut self,
         listener_is_lost: impl Fn(u16) -> bool,
         backend_is_lost: impl Fn(u32) -> bool,
@@ -114,9 +114,8 @@ impl<H: Copy + Eq> Proxy<H> {
         let http = &mut self.http;
         for slot in 0..http.clients.slots() {
             let Some(client) = http.clients.at_mut(slot) else { continue };
-            let backend = client.exchange.backend;
-            let in_use = client.flags.has(Flags::EXCHANGE) && backend != NO_BACKEND;
-            if listener_is_lost(client.listener) || in_use && backend_is_lost(backend) {
+            let in_use = client.flags.has(Flags::EXCHANGE);
+            if listener_is_lost(client.listener) || in_use && backend_is_lost(client.exchange.backend) {
                 client.flags.set(Flags::DOOMED);
             }
         }
@@ -127,6 +126,11 @@ impl<H: Copy + Eq> Proxy<H> {
                 upstream.closes = true;
             }
         }
+    }
+
+    /// Takes over the generation that is now in force.
+    pub(crate) fn http_adopt(&mut self) {
+        let http = &mut self.http;
         http.generations.adopt(self.services.clone(), self.rules.clone());
         http.sweep = Some(0);
     }

@@ -71,7 +71,6 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if self.now >= http.trims_at {
             http.trims_at = self.now.after(TRIM_US);
             http.store.trim();
-            self.accounts.http_memory(http.store.used(), http.store.ceiling());
         }
     }
 

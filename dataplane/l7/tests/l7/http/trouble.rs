@@ -1,6 +1,7 @@
 //! What happens when somebody is slow, gone, or makes no sense.
 
 use weir_http::cause::Cause;
+use weir_l7::ListenerRules;
 use weir_l7::http::event::{BackendHttpCount, BreakerState, HttpCount};
 use weir_l7::http::rules::{BreakerRules, HttpPool, Retry};
 use weir_tcp::{Ended, Events};
@@ -282,5 +283,34 @@ fn heads_beyond_the_limits_are_refused() {
     let client = world.client();
     world.says(client, &get("/01234567890123456789"));
     assert!(world.got(client).starts_with("HTTP/1.1 414 "));
+    world.ends();
+}
+
+/// Sessions and exchanges wait for the same backends, each for what the other has.
+#[test]
+fn a_session_that_ends_lets_an_exchange_in_and_the_other_way_round() {
+    let rules = ListenerRules { queue: 10, queue_ms: 2_000, ..ListenerRules::default() };
+    let of_tcp = Plan { backends: 1, backend_limit: 1, rules: rules.clone(), ..Plan::default() };
+    let of_http = Plan { backends: 1, backend_limit: 1, rules, ..plan() };
+    let mut world = World::new(of_tcp.clone());
+    let (session, _) = world.session();
+    // the listener is HTTP from here on; what it had goes on
+    world.adopt(of_http);
+    let client = world.client();
+    world.says(client, &get("/"));
+    assert_eq!((world.books.queued(), world.fake.upstreams().len()), (1, 1));
+    world.dies(session, Ended::Reset);
+    assert_eq!((world.books.queued(), world.fake.upstreams().len()), (0, 2), "at once, not with the timer");
+    world.answer(world.syn());
+    assert!(world.got(world.syn()).starts_with("GET / "));
+
+    world.adopt(of_tcp);
+    let waiting = world.client();
+    world.arrives(waiting, b"session");
+    assert_eq!(world.books.queued(), 1);
+    world.says(world.syn(), &ok("x"));
+    assert_eq!(world.books.queued(), 0);
+    world.answer(world.syn());
+    assert_eq!(world.sent(world.syn()), b"session");
     world.ends();
 }
