@@ -38,10 +38,6 @@ const STEER_RING: u32 = 2_048;
 const MESSAGES: usize = 4_096;
 /// Buffers that each worker's cache of a pool holds.
 const POOL_CACHE: u32 = 256;
-
-/// Buffers of all workers for small pieces of data, and their bytes.
-const SMALL_BUFFERS: u32 = 16_383;
-const SMALL_BYTES: u16 = 512;
 /// What ctlplane warns by is what DPDK does.
 const _: () = assert!(Buffers::HEADROOM == dpdk::mempool::HEADROOM as u32);
 const _: () = assert!(Buffers::DEFAULT_BYTES == dpdk::mempool::DATA_ROOM as u32);
@@ -244,8 +240,8 @@ fn start_eal(place: &Place<'_>, devices: &[DeviceSpec], buffers: Buffers) -> Res
         .iter()
         .filter_map(|device| if let DeviceSpec::Pci(address) = device { Some(address.clone()) } else { None })
         .collect();
-    let small = u64::from(SMALL_BUFFERS) * (u64::from(SMALL_BYTES) + 320);
-    let megabytes = (devices.len() as u64 * buffers.of_port() + small) / (1 << 20) + 64;
+    let bytes = devices.len() as u64 * buffers.of_port() + Buffers::SMALL.of_port();
+    let megabytes = bytes / (1 << 20) + 64;
     let config = EalConfig {
         file_prefix: format!("weir-{}", place.instance),
         no_huge: place.no_huge,
@@ -268,7 +264,8 @@ fn foundry(
     shared: &SegmentDir,
 ) -> Result<Foundry, LaunchError> {
     events::remove_others(shared, workers).map_err(|error| failed("event rings")(&error))?;
-    let small = PacketPool::new(environment, "small", SMALL_BUFFERS, POOL_CACHE, SMALL_BYTES, None)
+    let Buffers { count, bytes } = Buffers::SMALL;
+    let small = PacketPool::new(environment, "small", count, POOL_CACHE, bytes as u16, None)
         .map_err(|error| failed("buffers for small pieces")(&error))?;
     let mut secret = [0; 32];
     std::fs::File::open("/dev/urandom")

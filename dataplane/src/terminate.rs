@@ -10,6 +10,7 @@ use weir_abi::columns::{HttpWorkerColumn, TcpColumn, WorkerColumn};
 use weir_l4::NO_LISTENER;
 use weir_l4::snat::ReplyOwner;
 use weir_l7::http::event::Event;
+use weir_l7::http::footprint::RATE_KEYS;
 use weir_l7::{HttpConfig, Proxy, ProxyConfig, RateMessage, Surroundings, ToLedger, ToWorker};
 use weir_net::{PacketBuf, Parsed, Protocol, eth, icmp};
 use weir_tcp::header::PayloadSum;
@@ -32,8 +33,6 @@ use hugepages::spsc;
 
 /// Places of the ring that messages about rate limits leave to others.
 const RESERVED_SLOTS: usize = 1_024;
-/// Keys of rate limits that a worker remembers: buckets of clients that come seldom are full before they are forgotten.
-const RATE_KEYS: usize = 1 << 16;
 /// Segments that wait for their turn; more than a burst, for steered ones.
 const BATCH: usize = 64;
 /// Between two secrets of SYN cookies, µs: a cookie is good for about two minutes, and the secret before is still known then.
@@ -133,10 +132,9 @@ impl Terminator {
         secret: [u8; 32],
         small: PacketPool,
         clock: Microseconds,
-        mut events: Events,
+        events: Events,
     ) -> Self {
         let now = clock.now();
-        events.set_generation(view.generation);
         let most_memory = sizes.most_memory;
         let memory = most_memory.min(view.proxied.memory);
         let config = EngineConfig {
@@ -177,7 +175,6 @@ impl Terminator {
         self.events.set_generation(view.generation);
         self.memory = self.most_memory.min(view.proxied.memory);
         self.engine.set_memory(self.memory);
-        self.proxy.set_http_memory(view.proxied.http_memory);
         self.proxy.set_http_memory(view.proxied.http_memory);
         let services = Arc::clone(&view.services);
         let rules = Arc::clone(&view.proxied.rules);

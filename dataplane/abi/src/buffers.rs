@@ -23,6 +23,9 @@ impl Buffers {
     /// Bytes that a pool adds to each for itself and for alignment.
     const OF_POOL: u32 = 64;
 
+    /// The pool for small pieces of data: one for all workers and ports.
+    pub const SMALL: Self = Self { count: 16_383, bytes: 512 };
+
     /// As a [`crate::record::NodeRecord`] has them: 0 is the default.
     pub fn new(count: u32, bytes: u32) -> Self {
         let or = |given: u32, default: u32| if given == 0 { default } else { given };
@@ -34,7 +37,7 @@ impl Buffers {
         u64::from(self.bytes) + u64::from(Self::HEADROOM + Self::HEADER)
     }
 
-    /// Bytes of a port's buffers.
+    /// Bytes of a pool of them, as each port has one.
     pub fn of_port(self) -> u64 {
         u64::from(self.count) * (self.each() + u64::from(Self::OF_POOL))
     }

@@ -303,6 +303,8 @@ columns! {
         RetriesDenied "retries_denied",
         /// Requests that a rate limit refused.
         RateLimited "rate_limited",
+        /// Requests whose rate limit's key found no place among those that are remembered: such keys share buckets.
+        RateCrowded "rate_crowded",
         /// Connections that became tunnels.
         TunnelsTotal "tunnels_total",
         /// Copies sent to mirrors.

@@ -11,7 +11,7 @@ mod tests;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-pub use self::check::{is_token, is_value};
+pub use self::check::is_token;
 pub use self::table::{Arena, HttpTable};
 use crate::record::{NO_INDEX, from_u8};
 use crate::text::Name;

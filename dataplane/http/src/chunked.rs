@@ -25,30 +25,6 @@ const MAX_TRAILER_FIELDS: u8 = 64;
 /// Bytes of a trailer's name that are remembered; those of all known fields have fewer.
 const NAME: usize = 24;
 
-/// The chunk that ends a body without trailers.
-pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-
-/// What comes behind a chunk's data.
-pub const CHUNK_END: &[u8] = b"\r\n";
-
-/// Bytes of the longest [`ChunkHeader`].
-pub const MAX_CHUNK_HEADER: usize = 18;
-
-/// A chunk's first line.
-pub type ChunkHeader = arrayvec::ArrayVec<u8, MAX_CHUNK_HEADER>;
-
-/// The first line of a chunk of so many bytes. 0 would end the body: [`LAST_CHUNK`] does that.
-pub fn chunk_header(length: u64) -> ChunkHeader {
-    let mut header = ChunkHeader::new();
-    let digits = (u64::BITS - length.leading_zeros()).div_ceil(4).max(1);
-    for place in (0..digits).rev() {
-        let digit = (length >> (place * 4)) as u8 & 15;
-        header.push(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
-    }
-    header.extend(*b"\r\n");
-    header
-}
-
 /// Why a chunked body was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum ChunkError {

@@ -131,6 +131,9 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// What is refused anyway.
+    pub const WIDEST: Self = Self { head_bytes: u32::MAX, headers: u16::MAX, target_bytes: u16::MAX };
+
     /// The part of what is there in which the head must end.
     pub(crate) fn view<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         bytes.get(..self.most()).unwrap_or(bytes)

@@ -30,5 +30,5 @@ mod table_tests;
 pub use check::{Flaw, RouteError};
 pub use explain::{Considered, Explanation, Verdict};
 pub use pattern::{PATTERN_BYTES, STATES_BYTES};
-pub use question::{Fields, NoFields, Question};
+pub use question::{Fields, Question};
 pub use table::{ALTERNATIVES, REGEX_BYTES, REGEXES, ROUTES, RouteTable};

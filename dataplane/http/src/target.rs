@@ -176,7 +176,8 @@ pub(crate) fn hex(digit: &u8) -> Option<u8> {
     }
 }
 
-const fn digit(value: u8) -> u8 {
+/// A hexadecimal digit in capitals, as RFC 3986 §2.1 wants them; of values below 16.
+pub(crate) const fn digit(value: u8) -> u8 {
     if value < 10 { b'0' + value } else { b'A' + value - 10 }
 }
 

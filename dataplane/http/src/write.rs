@@ -16,6 +16,7 @@ use core::net::IpAddr;
 use crate::name::{class, class_of};
 pub use crate::routes::edit::NoRoom;
 use crate::scan;
+use crate::target::digit;
 pub use edit::Variables;
 pub use own::{Own, own, own_bound};
 pub use request::{RequestOut, Tell, request, request_bound};
@@ -56,12 +57,10 @@ impl<'a> Sink<'a> {
 
     /// A path; what may not stand in one is percent-encoded.
     fn put_path(&mut self, path: &[u8]) {
-        const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
         for byte in path {
             if class_of(*byte) & (class::TARGET | class::QUERY | class::BACKSLASH) == class::TARGET {
                 self.put(core::slice::from_ref(byte));
             } else {
-                let digit = |value: u8| DIGITS.get(value as usize).copied().unwrap_or(b'0');
                 self.put(&[b'%', digit(byte >> 4), digit(byte & 15)]);
             }
         }

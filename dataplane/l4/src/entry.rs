@@ -11,7 +11,7 @@ use weir_net::hash::{
     StableKey, flow_hash_2, flow_hash_5, source_hash_v4, source_hash_v6, stable_hash_v4, stable_hash_v6,
 };
 use weir_net::parse::{parsed_usual_v4, parsed_usual_v6};
-use weir_net::{InnerFlow, Kind, Parsed, rewrite};
+use weir_net::{InnerFlow, Parsed, rewrite};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// No source NAT, as index of a source address.
@@ -93,8 +93,6 @@ pub trait Address: Copy + Eq + Debug + Send + std::hash::Hash + 'static {
     type Entry: Entry<Address = Self>;
     /// 4 or 6.
     const FAMILY: u8;
-    /// What its frames carry.
-    const KIND: Kind;
     /// Length of an IP header without options or extension headers.
     const HEADER_LEN: u16;
     /// Narrows the 128-bit form, in which an IPv4 address is IPv4-mapped.
@@ -130,7 +128,6 @@ fn tail<A>(tuple: &Tuple<A>) -> u64 {
 impl Address for u32 {
     type Entry = EntryV4;
     const FAMILY: u8 = 4;
-    const KIND: Kind = Kind::Ipv4;
     const HEADER_LEN: u16 = weir_net::ipv4::HEADER_LEN as u16;
     #[inline]
     fn from_bits(bits: u128) -> Self {
@@ -176,7 +173,6 @@ impl Address for u32 {
 impl Address for u128 {
     type Entry = EntryV6;
     const FAMILY: u8 = 6;
-    const KIND: Kind = Kind::Ipv6;
     const HEADER_LEN: u16 = weir_net::ipv6::HEADER_LEN as u16;
     #[inline]
     fn from_bits(bits: u128) -> Self {

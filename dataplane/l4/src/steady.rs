@@ -5,20 +5,15 @@
 
 use std::ops::DerefMut;
 
-use weir_net::PacketBuf;
+use weir_net::{PacketBuf, tcp};
 
 use crate::engine::{Accounts, Lookup};
 use crate::entry::{Address, Entry};
 use crate::lane::{Lane, is_steady, matches, tuple_of};
 use crate::services::Mode;
-use crate::tunnel;
+use crate::tunnel::{self, LINK_LEN};
 use crate::verdict::Delivery;
 use weir_index::{Bucket, Candidate, Direction, Index};
-
-/// Length of an Ethernet header without a tag.
-const LINK_LEN: u16 = 14;
-/// Length of a TCP header without options: what a usual frame has at least.
-const TRANSPORT_LEN: u16 = 20;
 
 impl<A, E, B, C> Lane<'_, A, E, B, C>
 where
@@ -61,8 +56,9 @@ where
         if l3_len == 0 {
             return None;
         }
-        // of constant length, so that all checks of offsets below fold
-        let frame = packet.data_mut().get_mut(..usize::from(LINK_LEN + A::HEADER_LEN + TRANSPORT_LEN))?;
+        // of constant length, so that all checks of offsets below fold: a usual frame has room for TCP at least
+        let headers = usize::from(LINK_LEN + A::HEADER_LEN) + tcp::HEADER_LEN;
+        let frame = packet.data_mut().get_mut(..headers)?;
         let parsed = &A::parsed_usual(frame, l3_len)?;
         let tuple = tuple_of::<A>(frame, parsed);
         let services = self.services;

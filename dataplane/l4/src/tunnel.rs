@@ -1,14 +1,14 @@
 //! The outer headers of `ipip` and `gue`.
 
 use weir_net::encap::{self, Ends, GueUdp, Link, Outer, Tunnel, entropy_port};
-use weir_net::{Family, Mac, PacketBuf, Parsed};
+use weir_net::{Family, Mac, PacketBuf, Parsed, eth};
 
 use crate::engine::Lookup;
 use crate::entry::Address;
 use crate::services::{Backend, Listener, Mode};
 
 /// Length of the link header that an encapsulated frame starts with.
-pub(crate) const LINK_LEN: u16 = 14;
+pub(crate) const LINK_LEN: u16 = eth::HEADER_LEN as u16;
 /// RFC 2003 §3.1: the outer TTL is that of a packet that starts here.
 const OUTER_TTL: u8 = 64;
 
@@ -114,11 +114,11 @@ fn encapsulate_v4<P: PacketBuf>(
     let ends = Ends::V4 { src: src as u32, dst: dst as u32 };
     let outer = |tunnel| Outer { tunnel, ends, ttl: OUTER_TTL, identification, flow_label: 0 };
     if listener.mode == Mode::Ipip {
-        return Some(encap::forward(packet, parsed, &outer(Tunnel::Ipip), &link));
+        return Some(encap::encapsulate(packet, parsed, &outer(Tunnel::Ipip), &link));
     }
     if listener.mode == Mode::Gue && listener.gue_variant != 0 {
         let udp = GueUdp { checksum: false, ..gue_udp(listener, hash) };
-        return Some(encap::forward(packet, parsed, &outer(Tunnel::GueVariant1(udp)), &link));
+        return Some(encap::encapsulate(packet, parsed, &outer(Tunnel::GueVariant1(udp)), &link));
     }
     None
 }
@@ -135,5 +135,5 @@ fn encapsulate_any<P: PacketBuf>(
 ) -> bool {
     let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
     outer(listener, backend, hash, identification)
-        .is_some_and(|outer| encap::forward(packet, parsed, &outer, &link))
+        .is_some_and(|outer| encap::encapsulate(packet, parsed, &outer, &link))
 }

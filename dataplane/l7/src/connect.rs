@@ -13,16 +13,16 @@ use weir_tcp::{ConnectError, Ended, Endpoint, Events};
 use crate::connections::{Accounts, BackendCount, Cause, Connections, ListenerCount, Surroundings};
 use crate::limits::{Acquired, Key};
 use crate::proxy::{Proxy, Run};
-use crate::rules::{Counted, PoolRules};
+use crate::rules::{Counted, PoolRules, Rules};
 use crate::session::{Fifo, NO_BACKEND, Side, Stage, Token};
 
 /// Further slots that a flow's hash falls on when the backend of the first can't take it, before all are looked at.
 const REHASHES: u64 = 8;
-/// Sessions of a queue that are looked at when one can go: the first may wait for a backend that others don't want.
-const LOOK_AHEAD: usize = 16;
+/// Sessions or exchanges of a queue that are looked at when one can go: the first may wait for a backend that others don't want.
+pub(crate) const LOOK_AHEAD: usize = 16;
 
-/// What sessions wait for a backend whose listener is gone: the default of a connect.
-const ORPHAN_MS: u32 = 5_000;
+/// How long is waited for a backend where the listener is gone: the default of a connect.
+pub(crate) const ORPHAN_MS: u32 = 5_000;
 
 /// What became of an attempt to find a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,36 @@ pub(crate) enum Placed {
     Nowhere,
     /// The engine has no room.
     NoMemory,
+}
+
+/// A place in the queue of a pool.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Admitted {
+    /// How long to wait.
+    pub(crate) wait_ms: u32,
+    /// It is beyond the queue's bound, until the ledger has answered.
+    pub(crate) is_beyond: bool,
+}
+
+/// Counts one more of a listener that waits for a backend; `None`: the queue is full.
+pub(crate) fn admit(
+    rules: &Rules,
+    queued: &mut Vec<u32>,
+    listener: u16,
+    is_pending: bool,
+) -> Option<Admitted> {
+    let (size, wait_ms) = rules.listener(listener).map_or((0, ORPHAN_MS), |rules| {
+        (rules.queue, if rules.queue == 0 { rules.connect_ms } else { rules.queue_ms })
+    });
+    let at = usize::from(listener);
+    if queued.len() <= at {
+        queued.resize(at + 1, 0);
+    }
+    // while the ledger may still have tokens the answer is waited for, not the limit assumed
+    let queued = queued.get_mut(at).filter(|queued| is_pending || **queued < size)?;
+    let is_beyond = *queued >= size;
+    *queued += 1;
+    Some(Admitted { wait_ms, is_beyond })
 }
 
 /// What selection remembers from one session to the next.
@@ -287,22 +317,13 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let proxy = &mut *self.proxy;
         let Some(session) = proxy.sessions.at_mut(slot) else { return };
         let (listener, pool, setup) = (session.listener, session.pool, session.setup);
-        let (size, wait_ms) = proxy.rules.listener(listener).map_or((0, ORPHAN_MS), |rules| {
-            (rules.queue, if rules.queue == 0 { rules.connect_ms } else { rules.queue_ms })
-        });
-        if proxy.queued.len() <= usize::from(listener) {
-            proxy.queued.resize(usize::from(listener) + 1, 0);
-        }
-        let queued = proxy.queued.get_mut(usize::from(listener));
-        // while the ledger may still have tokens the answer is waited for, not the limit assumed
-        let Some(queued) = queued.filter(|queued| is_pending || **queued < size) else {
+        let Some(admitted) = admit(&proxy.rules, &mut proxy.queued, listener, is_pending) else {
             self.accounts.listener(listener, ListenerCount::RefusedLimit, 1);
             return self.end(slot, Some(Cause::Limit));
         };
-        if *queued >= size && !proxy.overfull.contains(&pool) {
+        if admitted.is_beyond && !proxy.overfull.contains(&pool) {
             proxy.overfull.push(pool);
         }
-        *queued += 1;
         session.stage = Stage::Queued;
         if proxy.queues.len() <= pool as usize {
             proxy.queues.resize(pool as usize + 1, Fifo::default());
@@ -311,7 +332,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             queue.push(&mut proxy.setups, setup);
         }
         self.accounts.listener_queued(listener, 1);
-        self.arm(slot, wait_ms);
+        self.arm(slot, admitted.wait_ms);
     }
 
     /// Lets sessions of queues go where backends have room again.

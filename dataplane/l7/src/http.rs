@@ -55,6 +55,7 @@ mod upstream;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use weir_balance::counted::scatter;
 use weir_http::head::{Request, Response};
 use weir_l4::Services;
 use weir_tcp::Instant;
@@ -199,10 +200,9 @@ impl<H> Http<H> {
     /// The next number of a sequence that peers can't easily guess from few of them (SplitMix64).
     #[inline]
     pub(crate) fn next_random(&mut self) -> u64 {
+        let number = scatter(self.random);
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.random ^ self.random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+        number
     }
 }
 

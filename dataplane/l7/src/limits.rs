@@ -157,6 +157,14 @@ impl Leases {
         list.get_mut(at)
     }
 
+    /// The lease of a key that was ever asked for.
+    fn held(&self, key: Key) -> Option<&Lease> {
+        match key {
+            Key::Listener(index) => self.listeners.get(usize::from(index)),
+            Key::Backend(index) => self.backends.get(index as usize),
+        }
+    }
+
     /// Changes a lease and remembers it where that leaves a message.
     fn change<T>(&mut self, key: Key, change: impl FnOnce(&mut Lease) -> T) -> Option<T> {
         let lease = self.lease(key)?;
@@ -220,20 +228,12 @@ impl Leases {
 
     /// Whether others wait for tokens: a connection that is not needed now should end.
     pub fn is_tight(&self, key: Key) -> bool {
-        let lease = match key {
-            Key::Listener(index) => self.listeners.get(usize::from(index)),
-            Key::Backend(index) => self.backends.get(index as usize),
-        };
-        lease.is_some_and(|lease| lease.is_limited && lease.is_tight)
+        self.held(key).is_some_and(|lease| lease.is_limited && lease.is_tight)
     }
 
     /// Connections.
     pub fn used(&self, key: Key) -> u32 {
-        let lease = match key {
-            Key::Listener(index) => self.listeners.get(usize::from(index)),
-            Key::Backend(index) => self.backends.get(index as usize),
-        };
-        lease.map_or(0, |lease| lease.used)
+        self.held(key).map_or(0, |lease| lease.used)
     }
 
     /// Takes the ledger's message. Whoever waits for the key should try again, then [`Leases::settle`] follows.

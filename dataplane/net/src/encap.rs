@@ -125,29 +125,13 @@ pub const fn entropy_port(hash: u64) -> u16 {
     0xc000 | (hash >> 50) as u16
 }
 
-/// Replaces the link header of a parsed IP packet by `link` and the outer headers. Ethernet padding goes away.
+/// Replaces the link header of a parsed IP packet by `link` and the outer headers, and takes one off the TTL or hop limit of the
+/// inner packet, which must be above one. Ethernet padding goes away.
 ///
 /// False where the headroom or the 16-bit outer length does not suffice; then nothing but the padding has changed.
-/// The outer IPv4 packet may be fragmented only where the inner one may be (RFC 2003 §3.1); TTL of the inner packet is
-/// the caller's to decrement before.
+/// The outer IPv4 packet may be fragmented only where the inner one may be (RFC 2003 §3.1).
 #[inline(always)]
 pub fn encapsulate<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer, link: &Link) -> bool {
-    put_before::<false, B>(packet, parsed, outer, link)
-}
-
-/// As [`encapsulate`], and takes one off the TTL or hop limit of the inner packet, which must be above one.
-#[inline(always)]
-pub fn forward<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer, link: &Link) -> bool {
-    put_before::<true, B>(packet, parsed, outer, link)
-}
-
-#[inline(always)]
-fn put_before<const HOPS: bool, B: PacketBuf>(
-    packet: &mut B,
-    parsed: &Parsed,
-    outer: &Outer,
-    link: &Link,
-) -> bool {
     let Some(inner) = parsed.family() else { return false };
     let overhead = outer.tunnel.overhead(outer.ends.family());
     let Some(total_len) = parsed.l3_len.checked_add(overhead as u16) else { return false };
@@ -158,7 +142,7 @@ fn put_before<const HOPS: bool, B: PacketBuf>(
         Ends::V4 { .. } => eth::IPV4,
         Ends::V6 { .. } => eth::IPV6,
     };
-    if HOPS && !rewrite::decrement_ttl(frame, &Parsed { l3: before as u16, ..*parsed }) {
+    if !rewrite::decrement_ttl(frame, &Parsed { l3: before as u16, ..*parsed }) {
         return false;
     }
     let Some(l3) = eth::write(frame, link.destination, link.source, link.vlan, ether_type) else {

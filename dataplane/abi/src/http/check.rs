@@ -24,7 +24,7 @@ pub fn is_token(text: &[u8]) -> bool {
 }
 
 /// Whether a text may be a field's value, RFC 9110 §5.5: nothing in it ends the line.
-pub fn is_value(text: &[u8]) -> bool {
+fn is_value(text: &[u8]) -> bool {
     text.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~' | 0x80..))
 }
 

@@ -149,19 +149,3 @@ fn extensions_and_trailers_are_bounded() {
     let body = [b"0\r\n".to_vec(), b"A: b\r\n".repeat(65)].concat();
     assert_eq!(feed(&body, 100, Trailers::Pass), Err(ChunkError::TrailersTooLarge));
 }
-
-#[test]
-fn headers_of_chunks_are_read_again() {
-    for length in [1, 9, 10, 15, 16, 255, 65_536, MAX_SIZE - 1] {
-        let header = chunk_header(length);
-        assert_eq!(header[..], format!("{length:x}\r\n").into_bytes());
-        let mut decoder = Decoder::new();
-        let run = decoder.next(&header).unwrap();
-        assert_eq!(run, Some(Run { kind: Kind::Framing, len: header.len() }));
-        assert_eq!(decoder.data_left(), length);
-    }
-    assert_eq!(chunk_header(u64::MAX).len(), MAX_CHUNK_HEADER);
-    let mut decoder = Decoder::new();
-    assert_eq!(decoder.next(LAST_CHUNK).unwrap(), Some(Run { kind: Kind::Framing, len: 5 }));
-    assert!(decoder.is_done());
-}

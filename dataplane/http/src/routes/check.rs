@@ -4,11 +4,13 @@ use std::fmt::Display;
 
 use thiserror::Error;
 
+use super::edit::Variable;
 use super::hash::DEPTH;
 use super::spec::{
     Action, Condition, Edits, FieldEdit, Host, HostEdit, Path, PathEdit, Redirect, Respond, Route, Split,
     Value,
 };
+use crate::name::is_token;
 
 /// Most conditions of a route.
 const CONDITIONS: usize = 32;
@@ -40,9 +42,6 @@ const OWN_FIELDS: [&str; 11] = [
     "upgrade",
     "via",
 ];
-/// What stands for something in a field's value.
-const VARIABLES: [&str; 6] = ["client", "host", "path", "route", "backend", "request_id"];
-
 /// What is wrong with a route.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("route `{route}`: {field} `{value}` {flaw}")]
@@ -289,14 +288,13 @@ fn has_needless_escape(path: &str) -> bool {
 }
 
 fn token(field: &'static str, name: &str) -> Result<(), Refusal<'static>> {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if name.is_empty() {
         return refuse(field, name, Flaw::Empty);
     }
     if name.len() > HOST_BYTES {
         return refuse(field, name, Flaw::TooLong(HOST_BYTES));
     }
-    if name.bytes().all(is_token) { Ok(()) } else { refuse(field, name, Flaw::Token) }
+    if is_token(name.as_bytes()) { Ok(()) } else { refuse(field, name, Flaw::Token) }
 }
 
 fn condition(condition: &Condition) -> Result<(), Refusal<'static>> {
@@ -386,9 +384,8 @@ fn edits(edits: &Edits) -> Result<(), Refusal<'static>> {
         }
         if let FieldEdit::Set(_, value) | FieldEdit::Add(_, value) = edit {
             long_text("header value", value)?;
-            let is_known = |rest: &str| {
-                VARIABLES.iter().any(|name| rest.split('}').next() == Some(name) && rest.contains('}'))
-            };
+            let is_known =
+                |rest: &str| rest.split_once('}').is_some_and(|(name, _)| Variable::named(name).is_some());
             if !value.split("%{").skip(1).all(is_known) {
                 return refuse("header value", value, Flaw::Variable);
             }

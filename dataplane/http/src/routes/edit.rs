@@ -135,6 +135,21 @@ pub enum Variable {
     RequestId,
 }
 
+impl Variable {
+    /// The one of a name.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "client" => Self::Client,
+            "host" => Self::Host,
+            "path" => Self::Path,
+            "route" => Self::Route,
+            "backend" => Self::Backend,
+            "request_id" => Self::RequestId,
+            _ => return None,
+        })
+    }
+}
+
 /// A part of a configured value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
@@ -153,7 +168,7 @@ pub fn pieces(value: &str) -> impl Iterator<Item = Piece<'_>> {
         }
         let variable = rest.strip_prefix("%{").and_then(|from| from.split_once('}'));
         if let Some((name, tail)) = variable
-            && let Some(variable) = named(name)
+            && let Some(variable) = Variable::named(name)
         {
             rest = tail;
             return Some(Piece::Variable(variable));
@@ -164,18 +179,6 @@ pub fn pieces(value: &str) -> impl Iterator<Item = Piece<'_>> {
         let (text, tail) = rest.split_at_checked(end)?;
         rest = tail;
         Some(Piece::Text(text))
-    })
-}
-
-fn named(name: &str) -> Option<Variable> {
-    Some(match name {
-        "client" => Variable::Client,
-        "host" => Variable::Host,
-        "path" => Variable::Path,
-        "route" => Variable::Route,
-        "backend" => Variable::Backend,
-        "request_id" => Variable::RequestId,
-        _ => return None,
     })
 }
 

@@ -6,21 +6,12 @@ use weir_net::Prefix;
 
 use super::pattern::Pattern;
 use super::spec::{Condition, Value};
+use crate::target::parameters;
 
 /// The fields of a request's head.
 pub trait Fields {
     /// Whether one of the fields of this name (lower case; names are compared without case) has a value that passes the test.
     fn any(&self, name: &str, test: impl FnMut(&[u8]) -> bool) -> bool;
-}
-
-/// No fields.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NoFields;
-
-impl Fields for NoFields {
-    fn any(&self, _: &str, _: impl FnMut(&[u8]) -> bool) -> bool {
-        false
-    }
 }
 
 /// Fields as a list of names (lower case) and values: of `weir explain request`, and of tests.
@@ -132,18 +123,6 @@ impl Check {
             Self::Regex(pattern) => any(&mut |value| pattern.matches(value)),
         }
     }
-}
-
-/// The parameters of a query, names and values as they were sent: `a=1&b` has `a` of `1` and `b` of nothing.
-fn parameters(query: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    query.split(|byte| *byte == b'&').filter(|parameter| !parameter.is_empty()).map(|parameter| {
-        match parameter.iter().position(|byte| *byte == b'=') {
-            Some(at) => {
-                (parameter.get(..at).unwrap_or_default(), parameter.get(at + 1..).unwrap_or_default())
-            }
-            None => (parameter, [].as_slice()),
-        }
-    })
 }
 
 #[cfg(test)]

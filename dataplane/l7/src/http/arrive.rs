@@ -45,8 +45,6 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             source: accepted.remote,
             vip: accepted.local,
             due: now,
-            armed: now,
-            is_armed: false,
             parser: NOBODY,
             outbox: Outbox::default(),
             discarded: 0,

@@ -97,7 +97,6 @@ struct Breaker {
 pub struct Breakers {
     places: Vec<Option<Breaker>>,
     changes: VecDeque<BreakerChange>,
-    dropped: u64,
     /// Backends whose breaker is gone and was not closed.
     forgotten: Vec<u32>,
     epochs: u32,
@@ -234,15 +233,9 @@ impl Breakers {
         self.forgotten.pop()
     }
 
-    /// Changes that nobody asked for in time: the oldest of [`WAITING`] make room.
-    pub fn dropped(&self) -> u64 {
-        self.dropped
-    }
-
     fn tell(&mut self, change: BreakerChange) {
         if self.changes.len() >= WAITING {
             self.changes.pop_front();
-            self.dropped += 1;
         }
         self.changes.push_back(change);
     }
@@ -576,7 +569,6 @@ mod tests {
             breakers.finished(ticket, BAD, at(step * 2));
         }
         assert_eq!(std::iter::from_fn(|| breakers.poll_change()).count(), WAITING);
-        assert!(breakers.dropped() > 0);
     }
 
     proptest! {

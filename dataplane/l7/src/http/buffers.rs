@@ -40,7 +40,6 @@ pub struct Buffers {
     used: u64,
     /// Those, and the kept ones.
     allocated: u64,
-    most: u64,
     budget: u64,
 }
 
@@ -58,7 +57,7 @@ impl Buffers {
     /// Buffers that take at most so many bytes together.
     pub fn new(budget: u64) -> Self {
         let (places, free, kept) = Default::default();
-        Self { places, free, kept, used: 0, allocated: 0, most: 0, budget }
+        Self { places, free, kept, used: 0, allocated: 0, budget }
     }
 
     /// Sets the budget. Buffers that are held beyond a smaller one stay until they are given back.
@@ -73,13 +72,9 @@ impl Buffers {
     }
 
     /// Bytes in use or kept.
-    pub fn allocated(&self) -> u64 {
+    #[cfg(test)]
+    fn allocated(&self) -> u64 {
         self.allocated
-    }
-
-    /// The most bytes that were in use at a time.
-    pub fn most(&self) -> u64 {
-        self.most
     }
 
     /// The budget.
@@ -94,12 +89,7 @@ impl Buffers {
 
     /// A buffer with these bytes; `None`: the budget is spent, or they are more than the largest takes.
     pub fn hold(&mut self, bytes: &[u8]) -> Option<Held> {
-        self.hold_with_room(bytes, bytes.len())
-    }
-
-    /// A buffer with these bytes and room for `bytes` in all; `None` as for [`Self::hold`].
-    pub fn hold_with_room(&mut self, bytes: &[u8], room: usize) -> Option<Held> {
-        let class = class_of(bytes.len().max(room))?;
+        let class = class_of(bytes.len())?;
         let mut buffer = self.take(class)?;
         buffer.extend_from_slice(bytes);
         let at = match self.free.pop() {
@@ -140,27 +130,6 @@ impl Buffers {
     #[inline]
     pub fn bytes(&self, held: &Held) -> &[u8] {
         self.places.get(held.0 as usize).map_or(&[], |place| &place.bytes)
-    }
-
-    /// The bytes, to be changed in place.
-    #[inline]
-    pub fn bytes_mut(&mut self, held: &Held) -> &mut [u8] {
-        self.places.get_mut(held.0 as usize).map_or(&mut [], |place| &mut place.bytes)
-    }
-
-    /// Bytes that fit without another buffer.
-    pub fn room(&self, held: &Held) -> usize {
-        let of = |place: &Place| {
-            CLASSES.get(usize::from(place.class)).map_or(0, |class| class - place.bytes.len())
-        };
-        self.places.get(held.0 as usize).map_or(0, of)
-    }
-
-    /// Takes the first bytes away, all if they are fewer.
-    pub fn consume(&mut self, held: &Held, bytes: usize) {
-        if let Some(place) = self.places.get_mut(held.0 as usize) {
-            place.bytes.drain(..bytes.min(place.bytes.len()));
-        }
     }
 
     /// Lets go of what is behind so many bytes.
@@ -206,7 +175,6 @@ impl Buffers {
             }
         };
         self.used += cost(class);
-        self.most = self.most.max(self.used);
         Some(buffer)
     }
 
@@ -247,14 +215,11 @@ mod tests {
             assert_eq!(buffers.bytes(&held), expected);
             assert_eq!(buffers.used(), CLASSES[class_of(expected.len()).unwrap()] as u64 + OVERHEAD);
         }
-        assert_eq!(buffers.room(&held), (64 << 10) - expected.len());
         assert!(!buffers.append(&held, &[0; 1_600]), "more than the largest");
-        buffers.consume(&held, 4);
-        buffers.bytes_mut(&held)[0] = 9;
-        assert_eq!(buffers.bytes(&held)[..2], [9, 0]);
+        assert_eq!(buffers.bytes(&held), expected);
         assert_eq!(buffers.hold(&[0; (64 << 10) + 1]), None);
         buffers.give(held);
-        assert_eq!((buffers.used(), buffers.most()), (0, cost(3) + cost(2)));
+        assert_eq!(buffers.used(), 0);
     }
 
     #[test]

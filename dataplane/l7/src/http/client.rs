@@ -203,7 +203,6 @@ pub(crate) struct Exchange {
     pub(crate) queue_us: u32,
     pub(crate) attempt_at: u32,
     pub(crate) connect_us: u32,
-    pub(crate) sent_at: u32,
     pub(crate) response_us: u32,
     /// Times of the route or listener, milliseconds.
     pub(crate) response_header_ms: u32,
@@ -250,7 +249,6 @@ impl Exchange {
             queue_us: NEVER,
             attempt_at: NEVER,
             connect_us: NEVER,
-            sent_at: NEVER,
             response_us: NEVER,
             response_header_ms: 0,
             idle_ms: 0,
@@ -259,6 +257,18 @@ impl Exchange {
             moved_at: 0,
             residue: 0,
         }
+    }
+
+    /// For how many ticks no byte of a body has moved. `residue`: bytes that wait for peers now; what those have read since the last
+    /// look only their connections know.
+    pub(crate) fn silent(&mut self, residue: u32, now: u32) -> u32 {
+        if residue != self.residue {
+            self.residue = residue;
+            if residue != 0 {
+                self.moved_at = now;
+            }
+        }
+        now.wrapping_sub(self.moved_at)
     }
 
     /// Microseconds since its first byte.
@@ -281,10 +291,8 @@ pub(crate) struct Client<H> {
     pub(crate) source: Endpoint,
     /// The vip's port to which it came.
     pub(crate) vip: Endpoint,
-    /// The tick at which something is due, and the one at which the wheel will look.
+    /// The tick at which something is due; the wheel may look before.
     pub(crate) due: u32,
-    pub(crate) armed: u32,
-    pub(crate) is_armed: bool,
     /// Of a PROXY header that is read, its parser.
     pub(crate) parser: u32,
     /// Bytes for the client that wait for room.

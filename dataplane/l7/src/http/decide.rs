@@ -36,7 +36,14 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// Decides on the request that was just read.
     #[inline]
     pub(crate) fn decide(&mut self, slot: u32) {
-        match self.decision(slot) {
+        let decision = self.decision(slot);
+        let crowded = self.proxy.http.rates.take_crowded();
+        if crowded > 0
+            && let Some(client) = self.proxy.http.clients.at(slot)
+        {
+            self.accounts.http(client.listener, HttpCount::RateCrowded, crowded);
+        }
+        match decision {
             Some(Decision::Pool(pool)) => {
                 let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
                 client.exchange.pool = pool;

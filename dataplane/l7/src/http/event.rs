@@ -136,6 +136,8 @@ pub enum HttpCount {
     RetriesDenied,
     /// Requests that a rate limit refused.
     RateLimited,
+    /// Requests whose rate limit's key found no place among those that are remembered.
+    RateCrowded,
     /// Connections that became tunnels.
     Tunnels,
     /// Copies sent to mirrors.

@@ -237,10 +237,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let Some(idle_ms) = kept.filter(|_| !is_tight) else { return self.drop_http_upstream(at, false) };
         upstream.stage = upstream::Stage::Idle;
         upstream.client = NOBODY;
-        upstream.due = now.wrapping_add(idle_ms);
-        if !upstream.is_armed {
-            upstream.is_armed = true;
-            let due = upstream.due;
+        let due = now.wrapping_add(idle_ms);
+        upstream.due = due;
+        if !http.upstreams.is_armed_by(at, due) {
             http.upstream_wheel.arm(&mut http.upstreams, at, due);
         }
         http.idle.push(&mut http.upstreams, backend, at);

@@ -73,10 +73,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// All of the request is on its way: the response is waited for.
     #[inline]
     fn request_sent(&mut self, slot: u32) {
-        let now = self.now;
         let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
         client.flags.set(Flags::REQUEST_DONE);
-        client.exchange.sent_at = client.exchange.since(now);
         if !client.flags.has(Flags::RESPONSE) {
             let response_header_ms = client.exchange.response_header_ms;
             self.set_due(slot, response_header_ms);

@@ -66,11 +66,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             self.drop_http_upstream(at, true);
             return None;
         }
-        let due = self.proxy.http.upstreams.at(at)?.due;
         let http = &mut self.proxy.http;
-        if let Some(upstream) = http.upstreams.at_mut(at) {
-            upstream.is_armed = true;
-        }
+        let due = http.upstreams.at(at)?.due;
         http.upstream_wheel.arm(&mut http.upstreams, at, due);
         Some(())
     }
@@ -163,15 +160,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         match self.discard_response(at, handle) {
             Some(true) => {}
             // the end, in order or not
-            Some(false) => {
-                // what it was given is longer than a connection may be idle
-                let http = &mut self.proxy.http;
-                http.upstream_wheel.disarm(&mut http.upstreams, at);
-                if let Some(upstream) = http.upstreams.at_mut(at) {
-                    upstream.is_armed = false;
-                }
-                self.keep_upstream(at);
-            }
+            Some(false) => self.keep_upstream(at),
             None => self.drop_http_upstream(at, true),
         }
     }
@@ -184,9 +173,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             let Some(piece) = self.connections.peek(handle) else {
                 return (!upstream.is_finished).then_some(true);
             };
-            let limits = Limits { head_bytes: u32::MAX, headers: u16::MAX, target_bytes: u16::MAX };
             // a head in several pieces isn't worth gathering
-            let Ok(Progress::Complete) = http.response.parse(piece, &limits, upstream.mirrored) else {
+            let Ok(Progress::Complete) = http.response.parse(piece, &Limits::WIDEST, upstream.mirrored)
+            else {
                 return None;
             };
             let len = http.response.len as u32;

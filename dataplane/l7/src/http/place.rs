@@ -12,6 +12,7 @@ use super::client::{Flags, NEVER, NOBODY, Stage};
 use super::rules::HttpPool;
 use super::slab::Queue;
 use super::upstream::{self, Upstream};
+use crate::connect::{LOOK_AHEAD, ORPHAN_MS, admit};
 use crate::connections::{Accounts, Connections, ListenerCount, Surroundings};
 use crate::limits::{Acquired, Key};
 use crate::proxy::{Proxy, Run, tick};
@@ -20,11 +21,6 @@ use crate::session::Token;
 
 /// Idle connections to a backend that may turn out to be closed before a new one is opened.
 const STALE: usize = 64;
-/// Exchanges of a queue that are looked at when one can go: the first may wait for a backend that others don't want.
-const LOOK_AHEAD: usize = 16;
-/// What an attempt may take whose listener is gone.
-const ORPHAN_MS: u32 = 5_000;
-
 /// What became of an attempt to find a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placed {
@@ -288,19 +284,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let proxy = &mut *self.proxy;
         let Some(client) = proxy.http.clients.at_mut(slot) else { return };
         let (listener, pool) = (client.listener, client.exchange.pool);
-        let (size, wait_ms) = proxy.rules.listener(listener).map_or((0, ORPHAN_MS), |rules| {
-            (rules.queue, if rules.queue == 0 { rules.connect_ms } else { rules.queue_ms })
-        });
-        if proxy.queued.len() <= usize::from(listener) {
-            proxy.queued.resize(usize::from(listener) + 1, 0);
-        }
-        let queued = proxy.queued.get_mut(usize::from(listener));
-        // while the ledger may still have tokens the answer is waited for, not the limit assumed
-        let Some(queued) = queued.filter(|queued| is_pending || **queued < size) else {
+        let Some(admitted) = admit(&proxy.rules, &mut proxy.queued, listener, is_pending) else {
             self.accounts.listener(listener, ListenerCount::RefusedLimit, 1);
             return self.refuse(slot, Cause::QueueFull);
         };
-        *queued += 1;
         client.stage = Stage::Queued;
         client.exchange.queued_at = client.exchange.since(now);
         let waiting = &mut proxy.http.waiting;
@@ -311,7 +298,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             queue.push(&mut proxy.http.clients, slot);
         }
         self.accounts.listener_queued(listener, 1);
-        self.set_due(slot, wait_ms);
+        self.set_due(slot, admitted.wait_ms);
     }
 
     /// Takes a client out of the queue that it waits in, if it does.

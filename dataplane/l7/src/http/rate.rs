@@ -357,9 +357,10 @@ impl Rates {
         }
     }
 
-    /// Requests whose key found no place.
-    pub fn crowded(&self) -> u64 {
-        self.crowded
+    /// Requests whose key found no place since the last call.
+    #[inline]
+    pub fn take_crowded(&mut self) -> u64 {
+        std::mem::take(&mut self.crowded)
     }
 
     /// Remembers that there is something to tell of a bucket.

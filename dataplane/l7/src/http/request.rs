@@ -222,9 +222,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let client = http.clients.at(slot)?;
         let bytes = http.store.bytes(client.exchange.head.as_ref()?);
         let head = bytes.get(..client.exchange.head_len as usize)?;
-        // it was parsed with the limits of its listener before; these are the widest
-        let widest = Limits { head_bytes: u32::MAX, headers: u16::MAX, target_bytes: u16::MAX };
-        let progress: Result<Progress, Refusal> = http.request.parse(head, &widest);
+        // it was parsed with the limits of its listener before
+        let progress: Result<Progress, Refusal> = http.request.parse(head, &Limits::WIDEST);
         http.request_of = slot;
         matches!(progress, Ok(Progress::Complete)).then_some(())
     }

@@ -18,7 +18,7 @@ use crate::proxy::{Proxy, Run};
 /// Interim responses to one request that are passed on; who sends more is not answering.
 const INTERIM: u8 = 32;
 /// Bytes of a response's head that may lie in several pieces.
-const MOST: u32 = u16::MAX as u32;
+const MOST: usize = u16::MAX as usize;
 
 /// What became of an attempt to read a response's head.
 enum Read {
@@ -144,7 +144,6 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let Some(client) = http.clients.at_mut(slot) else { return Read::Gone };
         let Some(upstream) = http.upstreams.at(client.exchange.upstream) else { return Read::Gone };
         let (handle, is_finished) = (upstream.handle, upstream.is_finished);
-        let limits = Limits { head_bytes: MOST, headers: u16::MAX, target_bytes: u16::MAX };
         let method = client.exchange.method;
         let Some(piece) = self.connections.peek(handle) else {
             if is_finished {
@@ -153,7 +152,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             }
             return Read::Waits;
         };
-        let parsed = http.response.parse(piece, &limits, method);
+        let parsed = http.response.parse(piece, &Limits::WIDEST, method);
         match parsed {
             Ok(Progress::Complete) => {}
             Ok(Progress::Incomplete) => return self.gather_response(slot, handle, is_finished),
@@ -178,10 +177,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         };
         let (mut gathered, mut is_kept) = (0, true);
         for piece in self.connections.waiting(handle) {
-            let piece = piece.get(..(MOST as usize - gathered).min(piece.len())).unwrap_or_default();
+            let piece = piece.get(..(MOST - gathered).min(piece.len())).unwrap_or_default();
             gathered += piece.len();
             is_kept = http.store.append(&held, piece);
-            if gathered == MOST as usize || !is_kept {
+            if gathered == MOST || !is_kept {
                 break;
             }
         }
@@ -190,8 +189,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             self.fail(slot, Cause::Memory);
             return Read::Gone;
         }
-        let limits = Limits { head_bytes: MOST, headers: u16::MAX, target_bytes: u16::MAX };
-        let parsed = http.response.parse(http.store.bytes(&held), &limits, method);
+        let parsed = http.response.parse(http.store.bytes(&held), &Limits::WIDEST, method);
         let read = match parsed {
             Ok(Progress::Complete) => {
                 let len = http.response.len;
@@ -229,7 +227,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         }
         if self.wants_other(slot, status) {
             self.give_back(gathered);
-            self.judge_response(slot, status);
+            self.judge_response(slot);
             self.try_again(slot);
             return Read::Gone;
         }
@@ -334,8 +332,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     #[inline]
     fn pass_final(&mut self, slot: u32, gathered: Option<&super::Held>) -> Option<Passed> {
         let now = self.now;
-        let status = self.proxy.http.response.status;
-        self.judge_response(slot, status);
+        self.judge_response(slot);
         let Proxy { http, services, rules, .. } = &mut *self.proxy;
         let client = http.clients.at_mut(slot)?;
         let response = &*http.response;
@@ -404,7 +401,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         write::response(&mut http.scratch, head, response, &how).ok()?;
         exchange.response = Body::from(response.body);
         exchange.status = status;
-        exchange.response_us = exchange.since(now).saturating_sub(exchange.attempt_at);
+        exchange.response_us = exchange.since(now).saturating_sub(exchange.connect_us);
         exchange.moved_at = crate::proxy::tick(now);
         client.flags.set(Flags::RESPONSE);
         let (listener, backend, idle_ms) = (client.listener, exchange.backend, exchange.idle_ms);

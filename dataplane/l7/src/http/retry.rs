@@ -72,12 +72,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let http = &proxy.http;
         let Some(client) = http.clients.at(slot) else { return false };
         let exchange = &client.exchange;
-        let began = http.generations.rules(exchange.generation);
-        let rules = proxy
-            .rules
-            .http_pool(exchange.pool)
-            .or_else(|| began.and_then(|rules| rules.http_pool(exchange.pool)));
-        let Some(retry) = rules.map(|rules| &rules.retry) else { return false };
+        // a pool that is gone has no budget
+        let Some(rules) = proxy.rules.http_pool(exchange.pool) else { return false };
+        let retry = &rules.retry;
         if exchange.attempts > retry.attempts || client.flags.has(Flags::BODY_GONE | Flags::RESPONSE) {
             return false;
         }
@@ -126,8 +123,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
 
     /// The response's head says how the attempt went.
     #[inline]
-    pub(crate) fn judge_response(&mut self, slot: u32, status: u16) {
+    pub(crate) fn judge_response(&mut self, slot: u32) {
         let now = self.now;
+        let status = self.proxy.http.response.status;
         let Some(client) = self.proxy.http.clients.at(slot) else { return };
         let exchange = &client.exchange;
         let latency_us = exchange.since(now).saturating_sub(exchange.attempt_at);

@@ -49,6 +49,12 @@ impl<T> Slab<T> {
         self.places.get_mut(slot as usize)?.record.as_mut()
     }
 
+    /// Whether the wheel looks at a record at this tick or before.
+    #[inline]
+    pub(crate) fn is_armed_by(&self, slot: u32, at: u32) -> bool {
+        self.places.get(slot as usize).is_some_and(|place| place.link.is_armed_by(at))
+    }
+
     /// Whether there is room for one more.
     pub(crate) fn has_room(&self) -> bool {
         self.live < self.capacity

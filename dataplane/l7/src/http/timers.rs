@@ -26,9 +26,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let due = tick(self.now).wrapping_add(after_ms.clamp(1, i32::MAX as u32));
         let Some(client) = http.clients.at_mut(slot) else { return };
         client.due = due;
-        if !client.is_armed || is_before(due, client.armed) {
-            client.is_armed = true;
-            client.armed = due;
+        if !http.clients.is_armed_by(slot, due) {
             http.client_wheel.arm(&mut http.clients, slot, due);
         }
     }
@@ -39,10 +37,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         loop {
             let http = &mut self.proxy.http;
             let Some(slot) = http.client_wheel.expire(&mut http.clients, now) else { break };
-            let Some(client) = http.clients.at_mut(slot) else { continue };
-            client.is_armed = false;
+            let Some(client) = http.clients.at(slot) else { continue };
             if is_before(now, client.due) {
-                (client.is_armed, client.armed) = (true, client.due);
                 let due = client.due;
                 http.client_wheel.arm(&mut http.clients, slot, due);
                 continue;
@@ -52,14 +48,12 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         loop {
             let http = &mut self.proxy.http;
             let Some(at) = http.upstream_wheel.expire(&mut http.upstreams, now) else { break };
-            let Some(upstream) = http.upstreams.at_mut(at) else { continue };
-            upstream.is_armed = false;
+            let Some(upstream) = http.upstreams.at(at) else { continue };
             // one that is in use is armed again when it is idle
             if upstream.stage == upstream::Stage::Active {
                 continue;
             }
             if is_before(now, upstream.due) {
-                upstream.is_armed = true;
                 let due = upstream.due;
                 http.upstream_wheel.arm(&mut http.upstreams, at, due);
                 continue;
@@ -138,16 +132,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             }
             return self.refuse(slot, Cause::RequestBodyTimeout);
         }
-        // what the client has read since the last look, only its connection knows
-        let exchange = &mut client.exchange;
-        if unsent != exchange.residue {
-            exchange.residue = unsent;
-            if unsent != 0 {
-                exchange.moved_at = now;
-            }
-        }
-        let silent = now.wrapping_sub(exchange.moved_at);
-        let idle_ms = exchange.idle_ms;
+        let silent = client.exchange.silent(unsent, now);
+        let idle_ms = client.exchange.idle_ms;
         if silent < idle_ms {
             return self.set_due(slot, idle_ms - silent);
         }
@@ -164,17 +150,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             .connections
             .unsent(client.handle)
             .wrapping_add(far.map_or(0, |upstream| self.connections.unsent(upstream.handle)));
-        let exchange = &mut client.exchange;
-        if residue != exchange.residue {
-            exchange.residue = residue;
-            if residue != 0 {
-                exchange.moved_at = now;
-            }
-        }
-        let silent = now.wrapping_sub(exchange.moved_at);
-        if silent < exchange.tunnel_ms {
-            let left = exchange.tunnel_ms - silent;
-            return self.set_due(slot, left);
+        let silent = client.exchange.silent(residue, now);
+        let tunnel_ms = client.exchange.tunnel_ms;
+        if silent < tunnel_ms {
+            return self.set_due(slot, tunnel_ms - silent);
         }
         self.cut(slot, Cause::TunnelTimeout);
     }

@@ -44,7 +44,6 @@ pub(crate) struct Upstream<H> {
     /// Ticks.
     pub(crate) opened_at: u32,
     pub(crate) due: u32,
-    pub(crate) is_armed: bool,
     /// Bytes for the backend that wait for room.
     pub(crate) outbox: Outbox,
     /// Of a mirror: its request's method, whether its response's head was there, and what is to come of the body.
@@ -70,7 +69,6 @@ impl<H> Upstream<H> {
             requests: 0,
             opened_at: now,
             due: now,
-            is_armed: false,
             outbox: Outbox::default(),
             mirrored: Method::Get,
             has_head: false,
