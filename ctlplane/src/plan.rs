@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use weir_abi::buffers::Buffers;
-use weir_abi::columns::{BackendColumn, UpstreamColumn};
-use weir_l7::http::footprint::footprint as http_footprint;
+use weir_abi::columns::{BackendColumn, HttpBackendColumn, UpstreamColumn};
+use weir_l7::http::footprint::{RATE_KEYS, footprint as http_footprint};
 use weir_tcp::{EngineConfig, Handle};
 
 use crate::api::SCHEMA;
@@ -14,6 +14,10 @@ use crate::units::about_size;
 
 /// Bytes of a huge page as `weir hugepages` reserves them.
 const HUGE_PAGE: u64 = 2 << 20;
+/// Bytes of a backend's counters, per worker.
+const COUNTERS: u64 = 8
+    * (BackendColumn::COLUMNS.len() + UpstreamColumn::COLUMNS.len() + HttpBackendColumn::COLUMNS.len())
+        as u64;
 
 /// The budget of a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +32,7 @@ pub struct Plan {
     pub per_connection: Vec<State>,
     /// Where connections and data end: what is beyond is refused.
     pub ceilings: Vec<Ceiling>,
-    /// Bytes of packet buffers, of all ports.
+    /// Bytes of packet buffers: of all ports, and those for small pieces of data.
     pub packet_buffers: u64,
     /// Bytes of flow tables, of all workers.
     pub flow_tables: u64,
@@ -47,6 +51,8 @@ pub struct Part {
     pub bytes: u64,
     /// Whether it lies in huge pages.
     pub is_huge: bool,
+    /// Which field of the configuration sizes it; empty: none does.
+    pub field: String,
     /// What makes it as large.
     pub by: String,
 }
@@ -75,6 +81,13 @@ pub struct Ceiling {
     pub then: String,
 }
 
+impl Plan {
+    /// Bytes of all of it, of which every worker has its own parts.
+    pub fn total(&self) -> u64 {
+        self.packet_buffers + self.flow_tables + self.ordinary
+    }
+}
+
 /// The budget of a model.
 pub fn plan(model: &Model) -> Plan {
     let node = &model.node;
@@ -82,51 +95,56 @@ pub fn plan(model: &Model) -> Plan {
     let connections = node.tcp_connections as usize;
     let config = EngineConfig { connections, time_waits: connections, ..EngineConfig::default() };
     let tcp = config.footprint();
-    let http = http_footprint::<Handle>();
+    let http = http_footprint::<Handle>(workers as u16);
     let flows = weir_l4::footprint::footprint(node.flows_ipv4, node.flows_ipv6);
     let buffers = Buffers::new(node.buffers, node.buffer_bytes);
-    let packet_buffers = buffers.of_port() * node.ports.len() as u64;
+    let packet_buffers = buffers.of_port() * node.ports.len() as u64 + Buffers::SMALL.of_port();
     let data = node.tcp_memory_bytes.min(buffers.of_queues(workers as u32));
     let proxied = model.listeners.iter().any(|listener| listener.proxy.is_some());
     let of_http = model.listeners.iter().any(|listener| listener.http.is_some());
-    let part = |what: &str, bytes: u64, is_huge: bool, by: String| Part {
+    let part = |what: &str, bytes: u64, field: &str, value: String| Part {
         what: what.to_owned(),
         bytes,
-        is_huge,
-        by,
+        is_huge: field.starts_with("flow_table."),
+        field: field.to_owned(),
+        by: format!("{field} = {value}"),
     };
     let mut per_worker = vec![
         part(
-            "flow table, IPv4",
+            "flow table of IPv4",
             flows.records_v4 + flows.index_v4,
-            true,
-            format!("flow_table.ipv4 = {}", node.flows_ipv4),
+            "flow_table.ipv4",
+            node.flows_ipv4.to_string(),
         ),
         part(
-            "flow table, IPv6",
+            "flow table of IPv6",
             flows.records_v6 + flows.index_v6,
-            true,
-            format!("flow_table.ipv6 = {}", node.flows_ipv6),
+            "flow_table.ipv6",
+            node.flows_ipv6.to_string(),
         ),
         part(
             "counters of backends",
-            u64::from(node.max_backends)
-                * 8
-                * (BackendColumn::COLUMNS.len() + UpstreamColumn::COLUMNS.len()) as u64,
-            false,
-            format!("max_backends = {}", node.max_backends),
+            u64::from(node.max_backends) * COUNTERS,
+            "max_backends",
+            node.max_backends.to_string(),
         ),
     ];
     if proxied {
-        let by = format!("tcp_connections = {connections}");
-        per_worker.push(part("TCP connections and their index", tcp.total, false, by.clone()));
-        let sessions = connections as u64 / 2;
-        per_worker.push(part("TCP sessions", sessions * http.session, false, by.clone()));
+        let of_connections = |what, bytes| part(what, bytes, "tcp_connections", connections.to_string());
+        per_worker.push(of_connections("TCP connections and their index", tcp.total));
+        per_worker.push(of_connections("TCP sessions", connections as u64 / 2 * http.session));
+        per_worker.push(Part {
+            what: "buckets of rate limits".to_owned(),
+            bytes: http.rates,
+            is_huge: false,
+            field: String::new(),
+            by: format!("{RATE_KEYS} keys"),
+        });
         if of_http {
             let records = connections as u64 * (http.client + http.upstream);
-            per_worker.push(part("HTTP clients and upstreams", records, false, by));
-            let by = format!("http_memory = {}", about_size(node.http_memory_bytes));
-            per_worker.push(part("heads, bodies and answers of HTTP", node.http_memory_bytes, false, by));
+            per_worker.push(of_connections("HTTP clients and upstreams", records));
+            let (what, bytes) = ("heads, bodies and answers of HTTP", node.http_memory_bytes);
+            per_worker.push(part(what, bytes, "http_memory", about_size(bytes)));
         }
     }
     let huge: u64 = per_worker.iter().filter(|part| part.is_huge).map(|part| part.bytes).sum();

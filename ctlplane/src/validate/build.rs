@@ -13,6 +13,7 @@ use weir_l7::http::rules::{HttpListener, HttpPool};
 
 use super::DEFAULT_MTU;
 use crate::access_log;
+use crate::schema::exception;
 use crate::diagnostic::Located;
 use crate::model::{self, Model};
 use crate::schema::{self, Schema};
@@ -22,11 +23,11 @@ const DEFAULT_TIMEOUTS_MS: [u32; TIMEOUTS] =
     [10_000, 900_000, 30_000, 60_000, 2_000, 30_000, 60_000, 60_000, 300_000, 200];
 const DEFAULT_WEIGHT: u32 = 100;
 /// Flows of IPv4, per worker.
-pub(super) const DEFAULT_FLOWS_V4: u32 = 1_048_576;
+const DEFAULT_FLOWS_V4: u32 = 1_048_576;
 /// Flows of IPv6, per worker.
-pub(super) const DEFAULT_FLOWS_V6: u32 = 262_144;
+const DEFAULT_FLOWS_V6: u32 = 262_144;
 /// Backends, removed ones that still hold flows included.
-pub(super) const DEFAULT_MAX_BACKENDS: u32 = 65_536;
+const DEFAULT_MAX_BACKENDS: u32 = 65_536;
 /// Connections of a worker's TCP engine.
 pub(super) const DEFAULT_TCP_CONNECTIONS: u32 = 65_536;
 /// Bytes that they hold at most.
@@ -66,6 +67,7 @@ pub(super) fn build(
         buffer_bytes: or(&dataplane.buffer_bytes, 0),
         hash_key: dataplane.hash_key.as_ref().map(|key| key.value),
         icmp_rate: or(&dataplane.icmp_rate, 1_000),
+        exception_rate: or(&dataplane.exception_rate, 0),
         max_backends: or(&dataplane.max_backends, DEFAULT_MAX_BACKENDS),
         snat_ports: dataplane.snat_ports.as_ref().map_or((1_024, 65_535), |ports| ports.value),
         timeouts_ms,
@@ -134,6 +136,7 @@ fn build_port(port: &schema::Port) -> Option<model::Port> {
         vlan: or(&port.vlan, 0),
         queues: or(&port.queues, 0),
         descriptors: or(&port.descriptors, 0),
+        exception: exception::name(port),
         addresses: port.addresses.iter().map(|a| a.value).collect(),
         snat: port.snat.iter().map(|a| a.value).collect(),
         routes: gateways.chain(routes).collect(),

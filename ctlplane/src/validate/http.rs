@@ -17,7 +17,6 @@ use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::model::algorithm_name;
 use crate::schema;
 use crate::schema::proxy::TCP_TIMES;
-use crate::units::network;
 
 /// Of the access log.
 const DEFAULT_FORMAT: &str = "combined";
@@ -92,25 +91,14 @@ impl Rules<'_> {
         }
     }
 
-    /// No bits after the length.
-    pub(super) fn is_network(&mut self, prefix: &Located<(IpAddr, u8)>) {
-        let (address, length) = prefix.value;
-        if network(address, length) != address {
-            let message = format!("{address}/{length} has bits set after its prefix length");
-            let help = format!("write {}/{length}", network(address, length));
-            self.push(Diagnostic::error(prefix.span, message).help(help));
-        }
-    }
-
     /// What the listeners of HTTP do, by their position; pools are named by position too.
     pub(super) fn http(&mut self) -> HashMap<usize, Arc<HttpListener>> {
         let schema = self.schema;
-        let named = |pool: &'_ schema::Pool| pool.name.as_ref().map(|name| name.value.clone());
-        let pools: Pools = schema
+        let pools: Pools<'_> = schema
             .pools
             .iter()
             .enumerate()
-            .filter_map(|(at, pool)| Some((named(pool)?, at as u32)))
+            .filter_map(|(at, pool)| Some((pool.name.as_ref()?.value.as_str(), at as u32)))
             .collect();
         let mut files = Files::default();
         let mut routes = self.routes(&pools, &mut files);
@@ -127,7 +115,7 @@ impl Rules<'_> {
                         .help("add a [[route]] with this listener, or a pool for all requests"),
                 );
             }
-            let pool = listener.pool.as_ref().and_then(|name| pools.get(&name.value).copied());
+            let pool = listener.pool.as_ref().and_then(|name| pools.get(name.value.as_str()).copied());
             let rules = self.http_listener(listener, pool, &mut files);
             let rules = HttpListener { routes: resolved.into(), ..rules };
             self.bodies_fit(listener, &rules);

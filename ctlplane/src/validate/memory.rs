@@ -1,47 +1,30 @@
 //! Is there room for what the file asks for: data of connections in packet buffers, and all tables in this machine?
 
 use weir_abi::buffers::Buffers;
-use weir_abi::columns::{BackendColumn, UpstreamColumn};
-use weir_abi::record::Mode;
 
-use super::{Rules, build};
+use super::Rules;
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::machine::Machine;
+use crate::model::Model;
+use crate::plan;
 use crate::units::{about_size, format_size};
-
-/// Bytes of a flow of IPv4: its record of 32, and two words of the index with their share of empty ones.
-const FLOW_V4: u64 = 48;
-/// The same of IPv6, whose record takes 48.
-const FLOW_V6: u64 = 64;
-/// Bytes of a terminated connection, its share of session, timer and table included.
-const CONNECTION: u64 = 400;
 
 /// As the schema allows.
 const MOST_BUFFERS: u64 = 1 << 24;
-/// Bytes of a backend's counters, per worker.
-const COUNTERS: u64 = 8 * (BackendColumn::COLUMNS.len() + UpstreamColumn::COLUMNS.len()) as u64;
 
 /// One thing that takes memory.
-struct Need {
-    what: &'static str,
+struct Need<'a> {
+    what: &'a str,
     bytes: u64,
     field: Option<Span>,
 }
 
 impl Rules<'_> {
-    pub(super) fn memory(&mut self, workers: usize, machine: &Machine) {
+    /// What connections hold lies in packet buffers, of which one half is for them.
+    pub(super) fn data_fits(&mut self, workers: usize) {
         let dataplane = &self.schema.dataplane;
         let value = |field: &Option<Located<u32>>| field.as_ref().map_or(0, |field| field.value);
         let buffers = Buffers::new(value(&dataplane.buffers), value(&dataplane.buffer_bytes));
-        self.data_fits(workers, buffers);
-        if let Some(total) = machine.memory {
-            self.machine_suffices(workers, buffers, total);
-        }
-    }
-
-    /// What connections hold lies in packet buffers, of which one half is for them.
-    fn data_fits(&mut self, workers: usize, buffers: Buffers) {
-        let dataplane = &self.schema.dataplane;
         let most = buffers.of_queues(workers as u32);
         let Some(memory) = dataplane.tcp_memory.as_ref().filter(|memory| memory.value > most) else { return };
         let each = buffers.each();
@@ -67,51 +50,34 @@ impl Rules<'_> {
         self.push(finding.help(format!("half of a port's {count} buffers{shared} is for queues: {remedy}")));
     }
 
-    fn machine_suffices(&mut self, workers: usize, buffers: Buffers, total: u64) {
-        let schema = self.schema;
-        let dataplane = &schema.dataplane;
-        let workers = workers as u64;
-        let span = |field: &Option<Located<u32>>| field.as_ref().map(|field| field.span);
-        let number = |field: &Option<Located<u32>>, default: u32| {
-            u64::from(field.as_ref().map_or(default, |field| field.value))
-        };
-        let mut needs = vec![
-            Need {
-                what: "packet buffers",
-                bytes: buffers.of_port() * schema.ports.len() as u64,
-                field: span(&dataplane.buffers).or(span(&dataplane.buffer_bytes)),
-            },
-            Need {
-                what: "flow tables of IPv4",
-                bytes: number(&dataplane.flows_ipv4, build::DEFAULT_FLOWS_V4) * FLOW_V4 * workers,
-                field: span(&dataplane.flows_ipv4),
-            },
-            Need {
-                what: "flow tables of IPv6",
-                bytes: number(&dataplane.flows_ipv6, build::DEFAULT_FLOWS_V6) * FLOW_V6 * workers,
-                field: span(&dataplane.flows_ipv6),
-            },
-            Need {
-                what: "counters of backends",
-                bytes: number(&dataplane.max_backends, build::DEFAULT_MAX_BACKENDS) * COUNTERS * workers,
-                field: span(&dataplane.max_backends),
-            },
-        ];
-        let is_proxy = |listener: &crate::schema::Listener| {
-            listener.mode.as_ref().is_some_and(|mode| mode.value == Mode::Proxy)
-        };
-        if schema.listeners.iter().any(is_proxy) {
-            let connections = number(&dataplane.tcp_connections, build::DEFAULT_TCP_CONNECTIONS);
-            needs.push(Need {
-                what: "TCP connections",
-                bytes: connections * CONNECTION * workers,
-                field: span(&dataplane.tcp_connections),
-            });
-        }
-        let all: u64 = needs.iter().map(|need| need.bytes).sum();
+    /// Whether the machine has what the plan of this file's model adds up to.
+    pub(super) fn machine_suffices(&mut self, model: &Model, machine: &Machine) {
+        let Some(total) = machine.memory else { return };
+        let plan = plan::plan(model);
+        let all = plan.total();
         if all <= total {
             return;
         }
+        let dataplane = &self.schema.dataplane;
+        let span = |field: &Option<Located<u32>>| field.as_ref().map(|field| field.span);
+        let place_of = |field: &str| match field {
+            "flow_table.ipv4" => span(&dataplane.flows_ipv4),
+            "flow_table.ipv6" => span(&dataplane.flows_ipv6),
+            "max_backends" => span(&dataplane.max_backends),
+            "tcp_connections" => span(&dataplane.tcp_connections),
+            "http_memory" => dataplane.http_memory.as_ref().map(|memory| memory.span),
+            _ => None,
+        };
+        let mut needs = vec![Need {
+            what: "packet buffers",
+            bytes: plan.packet_buffers,
+            field: span(&dataplane.buffers).or(span(&dataplane.buffer_bytes)),
+        }];
+        needs.extend(plan.per_worker.iter().map(|part| Need {
+            what: &part.what,
+            bytes: part.bytes * plan.workers,
+            field: place_of(&part.field),
+        }));
         needs.sort_by_key(|need| std::cmp::Reverse(need.bytes));
         let place = needs.iter().find_map(|need| need.field);
         let place = place.or(dataplane.workers.as_ref().map(|workers| workers.span));

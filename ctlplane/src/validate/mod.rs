@@ -19,7 +19,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Located, Source, Span};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::schema::{self, Schema, Workers};
-use crate::units::covers;
+use crate::units::{covers, network};
 
 const DEFAULT_MTU: u32 = 1_500;
 /// RFC 8200 §5: every link of IPv6 carries packets of 1280 bytes.
@@ -52,8 +52,10 @@ fn validate(schema: Schema, machine: &Machine, diagnostics: &mut Diagnostics) ->
     rules.proxy_mtu();
     let workers = rules.workers(machine);
     rules.proxy_capacity(workers.len());
-    rules.memory(workers.len(), machine);
-    build::build(&schema, workers, &http, access_log)
+    rules.data_fits(workers.len());
+    let model = build::build(&schema, workers, &http, access_log)?;
+    rules.machine_suffices(&model, machine);
+    Some(model)
 }
 
 struct Rules<'a> {
@@ -158,6 +160,16 @@ impl<'a> Rules<'a> {
                     .help("use the other machine's own address"),
                 );
             }
+        }
+    }
+
+    /// No bits after the length.
+    fn is_network(&mut self, prefix: &Located<(IpAddr, u8)>) {
+        let (address, length) = prefix.value;
+        if network(address, length) != address {
+            let message = format!("{address}/{length} has bits set after its prefix length");
+            let help = format!("write {}/{length}", network(address, length));
+            self.push(Diagnostic::error(prefix.span, message).help(help));
         }
     }
 

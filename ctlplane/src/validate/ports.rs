@@ -117,15 +117,7 @@ impl Rules<'_> {
                     .help("use a next hop of the prefix's family"),
                 );
             }
-            if network(address, length) != address {
-                self.push(
-                    Diagnostic::error(
-                        prefix.span,
-                        format!("{address}/{length} has bits set after its prefix length"),
-                    )
-                    .help(format!("write {}/{length}", network(address, length))),
-                );
-            }
+            self.is_network(prefix);
             if let Some(first) = seen.insert((network(address, length), length), prefix.span) {
                 self.push(
                     Diagnostic::error(prefix.span, format!("two routes for {address}/{length}"))

@@ -9,7 +9,7 @@ use super::{DEFAULT_MTU, IPV4_MINIMUM_MTU, Reach, Rules, build, routes};
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::model::{algorithm_name, format_ports};
 use crate::schema;
-use crate::units::{family_name, format_duration, format_size, network};
+use crate::units::{family_name, format_duration, format_size};
 
 /// IP and TCP headers without options.
 const fn headers(is_ipv4: bool) -> u32 {
@@ -61,16 +61,7 @@ impl Rules<'_> {
             );
         }
         for prefix in &proxy.trusted {
-            let (address, length) = prefix.value;
-            if network(address, length) != address {
-                self.push(
-                    Diagnostic::error(
-                        prefix.span,
-                        format!("{address}/{length} has bits set after its prefix length"),
-                    )
-                    .help(format!("write {}/{length}", network(address, length))),
-                );
-            }
+            self.is_network(prefix);
         }
     }
 

@@ -14,7 +14,7 @@ use crate::schema;
 use crate::schema::route::HttpRoute;
 
 /// Positions of pools by name.
-pub(super) type Pools = HashMap<String, u32>;
+pub(super) type Pools<'a> = HashMap<&'a str, u32>;
 /// Routes by the position of their listener.
 type ByListener = HashMap<usize, Vec<Route>>;
 
@@ -23,7 +23,7 @@ const MOST_NAME: usize = 50;
 
 impl Rules<'_> {
     /// The routes of each listener, in the order of the file.
-    pub(super) fn routes(&mut self, pools: &Pools, files: &mut Files) -> ByListener {
+    pub(super) fn routes(&mut self, pools: &Pools<'_>, files: &mut Files) -> ByListener {
         let schema = self.schema;
         let listeners: HashMap<&str, (usize, &schema::Listener)> = schema
             .listeners
@@ -112,7 +112,7 @@ impl Rules<'_> {
     }
 
     /// The route with pools by position, and a name.
-    fn draft(&mut self, route: &HttpRoute, pools: &Pools, files: &mut Files) -> Route {
+    fn draft(&mut self, route: &HttpRoute, pools: &Pools<'_>, files: &mut Files) -> Route {
         let mut draft = route.draft.clone();
         for prefix in &route.sources {
             self.is_network(prefix);
@@ -122,12 +122,12 @@ impl Rules<'_> {
         }
         if !route.pools.is_empty() {
             let splits = route.pools.iter().filter_map(|(name, weight)| {
-                Some(Split { pool: self.pool_position(name, pools)?, weight: *weight })
+                Some(Split { pool: self.lookup("pool", name, pools, "pool")?, weight: *weight })
             });
             draft.action = Action::Pools(splits.collect());
         }
         draft.mirror = route.mirror.as_ref().and_then(|(name, share)| {
-            Some(Mirror { pool: self.pool_position(name, pools)?, per_ten_thousand: *share })
+            Some(Mirror { pool: self.lookup("pool", name, pools, "pool")?, per_ten_thousand: *share })
         });
         if let (Some((name, _)), Some((_, span))) =
             (&route.mirror, route.actions.iter().find(|(name, _)| !matches!(*name, "pool" | "split")))
@@ -154,14 +154,6 @@ impl Rules<'_> {
             None => generated_name(&draft).into(),
         };
         draft
-    }
-
-    fn pool_position(&mut self, name: &Located<String>, pools: &Pools) -> Option<u32> {
-        if let Some(position) = pools.get(&name.value) {
-            return Some(*position);
-        }
-        let by_name: HashMap<&str, u32> = pools.iter().map(|(name, at)| (name.as_str(), *at)).collect();
-        self.lookup("pool", name, &by_name, "pool")
     }
 
     fn rate_limits(&mut self, route: &HttpRoute, listener: &schema::Listener) -> Vec<u16> {
