@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 use weir_abi::record::AdminState;
+use weir_http::cause::Cause;
 use weir_http::head::Request as Head;
 use weir_http::head::{Limits, Progress};
 use weir_http::routes::spec::{Action, Condition, Host, HostEdit, Path, PathEdit, Redirect, Route, Value};
@@ -216,9 +217,9 @@ pub fn explain(
         source: request.source.to_string(),
         ..Explanation::default()
     };
-    let mut refused = |cause: &str, why: String| {
+    let mut refused = |cause: Cause, why: String| {
         explanation.action = format!("refused: {why}");
-        explanation.cause = Some(cause.to_owned());
+        explanation.cause = Some(cause.code().to_owned());
         Ok(explanation.clone())
     };
     let mut parsed = Head::default();
@@ -229,20 +230,22 @@ pub fn explain(
     };
     match parsed.parse(head.as_bytes(), &limits) {
         Ok(Progress::Complete) => {}
-        Ok(Progress::Incomplete) => return refused("request-malformed", "the head does not end".to_owned()),
-        Err(refusal) => return refused(refusal.request_cause().code(), refusal.to_string()),
+        Ok(Progress::Incomplete) => {
+            return refused(Cause::RequestMalformed, "the head does not end".to_owned());
+        }
+        Err(refusal) => return refused(refusal.request_cause(), refusal.to_string()),
     }
     let bytes = head.as_bytes();
     let mut buffer = vec![0; bytes.len()];
     let path = match normalise(parsed.target.path_or_root(bytes), &mut buffer) {
         Ok(path) => path,
-        Err(error) => return refused("request-malformed", error.to_string()),
+        Err(error) => return refused(Cause::RequestMalformed, error.to_string()),
     };
     if parsed.method == weir_http::head::Method::Connect && !rules.connect_allowed {
-        return refused("method-refused", "the listener does not allow CONNECT".to_owned());
+        return refused(Cause::MethodRefused, "the listener does not allow CONNECT".to_owned());
     }
     if parsed.upgrade && !rules.upgrade_allowed {
-        return refused("upgrade-refused", "the listener does not allow upgrades".to_owned());
+        return refused(Cause::UpgradeRefused, "the listener does not allow upgrades".to_owned());
     }
     let question = Question {
         host: parsed.host.name.of(bytes),
@@ -297,14 +300,14 @@ pub fn explain(
             None => {
                 explanation.action =
                     "answered 404: no route takes it, and the listener has no pool".to_owned();
-                explanation.cause = Some("no-route".to_owned());
+                explanation.cause = Some(Cause::NoRoute.code().to_owned());
             }
         },
     }
     if !explanation.pools.is_empty()
         && explanation.pools.iter().all(|pool| !pool.backends.iter().any(|b| b.usable))
     {
-        explanation.cause = Some("no-backend".to_owned());
+        explanation.cause = Some(Cause::NoBackend.code().to_owned());
     }
     Ok(explanation)
 }

@@ -329,12 +329,9 @@ impl Status {
             self.missing.push(format!("the root of generation {} cannot be read", self.generation));
             return;
         };
-        let row = |group: &str, index: u32| {
-            counters.map(|counters| counters.row(group, index as usize)).unwrap_or_default()
-        };
-        match self.read_node(directory, &root, &row) {
+        match self.read_node(directory, &root, counters) {
             Ok(configured) => {
-                let counters = row(TcpColumn::GROUP, 0);
+                let counters = row(counters, TcpColumn::GROUP, 0);
                 // the dataplane knows what its packet buffers leave of it
                 let real = counters.get(TcpColumn::MemoryCeiling.name()).copied().filter(|bytes| *bytes > 0);
                 self.tcp = Some(Tcp { counters, memory_ceiling: real.unwrap_or(configured) });
@@ -345,7 +342,7 @@ impl Status {
             let table = read_table(directory, reference.id)
                 .and_then(|bytes| PoolTable::parse(reference, &bytes).map_err(|error| error.to_string()));
             match table {
-                Ok(table) => self.pools.push(pool(&table, &row)),
+                Ok(table) => self.pools.push(pool(&table, counters)),
                 Err(error) => self.missing.push(format!("a pool: {error}")),
             }
         }
@@ -361,7 +358,7 @@ impl Status {
         &mut self,
         directory: &SegmentDir,
         root: &Root,
-        row: &dyn Fn(&str, u32) -> Columns,
+        counters: Option<&Counters>,
     ) -> Result<u64, String> {
         let reference = root.tables.first().ok_or("the root names no node table")?;
         let bytes = read_table(directory, reference.id)?;
@@ -371,7 +368,7 @@ impl Status {
             .map(|(index, port)| Port {
                 name: port.name.to_string(),
                 device: port.device.to_string(),
-                counters: row(PortColumn::GROUP, index),
+                counters: row(counters, PortColumn::GROUP, index),
             })
             .collect();
         Ok(node.node.tcp_memory_bytes.saturating_mul(u64::from(node.node.worker_count)))
@@ -405,9 +402,6 @@ impl Status {
         root: &Root,
         counters: Option<&Counters>,
     ) -> Result<(), String> {
-        let row = |group: &str, index: u32| {
-            counters.map(|counters| counters.row(group, index as usize)).unwrap_or_default()
-        };
         let reference = root.tables.get(1).ok_or("the root names no listeners table")?;
         let bytes = read_table(directory, reference.id)?;
         let table = ListenersTable::parse(reference, &bytes).map_err(|error| error.to_string())?;
@@ -429,9 +423,9 @@ impl Status {
                 port: format_ports((listener.port_first, listener.port_last)),
                 mode: Mode::from_u8(listener.mode).map_or("unknown", Mode::name).to_owned(),
                 pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
-                counters: row(ListenerColumn::GROUP, listener.index),
+                counters: row(counters, ListenerColumn::GROUP, listener.index),
                 proxy: if listener.mode == Mode::Proxy as u8 {
-                    row(ProxyColumn::GROUP, listener.index)
+                    row(counters, ProxyColumn::GROUP, listener.index)
                 } else {
                     Columns::new()
                 },
@@ -507,7 +501,12 @@ fn read_table(directory: &SegmentDir, id: u64) -> Result<Vec<u8>, String> {
     directory.read(&table_name(id), MAX_TABLE_BYTES).map_err(|error| error.to_string())
 }
 
-fn pool(table: &PoolTable, row: &dyn Fn(&str, u32) -> Columns) -> Pool {
+/// Counters of a row; empty where there are none.
+fn row(counters: Option<&Counters>, group: &str, index: u32) -> Columns {
+    counters.map(|counters| counters.row(group, index as usize)).unwrap_or_default()
+}
+
+fn pool(table: &PoolTable, counters: Option<&Counters>) -> Pool {
     let mut taken = vec![0u32; table.backends.len()];
     for slot in &table.slots {
         if let Some(count) = taken.get_mut(usize::from(*slot)) {
@@ -529,9 +528,9 @@ fn pool(table: &PoolTable, row: &dyn Fn(&str, u32) -> Columns) -> Pool {
             state: AdminState::from_u8(backend.admin).map_or("unknown", AdminState::name).to_owned(),
             down: backend.down != 0,
             slot_share: f64::from(*taken) / (table.slots.len().max(1) as f64),
-            counters: row(BackendColumn::GROUP, backend.index),
-            upstream: row(UpstreamColumn::GROUP, backend.index),
-            http: Some(http::backend(row(HttpBackendColumn::GROUP, backend.index))),
+            counters: row(counters, BackendColumn::GROUP, backend.index),
+            upstream: row(counters, UpstreamColumn::GROUP, backend.index),
+            http: Some(http::backend(row(counters, HttpBackendColumn::GROUP, backend.index))),
         })
         .collect();
     Pool {

@@ -353,9 +353,4 @@ impl Consumer {
     pub fn is_current(&self, directory: &SegmentDir) -> bool {
         self.ring.words.is_current(directory)
     }
-
-    /// Whether a producer is there now.
-    pub fn has_producer(&self) -> bool {
-        self.ring.words.is_held(Role::Owner)
-    }
 }

@@ -40,8 +40,6 @@ pub struct HttpRoute {
     pub actions: Vec<(&'static str, Span)>,
     /// `path`, `path_prefix` and `path_regex`, where they are there.
     pub paths: Vec<(&'static str, Span)>,
-    /// `rewrite.path` and `rewrite.path_prefix`, or those of a redirection, where they are there.
-    pub path_edits: Vec<(&'static str, Span)>,
     /// Files of bodies: they are read with the rest of what the file names.
     pub body_file: Option<Located<String>>,
     /// What routes' own check calls a field, its value, and where it stands.
@@ -90,7 +88,6 @@ pub(super) fn read(table: &mut TableReader<'_, '_>) -> HttpRoute {
         sources: Vec::new(),
         actions: table.places(&["pool", "split", "redirect", "respond"]),
         paths: table.places(&["path", "path_prefix", "path_regex"]),
-        path_edits: Vec::new(),
         body_file: None,
         places: Vec::new(),
     };
@@ -302,7 +299,6 @@ impl Draft {
             let finding = Diagnostic::error(*second, "path and path_prefix exclude each other");
             table.diagnostics().push(finding.related(*first, "first here").help("keep one of them"));
         }
-        self.route.path_edits.extend(given);
         edit
     }
 

@@ -1,13 +1,11 @@
 //! What is there to tell of HTTP? Listeners and backends as they count, breakers and the access log as the daemon knows them.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use weir_abi::columns::{CAUSE_GROUP, HttpBackendColumn, HttpColumn, HttpWorkerColumn};
 use weir_abi::events::BreakerState;
 use weir_abi::record::{Application, ListenerRecord};
 
-use super::{Backend, Columns, Status};
+use super::{Backend, Columns, Status, row};
 use crate::access_log::{AccessLog, BackendBreaker, Report};
 use crate::counters::Counters;
 
@@ -55,10 +53,9 @@ pub(super) fn listener(record: &ListenerRecord, counters: Option<&Counters>) -> 
     if record.application != Application::Http as u8 {
         return None;
     }
-    let row = |group| counters.map(|counters| counters.row(group, record.index as usize)).unwrap_or_default();
-    let mut causes = row(CAUSE_GROUP);
+    let mut causes = row(counters, CAUSE_GROUP, record.index);
     causes.retain(|_, count| *count > 0);
-    Some(ListenerHttp { counters: row(HttpColumn::GROUP), causes })
+    Some(ListenerHttp { counters: row(counters, HttpColumn::GROUP, record.index), causes })
 }
 
 /// HTTP of a backend, by its counters.
@@ -76,7 +73,7 @@ pub(super) fn backend(counters: Columns) -> BackendHttp {
 impl Status {
     /// What the counters of all workers say; nothing where no listener speaks HTTP and nothing is left of one.
     pub(super) fn read_http(&mut self, counters: Option<&Counters>) {
-        let row = counters.map(|counters| counters.row(HttpWorkerColumn::GROUP, 0)).unwrap_or_default();
+        let row = row(counters, HttpWorkerColumn::GROUP, 0);
         let speaks = self.listeners.iter().any(|listener| listener.http.is_some());
         if speaks || of(&row, HttpWorkerColumn::EventsWritten.name()) > 0 {
             self.http = Some(Http { counters: row, access_log: None });
@@ -109,17 +106,6 @@ impl Status {
                 "access log: {error}: make room or mend the path; lines are dropped until then"
             ));
         }
-    }
-
-    /// Own responses by cause, all listeners.
-    pub fn http_causes(&self) -> BTreeMap<&str, u64> {
-        let mut sums = BTreeMap::new();
-        for listener in self.listeners.iter().filter_map(|listener| listener.http.as_ref()) {
-            for (cause, count) in &listener.causes {
-                *sums.entry(cause.as_str()).or_insert(0) += count;
-            }
-        }
-        sums
     }
 }
 

@@ -1,7 +1,6 @@
 //! What does the screen tell of HTTP? Each listener, its own answers and why, its backends with their breakers, and the access log.
 
 use std::fmt::Write as _;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use weir_abi::columns::{HttpBackendColumn, HttpColumn, HttpWorkerColumn};
 
@@ -79,7 +78,7 @@ fn backends(text: &mut String, colour: bool, status: &Status) {
             let cells = shown.iter().map(|(_, column)| cell(&http.counters, column.name()));
             let mut row: Vec<String> =
                 std::iter::once(format!("{}/{}", pool.name, backend.name)).chain(cells).collect();
-            row.push(breaker(http, status.dataplane.workers));
+            row.push(breaker(http, status));
             table.row(row);
         }
     }
@@ -87,7 +86,8 @@ fn backends(text: &mut String, colour: bool, status: &Status) {
 }
 
 /// `closed`, or the state with how many workers have it, why, and since when.
-fn breaker(http: &BackendHttp, workers: usize) -> String {
+fn breaker(http: &BackendHttp, status: &Status) -> String {
+    let workers = status.dataplane.workers;
     let mut text = http.breaker.clone();
     if workers > 1 && http.breaker != "closed" {
         let column = match http.breaker.as_str() {
@@ -99,8 +99,7 @@ fn breaker(http: &BackendHttp, workers: usize) -> String {
     if let Some(changes) = &http.changes
         && changes.state == http.breaker
     {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        let seconds = now.saturating_sub(changes.since_unix_ms) / 1_000;
+        let seconds = status.unix_ms.saturating_sub(changes.since_unix_ms) / 1_000;
         let _ = write!(text, ", {}, for {seconds} s", changes.reason);
     }
     text
