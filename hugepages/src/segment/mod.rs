@@ -71,10 +71,15 @@ pub struct SegmentDir {
     directory: OwnedFd,
     page_size: u64,
     is_hugetlbfs: bool,
+    /// Whether its group may write: the two processes run as different users.
+    is_shared: bool,
 }
 
 impl SegmentDir {
     /// Opens the directory at `path`, made with mode 0750 if it is missing (its parent must exist).
+    ///
+    /// One that was made with the set-group-ID bit, mode 2770, is shared by its group: so the two processes can run as
+    /// different users of one group. What both write is then writable for the group.
     ///
     /// # Errors
     /// [`SegmentError::Untrusted`] if it belongs to another user than this one or root, or if others may write to it.
@@ -111,15 +116,18 @@ impl SegmentDir {
         if stat.st_uid != me && stat.st_uid != 0 {
             return untrusted(format!("it belongs to uid {}, expected {me} or 0", stat.st_uid));
         }
-        if stat.st_mode & 0o022 != 0 {
-            let mode = stat.st_mode & 0o7777;
-            return untrusted(format!("its mode is {mode:04o}, others may write to it; run chmod 0750"));
+        let mode = stat.st_mode & 0o7777;
+        let is_shared = mode & 0o2020 == 0o2020;
+        if mode & 0o002 != 0 || (mode & 0o020 != 0 && !is_shared) {
+            return untrusted(format!(
+                "its mode is {mode:04o}, others may write to it; run chmod 0750, or 2770 where a group shares it"
+            ));
         }
         let filesystem = fstatfs(&directory).map_err(|errno| io("examine the filesystem of", errno))?;
         let is_hugetlbfs = filesystem.f_type as u32 == HUGETLBFS_MAGIC;
         let page_size =
             if is_hugetlbfs { filesystem.f_bsize as u64 } else { rustix::param::page_size() as u64 };
-        Ok(Self { path: path.to_owned(), directory, page_size, is_hugetlbfs })
+        Ok(Self { path: path.to_owned(), directory, page_size, is_hugetlbfs, is_shared })
     }
 
     /// Where the directory is, as it was opened.
@@ -287,7 +295,8 @@ impl SegmentDir {
         let layout = Layout::of::<(), u64>(words, self.page_size)
             .map_err(|reason| SegmentError::BadLayout { path: path(), reason })?;
         let limit = layout.file_bytes as u64;
-        let (file, size) = self.open_for_mapping(name, access, 0o640, None)?;
+        let mode = if self.is_shared { 0o660 } else { 0o640 };
+        let (file, size) = self.open_for_mapping(name, access, mode, None)?;
         if access == Access::Create {
             self.allocate(name, &file, size, limit)?;
             let mapping = self.map(name, file, layout.file_bytes, Sharing::Shared)?;
@@ -349,7 +358,9 @@ impl SegmentDir {
                 continue;
             }
             let size = u64::try_from(stat.st_size).unwrap_or(0);
-            if size == 0 && access == Access::Create {
+            let is_mine = stat.st_uid == rustix::process::geteuid().as_raw();
+            if size == 0 && access == Access::Create && is_mine {
+                // the umask may have taken the group's bits
                 fchmod(&file, Mode::from_raw_mode(mode))
                     .map_err(|errno| io_error("set the mode of", &path, errno))?;
             }

@@ -44,6 +44,25 @@ fn a_directory_that_others_may_write_to_is_refused() {
 }
 
 #[test]
+fn a_directory_that_a_group_shares_is_writable_for_the_group() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("weir-x");
+    std::fs::create_dir(&path).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o770)).unwrap();
+    let error = SegmentDir::open(&path).unwrap_err();
+    assert!(
+        error.to_string().contains("2770"),
+        "without the set-group-ID bit it is nobody's intent: {error}"
+    );
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o2770)).unwrap();
+    let directory = SegmentDir::open(&path).unwrap();
+    let _words = directory.map_atomics("control", 8, Access::Create).unwrap();
+    directory.publish("root-1", b"x").unwrap();
+    let mode = |name: &str| std::fs::metadata(path.join(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("control"), mode("root-1")), (0o660, 0o640));
+}
+
+#[test]
 fn published_files_are_complete_replaceable_and_listed() {
     let (_parent, directory) = directory();
     directory.publish("table-00ff", &[7; 10_000]).unwrap();
