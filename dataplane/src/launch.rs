@@ -1,15 +1,15 @@
 //! From a snapshot to running workers: DPDK, ports, queues, tables, rings, threads. Runs once per process.
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener};
+mod ports;
+mod wiring;
+
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use dpdk::port::{Capabilities, PortConfig};
-use dpdk::ring::{Consumer, Producer};
-use dpdk::{ArrayVec, DeviceSpec, Eal, EalConfig, EalHandle, PacketPool, Port, RxQueue, TxQueue, lcore};
+use dpdk::{DeviceSpec, Eal, EalConfig, EalHandle, PacketPool, Port, lcore};
 use hugepages::generation::{Adopter, WorkerAck};
 use hugepages::segment::{Access, SegmentDir};
 use hugepages::spsc;
@@ -19,21 +19,20 @@ use weir_abi::record::{IDLE_ADAPTIVE, NodeRecord};
 use weir_l4::snat::ReplyOwner;
 use weir_l4::{Engine, Spread};
 use weir_net::Mac;
-use weir_net::hash::{SYMMETRIC_KEY, Toeplitz};
 
+use self::ports::{device_of, lock_interface, open_port};
+use self::wiring::{Lot, Wiring, deal_queues, reply_owner, spread_of};
 use crate::books::{self, Books, Words};
 use crate::events::{self, Events};
 use crate::links::Links;
 use crate::memory::{self, remember_snat};
 use crate::messages::{FromWorker, ToWorker};
-use crate::output::{Output, PortOut, Way};
+use crate::output::Output;
 use crate::snapshot::Snapshot;
 use crate::terminate::{Microseconds, Sizes, Terminator};
 use crate::view::View;
-use crate::worker::{Input, Peers, Worker, tick_now};
+use crate::worker::{Peers, Worker, tick_now};
 
-/// Packets in flight between two workers.
-const STEER_RING: u32 = 2_048;
 /// Messages between the management thread and a worker.
 const MESSAGES: usize = 4_096;
 /// Buffers that each worker's cache of a pool holds.
@@ -166,11 +165,6 @@ impl Running {
     }
 }
 
-/// Checks a device string, for errors before anything is opened.
-fn device_of(text: &str) -> Result<DeviceSpec, LaunchError> {
-    text.parse().map_err(|error: dpdk::device::DeviceError| failed("device")(&error))
-}
-
 /// Starts everything.
 pub fn launch(
     place: &Place<'_>,
@@ -287,132 +281,6 @@ fn buffers_of(node: &NodeRecord) -> Buffers {
     Buffers::new(node.buffers, node.buffer_bytes)
 }
 
-/// Makes sure that no other Weir has this kernel interface, before a driver touches it: the AF_XDP driver takes the interface's XDP program
-/// off when it fails, and with it the running process's traffic.
-///
-/// The lock is a name in the abstract socket space of the network namespace, as the interface itself is; the kernel
-/// lets go of it with the process.
-fn lock_interface(device: &DeviceSpec) -> Result<Option<UnixListener>, LaunchError> {
-    let interface = match device {
-        DeviceSpec::AfXdp(name) | DeviceSpec::AfPacket(name) | DeviceSpec::Tap(name) => name,
-        _ => return Ok(None),
-    };
-    let lock = SocketAddr::from_abstract_name(format!("weir/interface/{interface}"))
-        .and_then(|name| UnixListener::bind_addr(&name));
-    match lock {
-        Ok(lock) => Ok(Some(lock)),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(failed(device.to_string())(
-            &"another weir-dataplane uses this interface; stop it, or give this instance another one",
-        )),
-        Err(error) => Err(failed(device.to_string())(&error)),
-    }
-}
-
-/// An opened port and its queues.
-struct OpenPort {
-    port: Port,
-    pool: PacketPool,
-    rx: Vec<RxQueue>,
-    tx: Vec<TxQueue>,
-    capabilities: Capabilities,
-    mac: Mac,
-    mtu: u16,
-    vlan: Option<u16>,
-    filter: bool,
-}
-
-fn open_port(
-    environment: &EalHandle,
-    record: &weir_abi::record::PortRecord,
-    device: &DeviceSpec,
-    workers: u16,
-    buffers: Buffers,
-) -> Result<OpenPort, LaunchError> {
-    let name = record.name.as_str();
-    let what = || format!("port {name:?}");
-    let pool_name: String = format!("port-{name}").chars().map(plain).take(16).collect();
-    let Buffers { count, bytes } = buffers;
-    let cache = POOL_CACHE.min(count / 2);
-    let pool = PacketPool::new(environment, &pool_name, count, cache, bytes as u16, None)
-        .map_err(|error| failed(what())(&error))?;
-    let wanted = if record.queues == 0 { workers } else { record.queues.min(workers) };
-    let mut port = Port::open(environment, device, wanted).map_err(|error| failed(what())(&error))?;
-    let descriptors = if record.descriptors == 0 { 1_024 } else { record.descriptors };
-    let wish = PortConfig {
-        rx_queues: wanted,
-        tx_queues: workers,
-        rx_descriptors: descriptors,
-        tx_descriptors: descriptors,
-        mtu: record.mtu,
-        rss_key: Some(SYMMETRIC_KEY.to_vec()),
-        ..PortConfig::default()
-    };
-    let mut capabilities =
-        port.configure(&wish, std::slice::from_ref(&pool)).map_err(|error| failed(what())(&error))?;
-    if capabilities.mtu < record.mtu {
-        let why = format!(
-            "the device carries IP packets of at most {} bytes, mtu is {}; set mtu = {}",
-            capabilities.mtu, record.mtu, capabilities.mtu
-        );
-        return Err(failed(what())(&why));
-    }
-    port.start().map_err(|error| failed(what())(&error))?;
-    if let Some(now) = port.capabilities() {
-        capabilities = now.clone();
-    }
-    let (rx, tx) = port.take_queues().map_err(|error| failed(what())(&error))?;
-    let mac = port.mac().map(Mac).ok_or_else(|| failed(what())(&"the device tells no link address"))?;
-    tracing::info!(
-        "port {name:?}: {device}, driver {}, {mac}, {} receive and {} transmit queues, RSS {}",
-        capabilities.driver,
-        rx.len(),
-        tx.len(),
-        if capabilities.rss.is_some() { "yes" } else { "no" },
-    );
-    let filter = !matches!(device, DeviceSpec::Pcap { .. } | DeviceSpec::Null { .. } | DeviceSpec::Ring(_));
-    let vlan = (record.vlan != 0).then_some(record.vlan);
-    Ok(OpenPort { port, pool, rx, tx, capabilities, mac, mtu: record.mtu, vlan, filter })
-}
-
-fn plain(character: char) -> char {
-    if character.is_ascii_alphanumeric() { character } else { '-' }
-}
-
-/// RSS decides where all ports hash alike with as many queues as workers, software elsewhere.
-fn spread_of(workers: u16, ports: &[OpenPort]) -> Spread {
-    if workers <= 1 {
-        return Spread::Alone;
-    }
-    let rss = |port: &OpenPort| -> Option<(Vec<u8>, Vec<u16>)> {
-        let rss = port.capabilities.rss.as_ref()?;
-        let spreads = (0..workers).all(|queue| rss.reta.contains(&queue));
-        (port.filter && spreads && port.rx.len() == usize::from(workers))
-            .then(|| (rss.key.clone(), rss.reta.clone()))
-    };
-    let all: Option<Vec<_>> = ports.iter().map(rss).collect();
-    if let Some(all) = all
-        && let Some((key, reta)) = all.first()
-        && all.iter().all(|other| other == &(key.clone(), reta.clone()))
-        && let Some(key) = key.first_chunk::<40>()
-    {
-        tracing::info!("{workers} workers: the NICs spread packets by RSS");
-        let toeplitz = Box::new(Toeplitz::new(key));
-        return Spread::Rss { workers, toeplitz, indirection: reta.clone().into_boxed_slice() };
-    }
-    tracing::info!("{workers} workers: packets are spread in software");
-    Spread::Hash { workers }
-}
-
-fn reply_owner(spread: &Spread, worker: u16, workers: u16) -> ReplyOwner {
-    match spread {
-        Spread::Alone => ReplyOwner::Alone,
-        Spread::Hash { .. } => ReplyOwner::Remainder { worker, workers },
-        Spread::Rss { toeplitz, indirection, .. } => {
-            ReplyOwner::Rss { queue: worker, toeplitz: toeplitz.clone(), indirection: indirection.clone() }
-        }
-    }
-}
-
 fn open_counters(shared: &SegmentDir, layout: &Layout) -> Result<Words, LaunchError> {
     // a reader keeps the old segment mapped and notices that it was replaced
     shared.remove("counters").map_err(|error| failed("counters")(&error))?;
@@ -423,96 +291,6 @@ fn open_counters(shared: &SegmentDir, layout: &Layout) -> Result<Words, LaunchEr
     let start = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     layout.describe(&words, start.map_or(0, |since| since.as_millis() as u64));
     Ok(words)
-}
-
-/// What a worker gets of the ports.
-#[derive(Default)]
-struct Lot {
-    inputs: Vec<Input>,
-    outputs: Vec<PortOut>,
-}
-
-/// Rings between workers, before they are dealt.
-struct Wiring {
-    environment: EalHandle,
-    steer_out: Vec<Vec<Option<Producer>>>,
-    steer_in: Vec<Vec<Consumer>>,
-    transmit_in: Vec<Vec<Consumer>>,
-    rings: u32,
-}
-
-impl Wiring {
-    fn new(environment: &EalHandle, workers: usize) -> Result<Self, LaunchError> {
-        let mut wiring = Self {
-            environment: environment.clone(),
-            steer_out: (0..workers).map(|_| (0..workers).map(|_| None).collect()).collect(),
-            steer_in: (0..workers).map(|_| Vec::new()).collect(),
-            transmit_in: (0..workers).map(|_| Vec::new()).collect(),
-            rings: 0,
-        };
-        for from in 0..workers {
-            for to in (0..workers).filter(|to| *to != from) {
-                let (producer, consumer) = wiring.ring()?;
-                if let Some(place) = wiring.steer_out.get_mut(from).and_then(|row| row.get_mut(to)) {
-                    *place = Some(producer);
-                }
-                if let Some(row) = wiring.steer_in.get_mut(to) {
-                    row.push(consumer);
-                }
-            }
-        }
-        Ok(wiring)
-    }
-
-    fn ring(&mut self) -> Result<(Producer, Consumer), LaunchError> {
-        self.rings += 1;
-        let name = format!("weir-{}", self.rings);
-        dpdk::ring::Ring::new(&self.environment, &name, STEER_RING).map_err(|error| failed("ring")(&error))
-    }
-
-    fn peers_of(&mut self, worker: usize, spread: &Arc<Spread>) -> Peers {
-        let take =
-            |rows: &mut Vec<Vec<Consumer>>| rows.get_mut(worker).map(std::mem::take).unwrap_or_default();
-        Peers {
-            steer_out: self.steer_out.get_mut(worker).map(std::mem::take).unwrap_or_default(),
-            steer_in: take(&mut self.steer_in),
-            transmit_in: take(&mut self.transmit_in),
-            spread: Arc::clone(spread),
-        }
-    }
-}
-
-/// Receive queue `q` goes to worker `q` modulo their number; worker `w` sends by queue `w`, or by a ring to the owner of queue
-/// `w` modulo their number.
-fn deal_queues(
-    index: u16,
-    part: &mut OpenPort,
-    lots: &mut [Lot],
-    wiring: &mut Wiring,
-) -> Result<(), LaunchError> {
-    let workers = lots.len();
-    for (at, queue) in part.rx.drain(..).enumerate() {
-        if let Some(lot) = lots.get_mut(at % workers) {
-            lot.inputs.push(Input { port: index, queue, filter: part.filter });
-        }
-    }
-    let own = part.tx.len().min(workers).max(1);
-    let mut queues = part.tx.drain(..);
-    for (worker, lot) in lots.iter_mut().enumerate() {
-        let way = match queues.next() {
-            Some(queue) => Way::Own(queue),
-            None => {
-                let (producer, consumer) = wiring.ring()?;
-                if let Some(row) = wiring.transmit_in.get_mut(worker % own) {
-                    row.push(consumer);
-                }
-                Way::Lent(producer)
-            }
-        };
-        let batch = ArrayVec::new();
-        lot.outputs.push(PortOut { mac: part.mac, vlan: part.vlan, mtu: part.mtu, way, batch });
-    }
-    Ok(())
 }
 
 /// What a worker's thread needs to become one.
