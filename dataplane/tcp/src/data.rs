@@ -216,12 +216,17 @@ impl Connection {
         flags
     }
 
-    /// Remembers that the application has taken data, where that will be asked.
+    /// The application has taken data: remembers when, where that will be asked. Whether the peer has to hear of the room.
     #[inline(always)]
-    pub(crate) fn note_read<B: Buffer>(&mut self, nodes: &Nodes<B>, memory: u64, now: u32) {
+    pub(crate) fn was_read<B: Buffer>(&mut self, nodes: &Nodes<B>, memory: u64, now: u32) -> bool {
         if nodes.pinned() > memory / 4 {
             self.read_at = now;
         }
+        let opened = self.window_opened();
+        if opened {
+            self.flags.set(Flags::ACK_NOW);
+        }
+        opened
     }
 
     /// Whether memory is too short for data that nobody has read for a while.

@@ -7,20 +7,19 @@
 
 use std::collections::VecDeque;
 
-use weir_index::{Bucket, Direction, Index, buckets_for};
+use weir_index::{Bucket, Direction, Index};
 use weir_net::hash::{flow_hash_2, flow_hash_5};
 use weir_net::{Kind, Parsed, checksum, tcp};
 
-use crate::buffer::{Buffer, Chunk, Endpoint};
+use crate::buffer::{Buffer, Endpoint};
 use crate::config::{ConnectionConfig, EngineConfig};
-use crate::connection::{Connection, Flags, State};
+use crate::connection::{Flags, State};
 use crate::counters::Counters;
 use crate::event::{Ended, Events, Handle};
 use crate::header::Header;
 use crate::limit::ChallengeLimit;
 use crate::options::TIMESTAMPS_LEN;
 use crate::queue::Nodes;
-use crate::rtt::Bounds;
 use crate::secret::Secrets;
 use crate::segment::Segment;
 use crate::slab::Slab;
@@ -63,41 +62,6 @@ pub(crate) struct Profile {
     pub(crate) half_open: u32,
     /// Cookies were sent until then (tick); acknowledgements of unknown connections may be theirs.
     pub(crate) cookies_until: Option<u32>,
-}
-
-/// A connection as it stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Info {
-    /// Our end.
-    pub local: Endpoint,
-    /// The peer's end.
-    pub remote: Endpoint,
-    /// RFC 9293 state.
-    pub state: State,
-    /// How it ended, if it has.
-    pub ended: Ended,
-    /// Congestion window, bytes.
-    pub congestion_window: u32,
-    /// Slow start threshold, bytes.
-    pub slow_start_threshold: u32,
-    /// Smoothed round trip, µs; 0 before the first measurement.
-    pub round_trip_us: u32,
-    /// Retransmission time-out, µs, back-off included.
-    pub retransmission_timeout_us: u32,
-    /// The peer's window, bytes.
-    pub send_window: u32,
-    /// Bytes that are on their way.
-    pub in_flight: u32,
-    /// Bytes that wait to be sent or acknowledged.
-    pub send_queue: u32,
-    /// Bytes that wait for the application.
-    pub receive_queue: u32,
-    /// Data bytes of a full segment.
-    pub mss: u16,
-    /// Whether the peer has finished.
-    pub is_finished: bool,
-    /// The application's number.
-    pub token: u32,
 }
 
 /// Connections by state.
@@ -201,7 +165,7 @@ impl<B: Buffer> Engine<B> {
             u64::from_le_bytes(bytes.unwrap_or_default())
         });
         let [a, b, c, d] = words;
-        let count = buckets_for((config.connections + config.time_waits).div_ceil(2));
+        let count = config.index_buckets();
         let mut buckets = Vec::with_capacity(count);
         hugepages::advise::huge(buckets.spare_capacity_mut());
         buckets.resize(count, Bucket::EMPTY);
@@ -376,7 +340,12 @@ impl<B: Buffer> Engine<B> {
         found.map(|candidate| candidate.slot)
     }
 
+    /// The place in TIME-WAIT of these addresses.
+    #[inline]
     pub(crate) fn find_time_wait(&self, hash: u32, remote: Endpoint, local: Endpoint) -> Option<u32> {
+        if self.time_waits.live() == 0 {
+            return None;
+        }
         let found = self.index.find(hash, |candidate| {
             candidate.direction == Direction::Reverse
                 && self
@@ -399,32 +368,39 @@ impl<B: Buffer> Engine<B> {
         now: Instant,
         tx: &mut impl Transmit<B>,
     ) -> Handled<B> {
-        let checksum_is_verified = checksum_is_verified || checksum::l4_is_valid(buffer.bytes(), parsed);
-        if self.is_steady && checksum_is_verified {
+        if !checksum_is_verified && !checksum::l4_is_valid(buffer.bytes(), parsed) {
+            self.malformed();
+            return Handled::Done;
+        }
+        if self.is_steady {
             return match self.steady(buffer, parsed, lookup, now) {
                 Ok(()) => Handled::Done,
-                Err(buffer) => self.segment_any(buffer, parsed, lookup, true, now, tx),
+                Err(buffer) => self.segment_any(buffer, parsed, lookup, now, tx),
             };
         }
-        self.segment_any(buffer, parsed, lookup, checksum_is_verified, now, tx)
+        self.segment_any(buffer, parsed, lookup, now, tx)
     }
 
-    /// Any segment.
+    #[cold]
+    fn malformed(&mut self) {
+        self.counters.segments_in += 1;
+        self.counters.malformed += 1;
+    }
+
+    /// Any segment whose checksum is right.
     #[inline(never)]
     fn segment_any(
         &mut self,
         buffer: B,
         parsed: &Parsed,
         lookup: Lookup,
-        checksum_is_verified: bool,
         now: Instant,
         tx: &mut impl Transmit<B>,
     ) -> Handled<B> {
         let frame = buffer.bytes();
         let mut segment = Segment::default();
-        if segment.read_again(frame, parsed, checksum_is_verified).is_err() {
-            self.counters.segments_in += 1;
-            self.counters.malformed += 1;
+        if segment.read_again(frame, parsed, true).is_err() {
+            self.malformed();
             return Handled::Done;
         }
         let (remote, local) = endpoints(frame, parsed);
@@ -433,8 +409,7 @@ impl<B: Buffer> Engine<B> {
             self.arrived(slot, buffer, &segment, now, tx);
             return Handled::Done;
         }
-        if self.time_waits.live() > 0
-            && let Some(slot) = self.find_time_wait(lookup.hash, remote, local)
+        if let Some(slot) = self.find_time_wait(lookup.hash, remote, local)
             && self.in_time_wait(slot, &segment, now, tx)
         {
             self.counters.segments_in += 1;
@@ -481,34 +456,6 @@ impl<B: Buffer> Engine<B> {
         }
     }
 
-    /// The next piece of data, in order.
-    #[inline]
-    pub fn receive(&mut self, handle: Handle) -> Option<Chunk<B>> {
-        let record = self.slab.of_mut(handle)?;
-        let chunk = record.receive.pop(&mut self.nodes)?;
-        record.note_read(&self.nodes, self.config.memory, self.clock);
-        if record.window_opened() {
-            record.flags.set(Flags::ACK_NOW);
-            self.mark_ready(handle.slot);
-        }
-        Some(chunk)
-    }
-
-    /// Bytes that wait to be received.
-    #[inline]
-    pub fn receivable(&self, handle: Handle) -> u32 {
-        self.slab.of(handle).map_or(0, |record| record.receive.len())
-    }
-
-    /// Bytes that may be sent before the send buffer is full. While memory is short a connection has only its share of it:
-    /// so those that are never read can't keep all of it from the others.
-    #[inline]
-    pub fn room(&self, handle: Handle) -> u32 {
-        let Some(record) = self.slab.of(handle) else { return 0 };
-        let limit = self.profile(record.profile).map_or(0, |profile| profile.config.send_buffer);
-        room_of(record, &self.nodes, self.config.memory, self.slab.live(), limit)
-    }
-
     /// The window of a new connection before anything is known of it: less the more there are, so that very many that begin at once
     /// and are never read leave most of the memory to the others.
     pub(crate) fn first_share(&self) -> u32 {
@@ -525,40 +472,6 @@ impl<B: Buffer> Engine<B> {
     #[inline(always)]
     pub(crate) fn share(&self) -> u32 {
         share_of(self.nodes.pinned(), self.config.memory, self.slab.live())
-    }
-
-    /// Sends a piece of data, whole or not at all: it comes back where the connection can't send, or where its send
-    /// buffer is full ([`Events::WRITABLE`] follows).
-    #[inline]
-    pub fn send(&mut self, handle: Handle, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
-        let live = self.slab.live();
-        let Self { slab, nodes, profiles, config, ready, .. } = self;
-        let Some(record) = slab.of_mut(handle) else { return Err(chunk) };
-        let may_send = matches!(
-            record.state,
-            State::Established | State::CloseWait | State::SynSent | State::SynReceived
-        );
-        if !may_send || record.flags.has(Flags::FIN_QUEUED) {
-            return Err(chunk);
-        }
-        let limit = profiles.get(usize::from(record.profile)).and_then(Option::as_ref);
-        let limit = limit.map_or(0, |profile| profile.config.send_buffer);
-        if nodes.left_to_send() > 0 && room_of(record, nodes, config.memory, live, limit) == 0 {
-            record.flags.set(Flags::WANTS_ROOM);
-            return Err(chunk);
-        }
-        if chunk.len == 0 {
-            return Ok(());
-        }
-        if let Err(chunk) = record.send.push(nodes, chunk) {
-            self.await_room(handle);
-            return Err(chunk);
-        }
-        if !record.flags.has(Flags::READY) {
-            record.flags.set(Flags::READY);
-            ready.push(handle.slot);
-        }
-        Ok(())
     }
 
     /// Tells as many of those that wait for pieces as there are pieces: no acknowledgement would, where they have nothing
@@ -580,89 +493,6 @@ impl<B: Buffer> Engine<B> {
                 }
             }
         }
-    }
-
-    /// Ends our side: a FIN follows the data that waits.
-    pub fn shutdown(&mut self, handle: Handle) {
-        if let Some(record) = self.slab.of_mut(handle)
-            && !record.flags.has(Flags::FIN_QUEUED)
-        {
-            record.flags.set(Flags::FIN_QUEUED);
-            self.mark_ready(handle.slot);
-        }
-    }
-
-    /// Ends the connection at once, with a RST (RFC 9293 §3.10.5). The handle stays until it is released.
-    pub fn abort(&mut self, handle: Handle) {
-        let Some(record) = self.slab.of(handle) else { return };
-        match record.state {
-            State::Closed => {}
-            State::SynSent => self.finish(handle.slot, Ended::Aborted),
-            _ => {
-                self.counters.resets_aborted += 1;
-                self.reset(handle.slot, Ended::Aborted);
-            }
-        }
-    }
-
-    /// Lets go of a connection: what is sent and the FIN still leave, unread data makes it a RST (RFC 2525 §2.17).
-    pub fn release(&mut self, handle: Handle) {
-        let Some(record) = self.slab.of_mut(handle) else { return };
-        if !record.flags.has(Flags::OWNED) {
-            return;
-        }
-        if record.state == State::Closed {
-            record.flags.clear(Flags::OWNED);
-            if !record.flags.has(Flags::RST_DUE) {
-                self.free(handle.slot);
-            }
-            return;
-        }
-        let unread = !record.receive.is_empty() || record.state == State::SynSent;
-        if unread {
-            self.abort(handle);
-            return self.release(handle);
-        }
-        record.flags.clear(Flags::OWNED);
-        record.flags.set(Flags::FIN_QUEUED.and(Flags::RELEASED));
-        self.mark_ready(handle.slot);
-    }
-
-    /// How a connection stands.
-    pub fn info(&self, handle: Handle) -> Option<Info> {
-        let record = self.slab.of(handle)?;
-        let config = &self.profile(record.profile)?.config;
-        let bounds = Bounds::new(config.rto_min_ms, config.rto_max_ms);
-        Some(Info {
-            local: record.local(),
-            remote: record.remote(),
-            state: record.state,
-            ended: record.ended,
-            congestion_window: record.congestion.window(),
-            slow_start_threshold: record.congestion.slow_start_threshold(),
-            round_trip_us: record.rtt.smoothed_us(),
-            retransmission_timeout_us: record.rtt.timeout_us(&bounds),
-            send_window: record.snd_wnd,
-            in_flight: record.send.in_flight(),
-            send_queue: record.send.len(),
-            receive_queue: record.receive.len(),
-            mss: record.mss,
-            is_finished: record.flags.has(Flags::FIN_RECEIVED),
-            token: record.token,
-        })
-    }
-
-    /// Sets the application's number of a connection.
-    pub fn set_token(&mut self, handle: Handle, token: u32) {
-        if let Some(record) = self.slab.of_mut(handle) {
-            record.token = token;
-        }
-    }
-
-    /// The application's number of a connection.
-    #[inline]
-    pub fn token(&self, handle: Handle) -> Option<u32> {
-        self.slab.of(handle).map(|record| record.token)
     }
 
     pub(crate) fn profile(&self, index: u16) -> Option<&Profile> {
@@ -741,21 +571,12 @@ impl<B: Buffer> Engine<B> {
 
 /// [`Engine::share`] of so many.
 #[inline(always)]
-fn share_of(pinned: u64, memory: u64, live: usize) -> u32 {
+pub(crate) fn share_of(pinned: u64, memory: u64, live: usize) -> u32 {
     if pinned <= memory / 4 {
         return u32::MAX;
     }
     let share = memory / 4 / (live as u64).max(1);
     u32::try_from(share).unwrap_or(u32::MAX).max(LEAST_SHARE)
-}
-
-/// [`Engine::room`] of a record whose listener lets so much wait.
-#[inline(always)]
-fn room_of<B: Buffer>(record: &Connection, nodes: &Nodes<B>, memory: u64, live: usize, limit: u32) -> u32 {
-    if nodes.left_to_send() == 0 {
-        return 0;
-    }
-    limit.min(share_of(nodes.pinned(), memory, live)).saturating_sub(record.send.len())
 }
 
 /// The ends of a packet as its receiver sees them: the sender is remote.

@@ -9,25 +9,27 @@ use crate::time_wait::TimeWait;
 /// Bytes that an engine sets aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
-    /// Of a connection, whatever its state; its share of the index is [`Self::index`]'s.
+    /// Of a connection, whatever its state, less its share of the index.
     pub connection: u64,
     /// Of a connection in TIME-WAIT.
     pub time_wait: u64,
-    /// Of the index of all of them.
-    pub index: u64,
-    /// All of it.
+    /// All of it, the index of connections and TIME-WAIT included.
     pub total: u64,
 }
 
 impl EngineConfig {
+    /// Buckets of the index: a word for each connection and for each that is in TIME-WAIT.
+    pub(crate) fn index_buckets(&self) -> usize {
+        buckets_for((self.connections + self.time_waits).div_ceil(2))
+    }
+
     /// What an engine of this configuration sets aside.
     pub fn footprint(&self) -> Footprint {
         let connection = size_of::<Connection>() as u64;
         let time_wait = size_of::<Option<TimeWait>>() as u64;
-        let index = buckets_for((self.connections + self.time_waits).div_ceil(2)) * size_of::<Bucket>();
-        let index = index as u64;
+        let index = (self.index_buckets() * size_of::<Bucket>()) as u64;
         let total = self.connections as u64 * connection + self.time_waits as u64 * time_wait + index;
-        Footprint { connection, time_wait, index, total }
+        Footprint { connection, time_wait, total }
     }
 }
 

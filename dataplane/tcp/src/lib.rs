@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod acknowledge;
+mod application;
 pub mod buffer;
 pub mod config;
 pub mod congestion;
@@ -42,12 +43,13 @@ mod timers;
 pub mod transmit;
 pub mod wheel;
 
+pub use application::Info;
 pub use buffer::{Buffer, Chunk, Endpoint};
 pub use config::{ConnectionConfig, EngineConfig, KeepAlive, SynCookies};
 pub use congestion::Algorithm;
 pub use connection::State;
 pub use counters::Counters;
-pub use engine::{Census, ConnectError, Engine, Handled, Info, Lookup};
+pub use engine::{Census, ConnectError, Engine, Handled, Lookup};
 pub use event::{Ended, Events, Handle};
 pub use footprint::Footprint;
 pub use header::Header;

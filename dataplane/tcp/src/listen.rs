@@ -105,10 +105,8 @@ impl<B: Buffer> Engine<B> {
             return Err(ConnectError::NoProfile);
         };
         let hash = self.hash(remote, local);
-        if self.is_in_use(hash, remote, local) {
-            return Err(ConnectError::InUse);
-        }
-        let least_iss = self.find_time_wait(hash, remote, local).and_then(|old| self.succeed(old));
+        let old = self.vacancy(hash, remote, local)?;
+        let least_iss = old.and_then(|old| self.succeed(old));
         let slot =
             self.open((local, remote), profile, hash, State::SynSent, now).ok_or(ConnectError::Full)?;
         let record = self.slab.at_mut(slot).ok_or(ConnectError::Full)?;
@@ -127,12 +125,16 @@ impl<B: Buffer> Engine<B> {
 
     /// Whether a connection with these ends can't be opened now.
     pub fn is_taken(&self, local: Endpoint, remote: Endpoint) -> bool {
-        self.is_in_use(self.hash(remote, local), remote, local)
+        self.vacancy(self.hash(remote, local), remote, local).is_err()
     }
 
-    fn is_in_use(&self, hash: u32, remote: Endpoint, local: Endpoint) -> bool {
-        self.look_up(hash, remote, local).is_some()
-            || self.find_time_wait(hash, remote, local).is_some_and(|old| !self.may_succeed(old))
+    /// Whether a connection with these ends may be opened, and the one in TIME-WAIT whose place it takes.
+    fn vacancy(&self, hash: u32, remote: Endpoint, local: Endpoint) -> Result<Option<u32>, ConnectError> {
+        let old = self.find_time_wait(hash, remote, local);
+        if self.look_up(hash, remote, local).is_some() || old.is_some_and(|old| !self.may_succeed(old)) {
+            return Err(ConnectError::InUse);
+        }
+        Ok(old)
     }
 
     /// A segment that [`Engine::segment`] did not know (it has verified the checksum): for the listener, if its destination

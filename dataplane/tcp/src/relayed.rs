@@ -34,9 +34,7 @@ impl<B: Buffer> Engine<B> {
     pub fn consume(&mut self, handle: Handle, bytes: u32) {
         let Some(record) = self.slab.of_mut(handle) else { return };
         record.receive.consume(&mut self.nodes, bytes);
-        record.note_read(&self.nodes, self.config.memory, self.clock);
-        if record.window_opened() {
-            record.flags.set(Flags::ACK_NOW);
+        if record.was_read(&self.nodes, self.config.memory, self.clock) {
             self.mark_ready(handle.slot());
         }
     }
@@ -46,9 +44,7 @@ impl<B: Buffer> Engine<B> {
     pub fn receive_part(&mut self, handle: Handle, most: u32) -> Option<Chunk<B>> {
         let record = self.slab.of_mut(handle).filter(|_| most > 0)?;
         let chunk = record.receive.take(&mut self.nodes, most)?;
-        record.note_read(&self.nodes, self.config.memory, self.clock);
-        if record.window_opened() {
-            record.flags.set(Flags::ACK_NOW);
+        if record.was_read(&self.nodes, self.config.memory, self.clock) {
             self.mark_ready(handle.slot());
         }
         Some(chunk)

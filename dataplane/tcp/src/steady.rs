@@ -12,6 +12,7 @@ use weir_index::{Bucket, Direction, Index};
 use weir_net::{Parsed, Protocol, tcp};
 
 use crate::buffer::{Buffer, Chunk};
+use crate::config::ConnectionConfig;
 use crate::congestion::AckSample;
 use crate::connection::{Connection, Flags, State, Waiting};
 use crate::engine::{Engine, Lookup, endpoints, tick};
@@ -180,7 +181,7 @@ impl<B: Buffer> Engine<B> {
             c.adapt_space(settings.receive_buffer, nodes.pinned(), config.memory, now);
         } else {
             drop(buffer);
-            if c.is_at_rest(flags, settings.keep_alive.map(|keep_alive| keep_alive.idle_s)) {
+            if c.is_at_rest(flags, settings) {
                 // what `output` would find to do
                 flags.clear(Flags::REARM);
                 c.waiting = Waiting::Nothing;
@@ -345,14 +346,14 @@ impl Connection {
 
     /// Whether [`Engine::transmit`] would find nothing to do after an acknowledgement but to stop the retransmission timer.
     #[inline(always)]
-    fn is_at_rest(&self, flags: Flags, keep_alive_s: Option<u32>) -> bool {
+    fn is_at_rest(&self, flags: Flags, config: &ConnectionConfig) -> bool {
         let is_idle = self.send.is_empty() & (self.snd_una == self.snd_nxt);
         let is_due = flags.has(Flags::ACK_NOW.and(Flags::ACK_DELAYED).and(Flags::READY));
         is_idle
             && !is_due
-            && keep_alive_s.is_none_or(|seconds| {
-                self.link.is_armed_by(self.heard_at.wrapping_add(seconds.saturating_mul(1_000)))
-            })
+            && self
+                .patience_ms(config)
+                .is_none_or(|patience| self.link.is_armed_by(self.heard_at.wrapping_add(patience)))
     }
 
     /// Writes what every segment of an established connection says; it acknowledges all that has arrived.

@@ -68,12 +68,6 @@ impl Link {
     pub const fn is_armed_by(&self, at: u32) -> bool {
         self.is_armed() && at.wrapping_sub(self.at) as i32 >= 0
     }
-
-    /// The tick that it is armed for.
-    #[inline]
-    pub const fn at(&self) -> u32 {
-        self.at
-    }
 }
 
 /// Records that the wheel can order.

@@ -83,19 +83,14 @@ impl ReceiveQueue {
     /// order: else [`Self::insert`] and [`Self::advance`], so that bytes which came first stay.
     #[inline(always)]
     pub fn append<B: Buffer>(&mut self, nodes: &mut Nodes<B>, chunk: Chunk<B>) -> Result<(), Chunk<B>> {
-        let len = u32::from(chunk.len);
-        if len == 0 {
+        if chunk.len == 0 {
             return Ok(());
         }
         // a connection without any can always take one, so that each makes progress
-        let id = if self.ready_len == 0 {
-            nodes.insert_anyway(chunk, SeqNumber(0))
-        } else {
-            nodes.insert(chunk, SeqNumber(0))?
-        };
-        self.link_ready(nodes, id, id);
-        self.ready_len += len;
-        self.pieces += 1;
+        if !self.is_empty() && nodes.is_full() {
+            return Err(chunk);
+        }
+        self.append_anyway(nodes, chunk);
         Ok(())
     }
 
