@@ -77,12 +77,8 @@ where
         let rewritten = if listener.mode == Mode::Dsr {
             A::decrement_ttl(frame, parsed)
         } else if matches!(listener.mode, Mode::Ipip | Mode::Gue) {
-            if usize::from(l3_len) + tunnel::overhead(listener, backend) > usize::from(backend.mtu) {
-                return None;
-            }
-            let identification = self.shared.identification.wrapping_add(1);
-            self.shared.identification = identification;
-            tunnel::encapsulate_usual::<A, P>(packet, lookup, listener, backend, identification)
+            let identification = &mut self.shared.identification;
+            tunnel::encapsulate_usual::<A, P>(packet, parsed, listener, backend, lookup.hash, identification)
         } else {
             let server = (A::from_bits(backend.address), backend.serves(tuple.dst_port));
             let source = if listener.mode == Mode::Nat {

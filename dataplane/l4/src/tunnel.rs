@@ -1,14 +1,17 @@
 //! The outer headers of `ipip` and `gue`.
 
-use weir_net::encap::{self, Ends, GueUdp, Link, Outer, Tunnel, entropy_port};
-use weir_net::{Family, Mac, PacketBuf, Parsed, eth};
+use weir_net::encap::{self, Ends, GueUdp, Outer, Tunnel, entropy_port};
+use weir_net::{Family, PacketBuf, Parsed, eth, udp};
 
-use crate::engine::Lookup;
 use crate::entry::Address;
 use crate::services::{Backend, Listener, Mode};
 
 /// Length of the link header that an encapsulated frame starts with.
 pub(crate) const LINK_LEN: u16 = eth::HEADER_LEN as u16;
+/// What `ipip` over IPv4 adds.
+const OVERHEAD_IPIP: u32 = Tunnel::Ipip.overhead(Family::V4) as u32;
+/// What `gue` over IPv4 adds in variant 1.
+const OVERHEAD_GUE: u32 = OVERHEAD_IPIP + udp::HEADER_LEN as u32;
 /// RFC 2003 §3.1: the outer TTL is that of a packet that starts here.
 const OUTER_TTL: u8 = 64;
 
@@ -61,8 +64,15 @@ fn outer(listener: &Listener, backend: &Backend, hash: u32, identification: u16)
     Some(Outer { tunnel, ends, ttl: OUTER_TTL, identification, flow_label: hash & 0x000f_ffff })
 }
 
-/// Puts the outer headers before the packet and takes one off its TTL; the link addresses are filled in by the worker. Where
-/// it returns false, nothing but Ethernet padding has changed.
+/// Whether the listener's packets travel to this backend in a usual tunnel: over IPv4, without a header between UDP and IP.
+#[inline(always)]
+fn is_usual(listener: &Listener, backend: &Backend) -> bool {
+    let is_headed = listener.mode == Mode::Gue && listener.gue_variant == 0;
+    backend.family == 4 && is_v4(backend.tunnel_source) && !is_headed
+}
+
+/// Puts the outer headers before the packet of a listener with a tunnel and takes one off its TTL; the link addresses are filled
+/// in by the worker. Where it returns false, nothing but Ethernet padding has changed.
 #[inline(never)]
 pub(crate) fn encapsulate<P: PacketBuf>(
     packet: &mut P,
@@ -72,30 +82,54 @@ pub(crate) fn encapsulate<P: PacketBuf>(
     hash: u32,
     identification: u16,
 ) -> bool {
-    encapsulate_v4(packet, parsed, listener, backend, hash, identification)
-        .unwrap_or_else(|| encapsulate_any(packet, parsed, listener, backend, hash, identification))
+    if is_usual(listener, backend) {
+        encapsulate_v4(packet, parsed, listener, backend, hash, identification)
+    } else {
+        encapsulate_any(packet, parsed, listener, backend, hash, identification)
+    }
 }
 
-/// [`encapsulate`] for a usual packet: with constant offsets.
-#[inline(never)]
+/// [`encapsulate`] for a usual packet, which may be too long for its way: then nothing has changed.
+#[inline(always)]
 pub(crate) fn encapsulate_usual<A: Address, P: PacketBuf>(
     packet: &mut P,
-    lookup: &Lookup,
+    parsed: &Parsed,
     listener: &Listener,
     backend: &Backend,
-    identification: u16,
+    hash: u32,
+    identification: &mut u16,
 ) -> bool {
-    let parsed_of = |packet: &P| A::parsed_usual(packet.data(), lookup.usual_len);
-    let Some(parsed) = parsed_of(packet) else { return false };
-    encapsulate_v4(packet, &parsed, listener, backend, lookup.hash, identification).unwrap_or_else(|| {
-        // once more: what is handed on must stand in memory, and above it need not
-        parsed_of(packet).is_some_and(|parsed| {
-            encapsulate_any(packet, &parsed, listener, backend, lookup.hash, identification)
-        })
-    })
+    if !is_usual(listener, backend) {
+        return encapsulate_seldom::<A, P>(packet, parsed.l3_len, listener, backend, hash, identification);
+    }
+    let overhead = if listener.mode == Mode::Gue { OVERHEAD_GUE } else { OVERHEAD_IPIP };
+    if u32::from(parsed.l3_len) + overhead > u32::from(backend.mtu) {
+        return false;
+    }
+    *identification = identification.wrapping_add(1);
+    encapsulate_v4(packet, parsed, listener, backend, hash, *identification)
 }
 
-/// [`encapsulate`] for the usual tunnels, over IPv4; `None`: this is another one.
+/// [`encapsulate_usual`] for the tunnels that are not. (It finds out anew what is known of the packet: what is handed on must
+/// stand in memory, and otherwise it need not.)
+#[inline(never)]
+fn encapsulate_seldom<A: Address, P: PacketBuf>(
+    packet: &mut P,
+    l3_len: u16,
+    listener: &Listener,
+    backend: &Backend,
+    hash: u32,
+    identification: &mut u16,
+) -> bool {
+    if usize::from(l3_len) + overhead(listener, backend) > usize::from(backend.mtu) {
+        return false;
+    }
+    *identification = identification.wrapping_add(1);
+    A::parsed_usual(packet.data(), l3_len)
+        .is_some_and(|parsed| encapsulate_any(packet, &parsed, listener, backend, hash, *identification))
+}
+
+/// [`encapsulate`] for the usual tunnels: what [`outer`] would say, of which most is known here and folds into constants.
 #[inline(always)]
 fn encapsulate_v4<P: PacketBuf>(
     packet: &mut P,
@@ -104,23 +138,15 @@ fn encapsulate_v4<P: PacketBuf>(
     backend: &Backend,
     hash: u32,
     identification: u16,
-) -> Option<bool> {
-    let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
-    let (src, dst) = (backend.tunnel_source, backend.address);
-    if !is_v4(src) || !is_v4(dst) {
-        return None;
-    }
-    // what `outer` would say, of which most is known here and folds into constants
-    let ends = Ends::V4 { src: src as u32, dst: dst as u32 };
+) -> bool {
+    let ends = Ends::V4 { src: backend.tunnel_source as u32, dst: backend.address as u32 };
     let outer = |tunnel| Outer { tunnel, ends, ttl: OUTER_TTL, identification, flow_label: 0 };
     if listener.mode == Mode::Ipip {
-        return Some(encap::encapsulate(packet, parsed, &outer(Tunnel::Ipip), &link));
-    }
-    if listener.mode == Mode::Gue && listener.gue_variant != 0 {
+        encap::encapsulate(packet, parsed, &outer(Tunnel::Ipip))
+    } else {
         let udp = GueUdp { checksum: false, ..gue_udp(listener, hash) };
-        return Some(encap::encapsulate(packet, parsed, &outer(Tunnel::GueVariant1(udp)), &link));
+        encap::encapsulate(packet, parsed, &outer(Tunnel::GueVariant1(udp)))
     }
-    None
 }
 
 /// [`encapsulate`] for all tunnels.
@@ -133,7 +159,6 @@ fn encapsulate_any<P: PacketBuf>(
     hash: u32,
     identification: u16,
 ) -> bool {
-    let link = Link { destination: Mac::ZERO, source: Mac::ZERO, vlan: None };
     outer(listener, backend, hash, identification)
-        .is_some_and(|outer| encap::encapsulate(packet, parsed, &outer, &link))
+        .is_some_and(|outer| encap::encapsulate(packet, parsed, &outer))
 }

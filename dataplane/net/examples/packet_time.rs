@@ -6,9 +6,9 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use weir_net::buffer::{PacketBuf, VecBuf};
-use weir_net::encap::{self, Ends, GueUdp, Link, Outer, Tunnel};
+use weir_net::encap::{self, Ends, GueUdp, Outer, Tunnel};
 use weir_net::hash::{self, StableKey, Toeplitz};
-use weir_net::{Kind, Mac, ParseOptions, Parsed, checksum, fuzz, parse, parse_into, rewrite};
+use weir_net::{Kind, ParseOptions, Parsed, checksum, fuzz, parse, parse_into, rewrite};
 
 const ROUNDS: u32 = 2_000_000;
 
@@ -78,7 +78,6 @@ fn main() {
         let gue = GueUdp { src_port: 50_000, dst_port: encap::GUE_PORT, checksum: true };
         let v4 = Ends::V4 { src: 0xc612_0001, dst: 0xc612_0002 };
         let v6 = Ends::V6 { src: [0x20; 16], dst: [0x21; 16] };
-        let link = Link { destination: Mac([2; 6]), source: Mac([4; 6]), vlan: None };
         for (name, tunnel, ends) in [
             ("  IPIP over IPv4", Tunnel::Ipip, v4),
             ("  GUE over IPv4, checksum", Tunnel::GueVariant1(gue), v4),
@@ -88,7 +87,7 @@ fn main() {
             let mut packet = VecBuf::new(&frame);
             let more = tunnel.overhead(ends.family());
             measure(name, |_| {
-                let done = encap::encapsulate(&mut packet, &parsed, &outer, &link);
+                let done = encap::encapsulate(&mut packet, &parsed, &outer);
                 // back to where it was, so that the next round has the same work
                 black_box(done && packet.trim_front(more));
             });

@@ -107,17 +107,6 @@ pub struct Outer {
     pub flow_label: u32,
 }
 
-/// The link header that a packet leaves with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// The next hop.
-    pub destination: Mac,
-    /// Our port.
-    pub source: Mac,
-    /// The tag, if there is one.
-    pub vlan: Option<u16>,
-}
-
 /// A source port from a flow's hash, in the dynamic range (RFC 6335 §6) as draft-ietf-intarea-gue §5.11 asks, so that
 /// routers and NICs spread the flows of one tunnel.
 #[inline(always)]
@@ -125,18 +114,18 @@ pub const fn entropy_port(hash: u64) -> u16 {
     0xc000 | (hash >> 50) as u16
 }
 
-/// Replaces the link header of a parsed IP packet by `link` and the outer headers, and takes one off the TTL or hop limit of the
-/// inner packet, which must be above one. Ethernet padding goes away.
+/// Replaces the link header of a parsed IP packet by one without a tag, whose addresses are zero for now, and the outer headers,
+/// and takes one off the TTL or hop limit of the inner packet, which must be above one. Ethernet padding goes away.
 ///
 /// False where the headroom or the 16-bit outer length does not suffice; then nothing but the padding has changed.
 /// The outer IPv4 packet may be fragmented only where the inner one may be (RFC 2003 §3.1).
 #[inline(always)]
-pub fn encapsulate<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer, link: &Link) -> bool {
+pub fn encapsulate<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer) -> bool {
     let Some(inner) = parsed.family() else { return false };
     let overhead = outer.tunnel.overhead(outer.ends.family());
     let Some(total_len) = parsed.l3_len.checked_add(overhead as u16) else { return false };
     // At least 20 bytes of IP header and 14 of Ethernet: more than the 18 of any header that was parsed.
-    let before = eth::header_len(link.vlan) + overhead;
+    let before = eth::HEADER_LEN + overhead;
     let Some(frame) = packet.reframe(before - parsed.l3_offset(), parsed.end()) else { return false };
     let ether_type = match outer.ends {
         Ends::V4 { .. } => eth::IPV4,
@@ -145,9 +134,7 @@ pub fn encapsulate<B: PacketBuf>(packet: &mut B, parsed: &Parsed, outer: &Outer,
     if !rewrite::decrement_ttl(frame, &Parsed { l3: before as u16, ..*parsed }) {
         return false;
     }
-    let Some(l3) = eth::write(frame, link.destination, link.source, link.vlan, ether_type) else {
-        return false;
-    };
+    let Some(l3) = eth::write(frame, Mac::ZERO, Mac::ZERO, None, ether_type) else { return false };
     let Some(datagram) = frame.get_mut(l3..) else { return false };
     write(datagram, total_len, outer, inner, parsed.tos, parsed.dont_fragment).is_some()
 }
@@ -246,13 +233,19 @@ mod tests {
     use crate::sample::{self, edit_v4, parsed, smoltcp_accepts};
     use smoltcp::wire::{IpProtocol, Ipv4Packet, Ipv6Packet, TcpControl, UdpPacket};
 
-    const LINK: Link = Link { destination: Mac([2, 0, 0, 0, 0, 9]), source: sample::OUR_MAC, vlan: None };
     const V4: Ends = Ends::V4 { src: 0xc612_00fe, dst: 0xc612_0109 };
     const V6: Ends = Ends::V6 { src: [0x20; 16], dst: [0x21; 16] };
     const GUE: GueUdp = GueUdp { src_port: 0xc123, dst_port: GUE_PORT, checksum: true };
 
     fn outer(tunnel: Tunnel, ends: Ends) -> Outer {
         Outer { tunnel, ends, ttl: 64, identification: 0x77, flow_label: 0x12345 }
+    }
+
+    /// The frame after one hop.
+    fn hopped(frame: &[u8]) -> Vec<u8> {
+        let mut hopped = frame.to_vec();
+        assert!(rewrite::decrement_ttl(&mut hopped, &parsed(frame)));
+        hopped
     }
 
     /// Everything from the outer IP header on, its payload after the outer IP header, and its protocol.
@@ -283,10 +276,10 @@ mod tests {
                 for tunnel in [Tunnel::Ipip, Tunnel::GueVariant0(GUE), Tunnel::GueVariant1(GUE)] {
                     let mut packet = VecBuf::new(&frame);
                     packet.append(3).unwrap().fill(0xee);
-                    assert!(encapsulate(&mut packet, &shape, &outer(tunnel, ends), &LINK));
+                    assert!(encapsulate(&mut packet, &shape, &outer(tunnel, ends)));
                     let out = packet.data();
                     assert_eq!(out.len(), frame.len() + tunnel.overhead(ends.family()));
-                    assert_eq!((eth::destination(out), eth::source(out)), (LINK.destination, LINK.source));
+                    assert_eq!(out[..12], [0; 12]);
                     assert!(smoltcp_accepts(out));
                     let (protocol, payload) = carried(out);
                     let inner = match tunnel {
@@ -311,22 +304,21 @@ mod tests {
                             datagram.payload().to_vec()
                         }
                     };
-                    assert_eq!(inner, frame[14..]);
+                    assert_eq!(inner, hopped(&frame)[14..]);
                 }
             }
         }
     }
 
     #[test]
-    fn a_tag_comes_and_goes() {
+    fn a_tag_goes() {
         let frame = sample::udp(Family::V4, b"x");
         let mut packet = VecBuf::new(&frame);
         assert!(eth::push_vlan(&mut packet, 3));
         let shape = parsed(packet.data());
-        let link = Link { vlan: Some(9), ..LINK };
-        assert!(encapsulate(&mut packet, &shape, &outer(Tunnel::Ipip, V4), &link));
-        assert_eq!(packet.data()[12..18], [0x81, 0, 0, 9, 8, 0]);
-        assert_eq!(packet.data()[38..], frame[14..]);
+        assert!(encapsulate(&mut packet, &shape, &outer(Tunnel::Ipip, V4)));
+        assert_eq!(packet.data()[12..14], [8, 0]);
+        assert_eq!(packet.data()[34..], hopped(&frame)[14..]);
     }
 
     #[test]
@@ -336,15 +328,15 @@ mod tests {
             ip[6] = 0;
         });
         let mut packet = VecBuf::new(&frame);
-        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4), &LINK));
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4)));
         let ip = Ipv4Packet::new_checked(&packet.data()[14..]).unwrap();
         assert_eq!((ip.dscp(), ip.ecn(), ip.dont_frag(), ip.ident()), (0xbb >> 2, 3, false, 0x77));
         let mut packet = VecBuf::new(&frame);
-        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V6), &LINK));
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V6)));
         assert_eq!(Ipv6Packet::new_checked(&packet.data()[14..]).unwrap().traffic_class(), 0xbb);
         let frame = sample::udp(Family::V6, b"x");
         let mut packet = VecBuf::new(&frame);
-        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4), &LINK));
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4)));
         assert!(Ipv4Packet::new_checked(&packet.data()[14..]).unwrap().dont_frag());
     }
 
@@ -353,7 +345,7 @@ mod tests {
         let frame = sample::udp(Family::V4, b"x");
         let mut packet = VecBuf::new(&frame);
         let tunnel = Tunnel::GueVariant1(GueUdp { checksum: false, ..GUE });
-        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(tunnel, V4), &LINK));
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(tunnel, V4)));
         assert_eq!(packet.data()[40..42], [0, 0]);
     }
 
@@ -361,14 +353,14 @@ mod tests {
     fn no_room_changes_nothing() {
         let frame = sample::udp(Family::V4, b"x");
         let mut packet = VecBuf::with_room(&frame, 19, 0);
-        assert!(!encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4), &LINK));
+        assert!(!encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4)));
         assert_eq!(packet.data(), frame);
         let mut packet = VecBuf::with_room(&frame, 20, 0);
-        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4), &LINK));
+        assert!(encapsulate(&mut packet, &parsed(&frame), &outer(Tunnel::Ipip, V4)));
         // 65,535 bytes are the most
         let long = sample::udp(Family::V4, &vec![0; 65_535 - 28]);
         let mut packet = VecBuf::new(&long);
-        assert!(!encapsulate(&mut packet, &parsed(&long), &outer(Tunnel::Ipip, V4), &LINK));
+        assert!(!encapsulate(&mut packet, &parsed(&long), &outer(Tunnel::Ipip, V4)));
         assert_eq!(packet.data(), long);
         assert!(rewrite::decrement_ttl(packet.data_mut(), &parsed(&long)));
     }

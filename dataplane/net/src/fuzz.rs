@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::arp;
 use crate::buffer::{PacketBuf, VecBuf};
 use crate::checksum;
-use crate::encap::{self, Ends, GueUdp, Link, Outer, Tunnel};
+use crate::encap::{self, Ends, GueUdp, Outer, Tunnel};
 use crate::eth;
 use crate::icmp;
 use crate::icmp_reply::{self, Problem};
@@ -234,16 +234,19 @@ fn fuzz_answers(data: &[u8], parsed: &Parsed) {
     let mut frame = data.to_vec();
     let _ = icmp_reply::echo(&mut frame, parsed);
 
+    let mut hopped = data.to_vec();
+    if parsed.ttl <= 1 || !rewrite::decrement_ttl(&mut hopped, parsed) {
+        return;
+    }
     let udp = GueUdp { src_port: 50_000, dst_port: encap::GUE_PORT, checksum: true };
     for tunnel in [Tunnel::Ipip, Tunnel::GueVariant0(udp), Tunnel::GueVariant1(udp)] {
         for ends in [Ends::V4 { src: V4.0, dst: V4.0 + 1 }, Ends::V6 { src: V6.0, dst: [0x20; 16] }] {
             let outer = Outer { tunnel, ends, ttl: 64, identification: 1, flow_label: 1 };
-            let link = Link { destination: Mac::BROADCAST, source: Mac::ZERO, vlan: Some(1) };
             let mut packet = VecBuf::new(data);
-            if encap::encapsulate(&mut packet, parsed, &outer, &link) {
+            if encap::encapsulate(&mut packet, parsed, &outer) {
                 let carried = parse(packet.data(), &default);
                 assert!(carried.is_ok_and(|outer| checksum::l4_is_valid(packet.data(), &outer)));
-                let inner = data.get(parsed.l3_offset()..parsed.end()).unwrap_or_default();
+                let inner = hopped.get(parsed.l3_offset()..parsed.end()).unwrap_or_default();
                 assert!(packet.data().ends_with(inner));
             }
         }
