@@ -75,12 +75,21 @@ impl Events {
         let unix_us = now.0.wrapping_add(self.clock);
         let stamp = Stamp { unix_us, generation: self.generation, worker: self.worker };
         let length = match event {
-            Event::Exchange(exchange) => exchange_of(exchange, stamp).encode(&mut self.record),
+            Event::Exchange(exchange) => {
+                let stamp = Stamp { generation: exchange.generation, ..stamp };
+                exchange_of(exchange, stamp).encode(&mut self.record)
+            }
             Event::Breaker(change) => breaker_of(&change, stamp).encode(&mut self.record),
         };
         if let Some(record) = self.record.get(..length) {
             ring.push(record);
         }
+    }
+
+    /// Seconds since the beginning of 1970; 0 before the clock was looked at.
+    #[inline]
+    pub fn unix_s(&self, now: Instant) -> u64 {
+        now.0.wrapping_add(self.clock) / 1_000_000
     }
 
     /// What was told and what was not.
@@ -174,6 +183,7 @@ mod tests {
 
     fn exchange(target: &[u8]) -> event::Exchange<'_> {
         event::Exchange {
+            generation: 6,
             listener: 4,
             route: u16::MAX,
             pool: u32::MAX,
@@ -226,7 +236,7 @@ mod tests {
         assert_eq!((found.listener, found.route, found.pool, found.backend), (4, u16::MAX, NONE, NONE));
         assert_eq!((found.texts.target, found.texts.request_id, found.cause), (&b"/x"[..], &b"77"[..], 16));
         assert_eq!((found.times.queue_us, found.times.total_us), (NEVER, 9));
-        assert_eq!((found.stamp.generation, found.stamp.worker), (8, 3));
+        assert_eq!((found.stamp.generation, found.stamp.worker), (6, 3), "the one that it began with");
         assert!(found.stamp.unix_us.abs_diff(before) < 2_000_000, "{} {before}", found.stamp.unix_us);
         let Ok(Record::Breaker(found)) = Record::decode(consumer.take().unwrap().unwrap()) else {
             panic!("no breaker")

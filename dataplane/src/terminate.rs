@@ -27,6 +27,7 @@ use crate::memory::SegmentMemory;
 use crate::messages::FromWorker;
 use crate::output::Output;
 use crate::packet::Packet;
+use crate::punt::Punts;
 use crate::view::{Hop, View};
 use crate::worker::destination_bits;
 use hugepages::spsc;
@@ -228,6 +229,8 @@ impl Terminator {
                 {
                     engine.icmp(frame, &inner, problem, now);
                 }
+                // it may be about a connection of the kernel's
+                let _ = wire.punt(frame, &parsed);
                 wire.books.add(WorkerColumn::Consumed, 1);
                 continue;
             }
@@ -236,6 +239,19 @@ impl Terminator {
             match engine.segment(buffer, &parsed, *lookup, is_verified, now, wire) {
                 Handled::Done => {}
                 Handled::Unknown(buffer) => {
+                    if listener == NO_LISTENER {
+                        match wire.punt(buffer.bytes(), &parsed) {
+                            Ok(()) => {
+                                wire.books.add(WorkerColumn::Consumed, 1);
+                                continue;
+                            }
+                            Err(WorkerReason::Punt) => {}
+                            Err(reason) => {
+                                wire.books.dropped(reason, 1);
+                                continue;
+                            }
+                        }
+                    }
                     let is_vip = wire.view.services.is_vip(destination_bits(buffer.bytes(), &parsed));
                     if listener == NO_LISTENER && is_vip {
                         wire.books.dropped(weir_l4::DropReason::NoListener, 1);
@@ -409,6 +425,11 @@ impl Surroundings<PacketBuffer> for Around<'_> {
         self.pools.iter().map(|pool| usize::from(pool.data_room())).max().unwrap_or(0).max(small)
     }
 
+    #[inline]
+    fn unix_s(&self) -> u64 {
+        self.events.unix_s(self.now)
+    }
+
     fn tell(&mut self, event: Event<'_>) {
         self.events.tell(event, self.now);
     }
@@ -443,6 +464,19 @@ pub struct Wire<'a> {
     pub books: &'a Books,
     /// To the management thread.
     pub reports: &'a mut spsc::Producer<FromWorker>,
+    /// To the kernel.
+    pub punts: &'a mut Punts,
+}
+
+impl Wire<'_> {
+    /// Hands what belongs to no connection to the kernel, if it has the address.
+    #[cold]
+    fn punt(&mut self, frame: &[u8], parsed: &Parsed) -> Result<(), WorkerReason> {
+        let destination = destination_bits(frame, parsed);
+        let is_kernels = self.view.services.is_kernels(destination);
+        let port = self.view.port_of(destination).filter(|_| is_kernels).ok_or(WorkerReason::Punt)?;
+        self.punts.punt(port, frame, parsed, lcore::tsc(), self.books)
+    }
 }
 
 impl Transmit<PacketBuffer> for Wire<'_> {

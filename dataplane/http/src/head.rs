@@ -14,7 +14,7 @@ mod response;
 use crate::cause::Cause;
 pub use connection::Connection;
 pub use fields::{Field, Fields, MAX_FIELDS};
-pub use request::{Host, Request};
+pub use request::{Forwards, Host, Request};
 pub use response::Response;
 
 /// A part of a head.
@@ -104,6 +104,12 @@ impl Method {
     /// RFC 9110 §9.2.1.
     pub const fn is_safe(self) -> bool {
         matches!(self, Self::Get | Self::Head | Self::Options | Self::Trace)
+    }
+
+    /// Whether `Max-Forwards` says how far a request of it goes (RFC 9110 §7.6.2).
+    #[inline]
+    pub const fn counts_forwards(self) -> bool {
+        matches!(self, Self::Options | Self::Trace)
     }
 
     /// RFC 9110 §9.2.2.

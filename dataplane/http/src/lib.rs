@@ -10,6 +10,7 @@
 //! write ── heads towards backends and clients, and the proxy's own answers
 //!   ├─ forwarded  who the client is
 //!   ├─ cookie     a cookie's value
+//!   ├─ date       what time it is
 //!   └─ status     a status' reason
 //! cause ── why the proxy answers by itself
 //! routes ── which route does a request take, and why
@@ -22,6 +23,7 @@
 pub mod cause;
 pub mod chunked;
 pub mod cookie;
+pub mod date;
 mod forwarded;
 mod framing;
 pub mod fuzz;

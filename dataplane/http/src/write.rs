@@ -312,12 +312,11 @@ mod tests {
             location: b"http://a/\r\nX: y",
             allow: "GET, HEAD",
             date: Some(b"now"),
-            request_id: Some(("x-request-id", b"1")),
             ..Own::new(429)
         };
         let expected = "HTTP/1.1 429 Too Many Requests\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n\
             Location: http://a/??X: y\r\nAllow: GET, HEAD\r\nRetry-After: 7\r\nweir-cause: rate-limited\r\n\
-            Date: now\r\nx-request-id: 1\r\nConnection: keep-alive\r\n\r\n";
+            Date: now\r\nConnection: keep-alive\r\n\r\n";
         assert_eq!(text(&full), format!("{expected}hello"));
         assert_eq!(text(&Own { is_head: true, ..full }), expected, "HEAD: the body is only told of");
         let none = Own { body: b"hello", keep_alive: true, ..Own::new(204) };

@@ -198,6 +198,10 @@ pub trait Surroundings<B> {
     fn longest(&self) -> usize {
         crate::proxy_protocol::WRITTEN_MAX
     }
+    /// Seconds since the beginning of 1970; 0: nobody knows, and no date is told.
+    fn unix_s(&self) -> u64 {
+        0
+    }
     /// Something for the control process. It must not block: what can't be kept is dropped and counted by whoever implements this.
     fn tell(&mut self, event: Event<'_>) {
         let _ = event;

@@ -56,6 +56,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use weir_balance::counted::scatter;
+use weir_http::date::Date;
 use weir_http::head::{Request, Response};
 use weir_l4::Services;
 use weir_tcp::Instant;
@@ -137,6 +138,8 @@ pub(crate) struct Http<H> {
     /// Clients whose next requests are looked at with the next call.
     pub(crate) again: Vec<u32>,
     pub(crate) random: u64,
+    /// The date of the responses of this second.
+    pub(crate) date: Date,
     /// Where the search for what a new generation ends goes on.
     pub(crate) sweep: Option<u32>,
     /// When the worker last called.
@@ -181,6 +184,7 @@ impl<H> Http<H> {
             path: vec![0; usize::from(u16::MAX)],
             again: Vec::new(),
             random: seed ^ 0x9e37_79b9_7f4a_7c15 ^ now.0,
+            date: Date::default(),
             sweep: None,
             now,
             trims_at: now,

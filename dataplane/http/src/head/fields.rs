@@ -105,6 +105,15 @@ impl Fields {
         self.iter().filter(same).map(move |field| field.value.of(head))
     }
 
+    /// The first field of a name, whatever its case, that says something.
+    pub fn first_named(&self, head: &[u8], name: &[u8]) -> Option<&Field> {
+        self.iter().find(|field| {
+            field.name.len as usize == name.len()
+                && !field.value.is_empty()
+                && field.name.of(head).eq_ignore_ascii_case(name)
+        })
+    }
+
     /// Parses the lines from `at` on, to behind the empty one; `None`: they are not all there.
     #[inline]
     pub(super) fn parse(

@@ -20,6 +20,17 @@ pub struct Host {
     pub port: Option<u16>,
 }
 
+/// How many more recipients a request of OPTIONS or TRACE may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwards {
+    /// It doesn't say.
+    Any,
+    /// So many; larger numbers are taken for the largest that there is here.
+    Most(u32),
+    /// Not one number.
+    Malformed,
+}
+
 /// A request's head.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
@@ -63,6 +74,22 @@ impl Request {
             None if bytes.len() >= limits.most() => Err(Refusal::TooLarge),
             None => Ok(Progress::Incomplete),
         }
+    }
+
+    /// What `Max-Forwards` says (RFC 9110 §7.6.2); it means something with methods for which [`Method::counts_forwards`] holds.
+    pub fn forwards(&self, head: &[u8]) -> Forwards {
+        if !self.fields.has(Known::MaxForwards) {
+            return Forwards::Any;
+        }
+        let value = self.fields.value(Known::MaxForwards, head);
+        if value.is_empty()
+            || self.fields.is_repeated(Known::MaxForwards)
+            || !value.iter().all(u8::is_ascii_digit)
+        {
+            return Forwards::Malformed;
+        }
+        let more = |most: u32, digit: &u8| most.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
+        Forwards::Most(value.iter().fold(0, more))
     }
 
     /// The first line and the fields.

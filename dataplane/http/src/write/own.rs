@@ -30,10 +30,8 @@ pub struct Own<'a> {
     pub location: &'a [u8],
     /// `Allow`, of a 405; empty: none.
     pub allow: &'a str,
-    /// `Date`.
+    /// `Date` (RFC 9110 §6.6.1), where somebody knows.
     pub date: Option<&'a [u8]>,
-    /// The request id's field and the id.
-    pub request_id: Option<(&'a str, &'a [u8])>,
     /// Edits of fields.
     pub edits: &'a [FieldEdit],
     /// What stands in their values.
@@ -55,7 +53,6 @@ impl Own<'_> {
             location: &[],
             allow: "",
             date: None,
-            request_id: None,
             edits: &[],
             variables: Variables {
                 client: None,
@@ -76,7 +73,6 @@ pub fn own_bound(own: &Own<'_>) -> usize {
         + own.body.len()
         + own.allow.len()
         + own.date.map_or(0, <[u8]>::len)
-        + own.request_id.map_or(0, |(name, id)| name.len() + id.len() + 4)
         + own.location.len()
         + Edits(own.edits).bound(&own.variables)
 }
@@ -112,12 +108,6 @@ pub fn own(out: &mut Vec<u8>, own: &Own<'_>) -> Result<(), NoRoom> {
     }
     if let Some(date) = own.date {
         put_checked(&mut sink, b"Date: ", date);
-    }
-    if let Some((name, id)) = own.request_id
-        && crate::name::is_token(name.as_bytes())
-    {
-        sink.put(name.as_bytes());
-        put_checked(&mut sink, b": ", id);
     }
     match (own.keep_alive, own.version) {
         _ if own.status < 200 => {}

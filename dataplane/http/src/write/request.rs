@@ -6,7 +6,7 @@ use super::edit::Edits;
 use super::{Block, Lines, NoRoom, Sink, Variables};
 use crate::forwarded::{self, Piece};
 use crate::framing::elements;
-use crate::head::{Body, Field, Method, Request, Version};
+use crate::head::{Body, Field, Forwards, Method, Request, Span, Version};
 use crate::name::Known;
 use crate::routes::spec::FieldEdit;
 use crate::target::Form;
@@ -103,12 +103,13 @@ pub fn request(
     how: &RequestOut<'_>,
 ) -> Result<(), NoRoom> {
     let mut sink = Sink::new(out);
+    let kept_id = kept_id(head, request, how);
     write_line(&mut sink, head, request, how);
     sink.put(how.host.unwrap_or_else(|| request.host.authority.of(head)));
     sink.put(b"\r\n");
-    write_fields(&mut sink, head, request, how);
+    write_fields(&mut sink, head, request, how, kept_id);
     write_framing(&mut sink, head, request, how);
-    write_about_client(&mut sink, head, request, how);
+    write_about_client(&mut sink, head, request, how, kept_id);
     if !how.tell.via.is_empty() && !Edits(how.edits).replaces("via") {
         sink.put(if request.version == Version::Http11 { b"Via: 1.1 " } else { b"Via: 1.0 " });
         sink.put(how.tell.via.as_bytes());
@@ -157,7 +158,13 @@ fn write_line(sink: &mut Sink<'_>, head: &[u8], request: &Request, how: &Request
 
 /// The fields that go on.
 #[inline(always)]
-fn write_fields(sink: &mut Sink<'_>, head: &[u8], request: &Request, how: &RequestOut<'_>) {
+fn write_fields(
+    sink: &mut Sink<'_>,
+    head: &[u8],
+    request: &Request,
+    how: &RequestOut<'_>,
+    kept_id: Option<Span>,
+) {
     let mut dropped = DROPPED;
     if is_upgrading(request, how) {
         dropped &= !Known::Upgrade.bit();
@@ -169,11 +176,16 @@ fn write_fields(sink: &mut Sink<'_>, head: &[u8], request: &Request, how: &Reque
     if how.tell.x_forwarded || how.tell.forwarded || !how.tell.is_trusted {
         dropped |= about_client_dropped(how);
     }
+    if request.method.counts_forwards() {
+        dropped |= Known::MaxForwards.bit();
+    }
     let edits = Edits(how.edits);
-    let id_length = if keeps_id(head, request, how) { 0 } else { how.tell.request_id.len() };
+    let id_length = how.tell.request_id.len();
+    // one id goes on, or none
     let is_id = |field: &Field| {
         field.name.len as usize == id_length
             && id_length > 0
+            && kept_id != Some(field.value)
             && field.name.of(head).eq_ignore_ascii_case(how.tell.request_id.as_bytes())
     };
     let mut lines = Lines::new(head);
@@ -201,9 +213,12 @@ fn about_client_dropped(how: &RequestOut<'_>) -> u64 {
     dropped
 }
 
-/// Whether a trusted client has given the request its id.
-fn keeps_id(head: &[u8], request: &Request, how: &RequestOut<'_>) -> bool {
-    how.tell.is_trusted && request.fields.named(head, how.tell.request_id.as_bytes()).next().is_some()
+/// The id that a trusted client has given the request.
+fn kept_id(head: &[u8], request: &Request, how: &RequestOut<'_>) -> Option<Span> {
+    if !how.tell.is_trusted || how.tell.request_id.is_empty() {
+        return None;
+    }
+    request.fields.first_named(head, how.tell.request_id.as_bytes()).map(|field| field.value)
 }
 
 fn is_upgrading(request: &Request, how: &RequestOut<'_>) -> bool {
@@ -220,6 +235,14 @@ fn write_framing(sink: &mut Sink<'_>, head: &[u8], request: &Request, how: &Requ
     }
     if how.expect && request.expect_continue {
         sink.put(b"Expect: 100-continue\r\n");
+    }
+    if request.method.counts_forwards()
+        && let Forwards::Most(most) = request.forwards(head)
+        && !Edits(how.edits).replaces("max-forwards")
+    {
+        sink.put(b"Max-Forwards: ");
+        sink.put_number(u64::from(most.saturating_sub(1)));
+        sink.put(b"\r\n");
     }
     let trailers = request.connection.te && request.fields.has(Known::Te) && takes_trailers(head, request);
     match (is_upgrading(request, how), how.close, trailers) {
@@ -241,7 +264,13 @@ fn takes_trailers(head: &[u8], request: &Request) -> bool {
 
 /// Who asks.
 #[inline(always)]
-fn write_about_client(sink: &mut Sink<'_>, head: &[u8], request: &Request, how: &RequestOut<'_>) {
+fn write_about_client(
+    sink: &mut Sink<'_>,
+    head: &[u8],
+    request: &Request,
+    how: &RequestOut<'_>,
+    kept_id: Option<Span>,
+) {
     let edits = Edits(how.edits);
     let tell = &how.tell;
     if tell.x_forwarded {
@@ -257,7 +286,7 @@ fn write_about_client(sink: &mut Sink<'_>, head: &[u8], request: &Request, how: 
         });
         sink.put(b"\r\n");
     }
-    if !tell.request_id.is_empty() && !keeps_id(head, request, how) && !edits.replaces(tell.request_id) {
+    if !tell.request_id.is_empty() && kept_id.is_none() && !edits.replaces(tell.request_id) {
         sink.put(tell.request_id.as_bytes());
         sink.put(b": ");
         sink.put_value(how.variables.request_id);

@@ -1,7 +1,8 @@
 //! What does the proxy say by itself? Refusals with their cause, redirections, fixed responses.
 
 use weir_http::cause::Cause;
-use weir_http::head::{Method, Version};
+use weir_http::date::Date;
+use weir_http::head::Method;
 use weir_http::routes::edit::{Asked, write_location};
 use weir_http::routes::spec::Action;
 use weir_http::target::normalise;
@@ -10,13 +11,19 @@ use weir_l4::address_of;
 
 use super::breaker::Outcome;
 use super::client::{Flags, Stage};
-use super::heads::hex_id;
 use super::outbox::Sent;
 use crate::connections::{self, Accounts, Connections, Surroundings};
 use crate::proxy::{Proxy, Run};
 
 /// What the proxy says where nothing else is configured.
 const PLAIN: &str = "text/plain";
+/// Methods that are passed on everywhere.
+const ALLOW: &str = "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE";
+
+/// `Date`, where somebody knows (RFC 9110 §6.6.1).
+fn date(unix_s: u64, date: &mut Date) -> Option<&[u8]> {
+    (unix_s > 0).then(|| date.at(unix_s).as_slice())
+}
 
 impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     /// Ends the exchange with a refusal, or, where its response has begun, with its connection.
@@ -70,22 +77,43 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let rules = http.generations.rules(client.exchange.generation);
         let site = rules.and_then(|rules| rules.http_listener(client.listener));
         let status = cause.status();
+        let date = date(self.surroundings.unix_s(), &mut http.date);
         let page = site.and_then(|site| site.rules.error_pages.iter().find(|page| page.status == status));
         let text = weir_http::status::reason(status);
         let shows_cause = site.is_none_or(|site| site.rules.cause_header);
         let own = Own {
-            version: if client.flags.has(Flags::HTTP10) { Version::Http10 } else { Version::Http11 },
+            version: client.version(),
             keep_alive: !client.flags.has(Flags::CLOSES),
             content_type: page.map_or(PLAIN, |page| &page.content_type),
             body: page.map_or(text.as_bytes(), |page| &page.body),
             is_head: client.exchange.method == Method::Head,
             cause: shows_cause.then_some(cause),
             retry_after_s,
-            allow: if status == 405 { "GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH, TRACE" } else { "" },
+            allow: if status == 405 { ALLOW } else { "" },
+            date,
             ..Own::new(status)
         };
         http.scratch.clear();
         write::own(&mut http.scratch, &own).ok()
+    }
+
+    /// Answers a request of OPTIONS that must not go on (RFC 9110 §7.6.2, §9.3.7).
+    pub(crate) fn answer_options(&mut self, slot: u32) {
+        let Proxy { http, .. } = &mut *self.proxy;
+        let Some(client) = http.clients.at_mut(slot) else { return };
+        if !client.flags.has(Flags::REQUEST_DONE) {
+            client.flags.set(Flags::CLOSES | Flags::DISCARDS);
+        }
+        let own = Own {
+            version: client.version(),
+            keep_alive: !client.flags.has(Flags::CLOSES),
+            allow: ALLOW,
+            date: date(self.surroundings.unix_s(), &mut http.date),
+            ..Own::new(200)
+        };
+        http.scratch.clear();
+        let written = write::own(&mut http.scratch, &own).ok();
+        self.answered(slot, 200, written);
     }
 
     /// Answers as the exchange's route says.
@@ -108,9 +136,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let request = &*http.request;
         let mut id = [0; 32];
         let shared = Own {
-            version: if client.flags.has(Flags::HTTP10) { Version::Http10 } else { Version::Http11 },
+            version: client.version(),
             keep_alive: !client.flags.has(Flags::CLOSES),
             is_head: exchange.method == Method::Head,
+            date: date(self.surroundings.unix_s(), &mut http.date),
             edits: &route.response.fields,
             variables: Variables {
                 client: Some(address_of(client.source.address)),
@@ -118,7 +147,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 path: request.target.path.of(head),
                 route: route.name.as_bytes(),
                 backend: &[],
-                request_id: hex_id(exchange.request_id, &mut id),
+                request_id: exchange.id(head, &mut id),
             },
             ..Own::new(200)
         };

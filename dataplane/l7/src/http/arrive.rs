@@ -43,7 +43,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             listener: index,
             requests: 0,
             source: accepted.remote,
-            vip: accepted.local,
+            destination: accepted.local,
+            vip_port: accepted.local.port,
             due: now,
             parser: NOBODY,
             outbox: Outbox::default(),
@@ -127,7 +128,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                     if let Some(client) = self.proxy.http.clients.at_mut(slot)
                         && let Some(ends) = header.ends
                     {
-                        client.source = ends.source;
+                        (client.source, client.destination) = (ends.source, ends.destination);
                     }
                     return self.http_welcome(slot);
                 }

@@ -32,7 +32,7 @@ const REHASHES: u64 = 8;
 pub const WHOLE: u32 = 1_000;
 /// The share that a backend comes back with.
 const LEAST_SHARE: u32 = WHOLE / 10;
-/// How often it is looked whether a pool is in panic, microseconds.
+/// How often it is looked whether a pool is in panic where nothing has changed but time, microseconds.
 pub const PANIC_US: u64 = 10_000;
 
 /// What is known of a backend when a request wants one.
@@ -130,6 +130,12 @@ impl Chooser {
             self.cursors.extend((self.cursors.len()..pools).map(|at| scatter(random ^ at as u64) as u32));
             self.panics.resize(pools, Panic::default());
         }
+        self.look_again();
+    }
+
+    /// Backends went down or came back, or breakers have changed: whether pools are in panic is looked at with their next requests.
+    pub fn look_again(&mut self) {
+        self.panics.fill(Panic::default());
     }
 
     /// Chooses among a pool's backends; `standing` tells what is known of the one at a position. Without [`Self::adopt`] of a pool its

@@ -157,6 +157,10 @@ fn in_panic_health_is_ignored() {
     assert!((0..50).all(|_| matches!(scene.choose(Wanted::default(), PANIC_US), Choice::Position(2 | 3))));
     scene.standings[2].is_down = false;
     assert!((0..50).all(|_| scene.choose(Wanted::default(), 2 * PANIC_US) != Choice::Position(0)));
+    // but at once where something is known to have changed
+    (scene.standings[0].is_tried, scene.standings[2].is_down) = (false, true);
+    scene.chooser.look_again();
+    assert!((0..50).any(|_| scene.choose(Wanted::default(), 2 * PANIC_US) == Choice::Position(0)));
 }
 
 #[test]

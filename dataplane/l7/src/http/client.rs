@@ -2,11 +2,12 @@
 
 use arrayvec::ArrayVec;
 use weir_http::cause::Cause;
-use weir_http::head::{Method, Span};
+use weir_http::head::{Method, Span, Version};
 use weir_tcp::{Endpoint, Instant};
 
 use super::body::Body;
 use super::breaker::Ticket;
+use super::heads::hex_id;
 use super::outbox::Outbox;
 use crate::session::NO_BACKEND;
 
@@ -149,7 +150,7 @@ pub(crate) struct Told {
     pub(crate) host: Span,
     pub(crate) user_agent: Span,
     pub(crate) referer: Span,
-    /// A request id that was kept.
+    /// The id that a trusted client has given the request; empty: it has the proxy's own.
     pub(crate) request_id: Span,
 }
 
@@ -173,6 +174,8 @@ pub(crate) struct Exchange {
     pub(crate) route: u16,
     /// Rules that it began with; see [`super::generation`].
     pub(crate) generation: u16,
+    /// Their generation's number.
+    pub(crate) number: u64,
     pub(crate) method: Method,
     pub(crate) told: Told,
     pub(crate) request_id: u128,
@@ -228,6 +231,7 @@ impl Exchange {
             backend: NO_BACKEND,
             route: NO_ROUTE,
             generation: super::generation::NONE,
+            number: 0,
             method: Method::Get,
             told: Told::default(),
             request_id: 0,
@@ -256,6 +260,15 @@ impl Exchange {
             rated_at: None,
             moved_at: 0,
             residue: 0,
+        }
+    }
+
+    /// Its id: the one that a trusted client has given it, else the proxy's own; none where its head was refused.
+    #[inline]
+    pub(crate) fn id<'a>(&self, head: &'a [u8], out: &'a mut [u8; 32]) -> &'a [u8] {
+        match self.told.request_id.of(head) {
+            [] if self.request_id != 0 => hex_id(self.request_id, out),
+            given => given,
         }
     }
 
@@ -289,8 +302,10 @@ pub(crate) struct Client<H> {
     pub(crate) requests: u32,
     /// Who it is, as a PROXY header tells or as it is.
     pub(crate) source: Endpoint,
+    /// What it has asked, as a PROXY header tells or as it is.
+    pub(crate) destination: Endpoint,
     /// The vip's port to which it came.
-    pub(crate) vip: Endpoint,
+    pub(crate) vip_port: u16,
     /// The tick at which something is due; the wheel may look before.
     pub(crate) due: u32,
     /// Of a PROXY header that is read, its parser.
@@ -300,4 +315,11 @@ pub(crate) struct Client<H> {
     /// Bytes that were discarded.
     pub(crate) discarded: u32,
     pub(crate) exchange: Exchange,
+}
+
+impl<H> Client<H> {
+    /// The version of its request.
+    pub(crate) fn version(&self) -> Version {
+        if self.flags.has(Flags::HTTP10) { Version::Http10 } else { Version::Http11 }
+    }
 }

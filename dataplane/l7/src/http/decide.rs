@@ -2,7 +2,7 @@
 
 use weir_http::cause::Cause;
 use weir_http::cookie;
-use weir_http::head::{Body, Method, Span};
+use weir_http::head::{Body, Forwards, Method, Span};
 use weir_http::routes::Question;
 use weir_http::routes::edit;
 use weir_http::routes::spec::Action;
@@ -26,6 +26,8 @@ enum Decision {
     Pool(u32),
     /// The proxy answers as the route says.
     Own,
+    /// The proxy answers that it is there: the request must not go on.
+    Options,
     /// It is refused.
     Refused(Cause),
     /// A rate limit has no token for so many seconds.
@@ -54,6 +56,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 self.http_place(slot);
             }
             Some(Decision::Own) => self.answer_route(slot),
+            Some(Decision::Options) => self.answer_options(slot),
             Some(Decision::Refused(cause)) => self.refuse(slot, cause),
             Some(Decision::Limited(retry_after_s)) => {
                 let listener = self.proxy.http.clients.at(slot).map(|client| client.listener);
@@ -110,6 +113,15 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         };
         if let Some(retry_after_s) = limited(client.listener, &site.rules.own_rate_limits) {
             return Some(Decision::Limited(retry_after_s));
+        }
+        if request.method.counts_forwards() {
+            match (request.forwards(head), request.method) {
+                (Forwards::Malformed, _) => return Some(Decision::Refused(Cause::RequestMalformed)),
+                (Forwards::Most(0), Method::Options) => return Some(Decision::Options),
+                // nobody gets fields of a request back that its sender may not see
+                (Forwards::Most(0), _) => return Some(Decision::Refused(Cause::MethodRefused)),
+                (Forwards::Any | Forwards::Most(_), _) => {}
+            }
         }
         let Ok(path) = normalise(request.target.path_or_root(head), &mut http.path) else {
             return Some(Decision::Refused(Cause::RequestMalformed));

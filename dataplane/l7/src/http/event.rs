@@ -16,6 +16,8 @@ pub enum Event<'a> {
 /// An exchange that is over, for the access log. Times are microseconds; `u32::MAX`: it didn't come so far.
 #[derive(Clone, Copy, Debug)]
 pub struct Exchange<'a> {
+    /// The generation that it began with, by which the indices below are to be understood.
+    pub generation: u64,
     /// Index of the listener.
     pub listener: u16,
     /// The route, by its place in the listener's; `u16::MAX`: none.

@@ -59,10 +59,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         }
         let head = exchange.head.as_ref().map_or(&[][..], |held| http.store.bytes(held));
         let mut id = [0; 32];
-        let request_id = match exchange.told.request_id.of(head) {
-            [] if exchange.request_id != 0 => super::heads::hex_id(exchange.request_id, &mut id),
-            kept => kept,
-        };
+        let request_id = exchange.id(head, &mut id);
         let event = told(client, head, request_id, self.now);
         self.surroundings.tell(event::Event::Exchange(&event));
     }
@@ -286,6 +283,7 @@ fn told<'a, H>(
     let spans = &exchange.told;
     debug_assert!(exchange.route != NO_ROUTE || exchange.attempts == 0 || exchange.pool != u32::MAX);
     event::Exchange {
+        generation: exchange.number,
         listener: client.listener,
         route: exchange.route,
         pool: exchange.pool,

@@ -12,7 +12,7 @@ use weir_tcp::{Chunk, Ended};
 use super::body::{Halt, Manner, pump};
 use super::client::{Flags, Stage};
 use super::event::BackendHttpCount;
-use super::heads::{authority, hex_id};
+use super::heads::authority;
 use super::outbox::Sent;
 use super::upstream;
 use crate::connections::{Accounts, BackendCount, Connections, ListenerCount, Surroundings};
@@ -173,7 +173,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let host_edit = route.map_or(&HostEdit::Keep, |route| &route.request.host);
         // written only where somebody asks for it
         let backend = (!edits.is_empty() || *host_edit == HostEdit::Backend)
-            .then(|| services.backend(exchange.backend).map(|backend| authority(backend, client.vip.port)))
+            .then(|| services.backend(exchange.backend).map(|backend| authority(backend, client.vip_port)))
             .flatten();
         let backend = backend.as_ref().map_or(&[][..], |text| text.as_bytes());
         let path = match route {
@@ -199,16 +199,16 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 path: request.target.path.of(head),
                 route: route.map_or(&[], |route| route.name.as_bytes()),
                 backend,
-                request_id: hex_id(exchange.request_id, &mut id),
+                request_id: exchange.id(head, &mut id),
             },
             tell: Tell {
                 x_forwarded: told.x_forwarded,
                 forwarded: told.forwarded,
                 via: &told.via,
                 request_id: &told.request_id,
-                is_trusted: told.trusted.iter().any(|prefix| prefix.contains(peer)),
+                is_trusted: told.trusts(peer),
                 client: peer,
-                port: client.vip.port,
+                port: client.destination.port,
                 is_tls: false,
             },
             body: request.body,
@@ -231,7 +231,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         self.accounts.backend(backend, BackendCount::Connects, 1);
         let Some(client) = http.clients.at_mut(slot) else { return };
         client.exchange.connect_us = client.exchange.since(self.now);
-        let ends = Ends { source: client.source, destination: client.vip };
+        let ends = Ends { source: client.source, destination: client.destination };
         let version = self.proxy.rules.pool(pool).and_then(|rules| rules.send_proxy);
         if let Some(version) = version {
             let mut header = [0; WRITTEN_MAX];

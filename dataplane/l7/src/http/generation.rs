@@ -88,6 +88,12 @@ impl Generations {
         }
     }
 
+    /// The number of the generation in force.
+    #[inline]
+    pub(crate) fn number(&self) -> u64 {
+        self.services(NONE).map_or(0, |services| services.generation())
+    }
+
     /// The rules of a generation; those in force for [`NONE`].
     #[inline]
     pub(crate) fn rules(&self, at: u16) -> Option<&Arc<Rules>> {

@@ -33,7 +33,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let route = site.and_then(|site| site.table.route(usize::from(exchange.route)));
         let Some(mirror) = route.and_then(|route| route.mirror) else { return };
         let is_whole = client.flags.has(Flags::REQUEST_DONE) && !client.flags.has(Flags::UPGRADE);
-        let (listener, method, vip_port) = (client.listener, exchange.method, client.vip.port);
+        let (listener, method, vip_port) = (client.listener, exchange.method, client.vip_port);
         if !is_mirrored(&mirror, proxy.http.next_random()) {
             return;
         }

@@ -146,7 +146,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         for _ in 0..STALE {
             let Proxy { services, http, .. } = &mut *self.proxy;
             let Some(client) = http.clients.at_mut(slot) else { return false };
-            let Some(port) = services.backend(backend).map(|to| to.serves(client.vip.port)) else {
+            let Some(port) = services.backend(backend).map(|to| to.serves(client.vip_port)) else {
                 return false;
             };
             let found = http.idle.find(&http.upstreams, backend, client.exchange.pool, port);
@@ -209,7 +209,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     fn http_connect(&mut self, slot: u32, index: u32) -> Result<(), Cause> {
         let proxy = &mut *self.proxy;
         let Some(client) = proxy.http.clients.at(slot) else { return Err(Cause::Memory) };
-        let (pool, vip_port, listener) = (client.exchange.pool, client.vip.port, client.listener);
+        let (pool, vip_port, listener) = (client.exchange.pool, client.vip_port, client.listener);
         let Some(backend) = proxy.services.backend(index).cloned() else { return Err(Cause::NoBackend) };
         if !proxy.http.upstreams.has_room() {
             return Err(Cause::Memory);

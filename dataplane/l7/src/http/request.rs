@@ -1,13 +1,16 @@
 //! What does the client ask? From the first byte of a head to the request that is decided on.
 
 use weir_http::cause::Cause;
-use weir_http::head::{Limits, Progress, Refusal, Version, head_end};
+use weir_http::head::{Limits, Progress, Refusal, Request, Span, Version, head_end};
 use weir_http::name::Known;
+use weir_l4::address_of;
+use weir_tcp::Endpoint;
 
 use super::Held;
 use super::body::Body;
 use super::client::{Exchange, Flags, Stage, Told};
 use super::event::{HttpCount, HttpGauge};
+use super::rules::Tell;
 use crate::connections::{Accounts, Connections, Surroundings};
 use crate::proxy::{Proxy, Run, tick};
 
@@ -179,6 +182,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         flags.put(Flags::REQUEST_DONE, exchange.request.is_done());
         exchange.method = request.method;
         exchange.generation = http.generations.enter();
+        exchange.number = http.generations.number();
         exchange.request_id = id;
         exchange.head_us = exchange.since(self.now);
         let span = |known| request.fields.find(known).map(|field| field.value).unwrap_or_default();
@@ -188,7 +192,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             host: request.host.authority,
             user_agent: span(Known::UserAgent),
             referer: span(Known::Referer),
-            request_id: Default::default(),
+            request_id: given_id(&site.rules.tell, request, http.store.bytes(&held), client.source),
         };
         exchange.head = Some(held);
         let listener = client.listener;
@@ -207,6 +211,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         client.exchange = Exchange::new(began);
         client.exchange.head = held;
         client.exchange.generation = http.generations.enter();
+        client.exchange.number = http.generations.number();
         client.flags.forget_exchange();
         client.flags.set(Flags::EXCHANGE | Flags::CLOSES | Flags::DISCARDS);
         self.accounts.http_gauge(client.listener, HttpGauge::Exchanges, 1);
@@ -233,6 +238,17 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     pub(crate) fn tick(&self) -> u32 {
         tick(self.now)
     }
+}
+
+/// The id that a trusted client has given its request.
+#[inline]
+fn given_id(tell: &Tell, request: &Request, head: &[u8], source: Endpoint) -> Span {
+    // most listeners trust nobody
+    if tell.trusted.is_empty() || tell.request_id.is_empty() || !tell.trusts(address_of(source.address)) {
+        return Span::default();
+    }
+    let field = request.fields.first_named(head, tell.request_id.as_bytes());
+    field.map(|field| field.value).unwrap_or_default()
 }
 
 /// A listener's limits, as the parser takes them.

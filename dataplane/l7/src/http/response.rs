@@ -2,6 +2,7 @@
 
 use weir_http::cause::Cause;
 use weir_http::head::{self, Limits, Method, Progress, Version};
+use weir_http::name::Known;
 use weir_http::write::{self, ResponseOut, StickyCookie, Variables};
 use weir_l4::address_of;
 use weir_tcp::{Ended, Events};
@@ -9,7 +10,7 @@ use weir_tcp::{Ended, Events};
 use super::body::{Body, Halt, Manner, pump};
 use super::client::{Flags, NOBODY, Stage};
 use super::event::{BackendHttpCount, HttpCount};
-use super::heads::{authority, hex_id};
+use super::heads::authority;
 use super::outbox::Sent;
 use super::upstream;
 use crate::connections::{Accounts, BackendCount, Connections, ListenerCount, Surroundings};
@@ -359,7 +360,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let route = site.table.route(usize::from(exchange.route));
         let edits = route.map_or(&[][..], |route| &route.response.fields);
         let backend = (!edits.is_empty())
-            .then(|| services.backend(exchange.backend).map(|backend| authority(backend, client.vip.port)))
+            .then(|| services.backend(exchange.backend).map(|backend| authority(backend, client.vip_port)))
             .flatten();
         let mut id = [0; 32];
         // who comes with the right cookie already needs none
@@ -380,6 +381,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             Some(held) => http.store.bytes(held),
             None => self.connections.peek(upstream.handle)?,
         };
+        // RFC 9110 §6.6.1: a recipient with a clock adds it
+        let unix_s = if response.fields.has(Known::Date) { 0 } else { self.surroundings.unix_s() };
         let how = ResponseOut {
             edits,
             variables: Variables {
@@ -388,14 +391,14 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 path: exchange.told.target.of(request_head),
                 route: route.map_or(&[], |route| route.name.as_bytes()),
                 backend: backend.as_ref().map_or(&[], |text| text.as_bytes()),
-                request_id: hex_id(exchange.request_id, &mut id),
+                request_id: exchange.id(request_head, &mut id),
             },
             via: &site.rules.tell.via,
             version: if is_10 { Version::Http10 } else { Version::Http11 },
             body: out_body,
             keep_alive: !client.flags.has(Flags::CLOSES),
             sticky,
-            date: None,
+            date: (unix_s > 0).then(|| http.date.at(unix_s).as_slice()),
         };
         http.scratch.clear();
         write::response(&mut http.scratch, head, response, &how).ok()?;

@@ -149,6 +149,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     #[inline]
     pub(crate) fn tell_breakers(&mut self) {
         while let Some(change) = self.proxy.http.breakers.poll_change() {
+            self.proxy.http.chooser.look_again();
             self.accounts.breaker(change.backend, change.state);
             match change.state {
                 BreakerState::Open => {

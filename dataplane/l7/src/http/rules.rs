@@ -154,6 +154,14 @@ pub struct Tell {
     pub trusted: Vec<weir_net::Prefix>,
 }
 
+impl Tell {
+    /// Whether an address's own fields are continued.
+    #[inline]
+    pub fn trusts(&self, address: std::net::IpAddr) -> bool {
+        self.trusted.iter().any(|prefix| prefix.contains(address))
+    }
+}
+
 impl Default for Tell {
     /// The configuration's defaults.
     fn default() -> Self {

@@ -292,6 +292,8 @@ pub(crate) struct Around {
     pub(crate) taken: Vec<(Endpoint, Endpoint)>,
     /// The longest piece that is copied at once; 0: any.
     pub(crate) longest: usize,
+    /// Seconds since 1970; 0: nobody knows.
+    pub(crate) unix_s: u64,
     /// Exchanges that were told.
     pub(crate) told: Vec<Told>,
     /// Changes of breakers that were told.
@@ -326,6 +328,10 @@ impl<B: Buffer + for<'a> From<&'a [u8]>> Surroundings<B> for Around {
 
     fn longest(&self) -> usize {
         if self.longest == 0 { 2_048 } else { self.longest }
+    }
+
+    fn unix_s(&self) -> u64 {
+        self.unix_s
     }
 
     fn tell(&mut self, event: Event<'_>) {

@@ -12,6 +12,7 @@ use crate::world::{POOL, Plan, World};
 
 mod bodies;
 mod exchanges;
+mod heads;
 mod random;
 mod routes;
 mod trouble;
