@@ -16,7 +16,7 @@ use crate::publish::{PublishError, Published, Snapshots, instance_directory};
 use crate::retirement::QuietTimers;
 use crate::state::{Admin, IndexError, Override, State, reconcile_overrides};
 use crate::store::{Store, StoreError};
-use crate::validate;
+use crate::validate::{self, Files};
 
 /// Where everything of one instance is.
 #[derive(Clone, Debug)]
@@ -126,9 +126,14 @@ pub struct Engine {
     repaired: u64,
 }
 
-fn check(text: &str, name: &str, machine: &Machine) -> Result<(Model, Vec<Report>), EngineError> {
+fn check(
+    text: &str,
+    name: &str,
+    machine: &Machine,
+    files: &mut Files,
+) -> Result<(Model, Vec<Report>), EngineError> {
     let source = Source { name, text };
-    let (model, diagnostics) = validate::load(source, machine);
+    let (model, diagnostics) = validate::load_with(source, machine, files);
     let reports = source.reports(&diagnostics);
     model.map(|model| (model, reports.clone())).ok_or(EngineError::Config { name: name.to_owned(), reports })
 }
@@ -148,12 +153,18 @@ impl Engine {
                 (text, options.config.display().to_string())
             }
         };
-        let (model, reports) = check(&text, &name, &options.machine)?;
+        // files that are gone since they were applied keep nobody from serving what they held
+        let mut files = loaded.as_ref().map_or_else(Files::default, |state| Files::kept(&state.bodies));
+        let (model, reports) = check(&text, &name, &options.machine, &mut files)?;
         for report in &reports {
             tracing::warn!("{}", report.render(false).trim_end());
         }
         let mut state = loaded.unwrap_or_default();
         state.config = text.into();
+        for difference in validate::differences(&state.bodies) {
+            tracing::warn!("{difference}");
+        }
+        state.bodies = files.into_bodies().into();
         if state.indices.pools.is_empty() && state.indices.listeners.is_empty() {
             crate::recover::take_over_indices(&snapshots, &mut state);
         }
@@ -221,9 +232,11 @@ impl Engine {
     }
 
     fn apply_or_try(&mut self, text: &str, name: &str, dry_run: bool) -> Result<Change, EngineError> {
-        let (model, warnings) = check(text, name, &self.options.machine)?;
+        let mut files = Files::default();
+        let (model, warnings) = check(text, name, &self.options.machine, &mut files)?;
         let mut state = self.state.clone();
         state.config = text.into();
+        state.bodies = files.into_bodies().into();
         reconcile_overrides(&mut state.overrides, Some(&self.model), &model);
         state.indices.assign(&model, self.snapshots.published().max(state.generation) + 1)?;
         let needs_restart = if self.snapshots.dataplane().is_alive {
@@ -418,6 +431,7 @@ impl Engine {
             )),
             Err(error) => drift.push(format!("{} cannot be read: {error}", self.options.config.display())),
         }
+        drift.extend(validate::differences(&self.state.bodies));
         for (pool, backends) in &self.state.overrides {
             for (backend, Override { weight, state }) in backends {
                 let weight = weight.map(|weight| format!("weight {weight}"));

@@ -25,11 +25,16 @@ pub struct State {
     pub generation: u64,
     /// Text of the configuration in force.
     pub config: Arc<str>,
+    /// What the files held that it names, when it was applied.
+    pub bodies: Arc<Bodies>,
     /// Runtime overrides.
     pub overrides: Overrides,
     /// Who has which index.
     pub indices: Arc<Indices>,
 }
+
+/// Contents of files, by their paths.
+pub type Bodies = BTreeMap<String, Arc<[u8]>>;
 
 /// By pool, then by backend.
 pub type Overrides = BTreeMap<String, BTreeMap<String, Override>>;

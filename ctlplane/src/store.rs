@@ -1,17 +1,19 @@
 //! Where does the state live between two lives of the daemon?
 //!
-//! `STATE_DIR/INSTANCE/state.json` is the commit point; it names the two larger files by the hash of their content. Each is
+//! `STATE_DIR/INSTANCE/state.json` is the commit point; it names the larger files by the hash of their content. Each is
 //! written to a temporary file, synced, renamed, and the directory synced, so a crash leaves the old state or the new one.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::state::{Indices, Overrides, State};
+use crate::state::{Bodies, Indices, Overrides, State};
 
 /// Version of the files.
 const SCHEMA: u32 = 1;
@@ -22,6 +24,7 @@ pub struct Store {
     directory: PathBuf,
     saved_config: Option<u64>,
     saved_indices: Option<(u64, u64)>,
+    saved_bodies: Option<(Arc<Bodies>, BTreeMap<String, String>)>,
 }
 
 /// Why the state cannot be read or kept. Nothing is ever dropped silently.
@@ -66,6 +69,9 @@ struct Body {
     config: String,
     indices: String,
     overrides: Overrides,
+    /// Hashes of bodies, by path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    bodies: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,7 +92,7 @@ impl Store {
         fs::DirBuilder::new().recursive(true).mode(0o750).create(&directory).map_err(|source| {
             StoreError::Io { action: "make the directory", path: directory.clone(), source }
         })?;
-        Ok(Self { directory, saved_config: None, saved_indices: None })
+        Ok(Self { directory, saved_config: None, saved_indices: None, saved_bodies: None })
     }
 
     fn state_path(&self) -> PathBuf {
@@ -99,6 +105,10 @@ impl Store {
 
     fn indices_path(&self, hash: &str) -> PathBuf {
         self.directory.join(format!("indices-{hash}.json"))
+    }
+
+    fn body_path(&self, hash: &str) -> PathBuf {
+        self.directory.join(format!("body-{hash}"))
     }
 
     /// The kept state; `None` on the very first start.
@@ -130,11 +140,18 @@ impl Store {
         let indices = read_hashed(&indices_path, &body.indices)?;
         let indices: Indices = serde_json::from_slice(&indices)
             .map_err(|error| StoreError::Corrupt { path: indices_path, reason: error.to_string() })?;
+        let mut bodies = Bodies::new();
+        for (name, hash) in &body.bodies {
+            bodies.insert(name.clone(), read_hashed(&self.body_path(hash), hash)?.into());
+        }
+        let bodies = Arc::new(bodies);
+        self.saved_bodies = Some((bodies.clone(), body.bodies));
         self.saved_config = Some(xxh3_64(config.as_bytes()));
         self.saved_indices = u64::from_str_radix(&body.indices, 16).ok().map(|hash| (indices.revision, hash));
         Ok(Some(State {
             generation: body.generation,
             config: config.into(),
+            bodies,
             overrides: body.overrides,
             indices: indices.into(),
         }))
@@ -156,23 +173,46 @@ impl Store {
                 hash
             }
         };
+        let (bodies, are_new) = self.save_bodies(&state.bodies)?;
         let path = self.state_path();
         let body = Body {
             generation: state.generation,
             config: hash_name(config),
             indices: hash_name(indices),
             overrides: state.overrides.clone(),
+            bodies: bodies.clone(),
         };
         let envelope = Envelope { schema: SCHEMA, checksum: checksum(&body, &path)?, body };
         self.write(&path, to_json(&envelope, &path)?.as_bytes())?;
-        let replaced =
-            self.saved_config != Some(config) || self.saved_indices.map(|(_, h)| h) != Some(indices);
+        let replaced = self.saved_config != Some(config)
+            || self.saved_indices.map(|(_, h)| h) != Some(indices)
+            || are_new;
+        self.saved_bodies = Some((state.bodies.clone(), bodies));
         self.saved_config = Some(config);
         self.saved_indices = Some((state.indices.revision, indices));
         if replaced {
             self.remove_others(&envelope.body);
         }
         Ok(())
+    }
+
+    /// Writes the bodies that are not there yet; their hashes by path, and whether they are others than before.
+    fn save_bodies(&self, bodies: &Arc<Bodies>) -> Result<(BTreeMap<String, String>, bool), StoreError> {
+        if let Some((saved, hashes)) = self.saved_bodies.as_ref().filter(|(saved, _)| saved == bodies) {
+            debug_assert_eq!(saved.len(), hashes.len());
+            return Ok((hashes.clone(), false));
+        }
+        let mut hashes = BTreeMap::new();
+        for (name, content) in &**bodies {
+            let hash = hash_name(xxh3_64(content));
+            let path = self.body_path(&hash);
+            // what is there was verified when it was loaded, or written by this process
+            if !path.exists() {
+                self.write(&path, content)?;
+            }
+            hashes.insert(name.clone(), hash);
+        }
+        Ok((hashes, true))
     }
 
     fn write(&self, path: &Path, content: &[u8]) -> Result<(), StoreError> {
@@ -194,11 +234,12 @@ impl Store {
 
     /// Files of states before this one; failing to remove them harms nobody.
     fn remove_others(&self, body: &Body) {
-        let keep = [self.config_path(&body.config), self.indices_path(&body.indices), self.state_path()];
+        let mut keep = vec![self.config_path(&body.config), self.indices_path(&body.indices)];
+        keep.extend(body.bodies.values().map(|hash| self.body_path(hash)));
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         for path in entries.flatten().map(|entry| entry.path()) {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let ours = name.starts_with("config-") || name.starts_with("indices-");
+            let ours = ["config-", "indices-", "body-"].iter().any(|kind| name.starts_with(kind));
             if ours && !keep.contains(&path) && fs::remove_file(&path).is_err() {
                 tracing::debug!("could not remove {}", path.display());
             }
@@ -234,7 +275,9 @@ mod tests {
         let mut overrides = Overrides::new();
         let entry = Override { weight: Some(7), state: None };
         overrides.entry("app".to_owned()).or_default().insert("one".to_owned(), entry);
-        State { generation: 3, config: "# text".into(), overrides, indices: Indices::default().into() }
+        let bodies = Bodies::from([("/etc/weir/503.html".to_owned(), b"later"[..].into())]);
+        let config = "# text".into();
+        State { generation: 3, config, bodies: bodies.into(), overrides, indices: Indices::default().into() }
     }
 
     #[test]
@@ -248,8 +291,16 @@ mod tests {
         changed.generation = 4;
         store.save(&changed).unwrap();
         let mut again = Store::open(directory.path().join("weir")).unwrap();
-        assert_eq!(again.load().unwrap(), Some(changed));
-        assert_eq!(fs::read_dir(directory.path().join("weir")).unwrap().count(), 3);
+        assert_eq!(again.load().unwrap(), Some(changed.clone()));
+        let count = || fs::read_dir(directory.path().join("weir")).unwrap().count();
+        assert_eq!(count(), 4);
+        changed.bodies =
+            Bodies::from([("/a".to_owned(), b"1"[..].into()), ("/b".to_owned(), b"1"[..].into())]).into();
+        again.save(&changed).unwrap();
+        assert_eq!(count(), 4, "equal bodies are one file, and the other one is gone");
+        changed.bodies = Arc::default();
+        again.save(&changed).unwrap();
+        assert_eq!((count(), store.load().unwrap()), (3, Some(changed)));
     }
 
     #[test]

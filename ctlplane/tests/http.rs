@@ -237,6 +237,46 @@ fn bodies_are_read_from_files_and_bounded() {
     }
 }
 
+/// A file is what it was when it was applied, whatever becomes of it: the daemon comes back with it, and says so.
+#[test]
+fn a_file_that_is_gone_is_served_as_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = directory.path().join("503.html");
+    std::fs::write(&page, "<p>later").unwrap();
+    let http = format!("pool = \"one\"\nhttp = {{ error_page = {{ 503 = \"{}\" }} }}", page.display());
+    let instance = Instance::new(&format!("{HEAD}{}{}", listener("web", 80, &http), pool("one", 1)));
+    let generation = instance.start().generation();
+    let told = |engine: &weir_ctlplane::engine::Engine| {
+        let drift = engine.drift();
+        drift.iter().any(|line| line.contains(page.to_str().unwrap()))
+    };
+    let engine = instance.start();
+    assert!(!told(&engine) && engine.generation() == generation);
+    drop(engine);
+    let body = |engine: &weir_ctlplane::engine::Engine| {
+        let http = engine.model().listeners[0].http.clone().unwrap();
+        String::from_utf8(http.error_pages[0].body.to_vec()).unwrap()
+    };
+    for change in ["<p>sooner", ""] {
+        match change {
+            "" => std::fs::remove_file(&page).unwrap(),
+            text => std::fs::write(&page, text).unwrap(),
+        }
+        let engine = instance.start();
+        assert!(told(&engine), "{:?}", engine.drift());
+        assert_eq!((body(&engine), engine.generation()), ("<p>later".to_owned(), generation));
+    }
+    // after a restart of the machine there is no snapshot to go on with
+    std::fs::remove_dir_all(instance.shm().join("weir-test")).unwrap();
+    let mut engine = instance.start();
+    assert_eq!(body(&engine), "<p>later");
+    let text = std::fs::read_to_string(&instance.options.config).unwrap();
+    assert!(engine.apply(&text, "weir.toml").is_err(), "a new application needs the file");
+    std::fs::write(&page, "<p>sooner").unwrap();
+    assert!(engine.apply(&text, "weir.toml").unwrap().published.is_some());
+    assert_eq!((body(&engine), told(&engine)), ("<p>sooner".to_owned(), false));
+}
+
 /// Ten thousand routes: read, checked, indexed and published in less than a second.
 #[test]
 fn many_routes_apply_quickly() {

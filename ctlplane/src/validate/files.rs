@@ -3,26 +3,56 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::Read as _;
+use std::sync::Arc;
 
 use weir_abi::http::MAX_BODY_BYTES;
 
 use crate::diagnostic::{Diagnostic, Located};
+use crate::state::Bodies;
 
 /// A file's content, or what is wrong with it and what to do.
-type Content = Result<Box<[u8]>, (String, &'static str)>;
+type Content = Result<Arc<[u8]>, (String, &'static str)>;
 
 /// Bodies that were read, each file once.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub struct Files {
     read: HashMap<String, Content>,
 }
 
 impl Files {
+    /// Files whose contents were kept when their configuration was applied: the disk is asked for others only.
+    pub fn kept(bodies: &Bodies) -> Self {
+        Self { read: bodies.iter().map(|(path, content)| (path.clone(), Ok(content.clone()))).collect() }
+    }
+
+    /// The contents, to be kept.
+    pub fn into_bodies(self) -> Bodies {
+        self.read.into_iter().filter_map(|(path, content)| Some((path, content.ok()?))).collect()
+    }
+
     /// The content of a file, or what is wrong with it.
     pub(super) fn body(&mut self, path: &Located<String>) -> Result<Box<[u8]>, Box<Diagnostic>> {
         let found = self.read.entry(path.value.clone()).or_insert_with(|| read(&path.value));
-        found.clone().map_err(|(message, help)| Box::new(Diagnostic::error(path.span, message).help(help)))
+        found
+            .as_deref()
+            .map(Box::from)
+            .map_err(|(message, help)| Box::new(Diagnostic::error(path.span, message.as_str()).help(*help)))
     }
+}
+
+/// How files differ from what was kept of them, each in a line.
+pub fn differences(bodies: &Bodies) -> Vec<String> {
+    let mut list = Vec::new();
+    for (path, kept) in bodies {
+        match read(path) {
+            Ok(content) if content == *kept => {}
+            Ok(_) => list.push(format!("{path} differs from what was applied; weir apply reads it again")),
+            Err((message, _)) => {
+                list.push(format!("{message}; what was applied of it stays in force until weir apply"));
+            }
+        }
+    }
+    list
 }
 
 fn read(path: &str) -> Content {

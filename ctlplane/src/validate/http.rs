@@ -92,7 +92,7 @@ impl Rules<'_> {
     }
 
     /// What the listeners of HTTP do, by their position; pools are named by position too.
-    pub(super) fn http(&mut self) -> HashMap<usize, Arc<HttpListener>> {
+    pub(super) fn http(&mut self, files: &mut Files) -> HashMap<usize, Arc<HttpListener>> {
         let schema = self.schema;
         let pools: Pools<'_> = schema
             .pools
@@ -100,8 +100,7 @@ impl Rules<'_> {
             .enumerate()
             .filter_map(|(at, pool)| Some((pool.name.as_ref()?.value.as_str(), at as u32)))
             .collect();
-        let mut files = Files::default();
-        let mut routes = self.routes(&pools, &mut files);
+        let mut routes = self.routes(&pools, files);
         let mut listeners = HashMap::new();
         for (at, listener) in schema.listeners.iter().enumerate() {
             if listener.of_http.is_none() {
@@ -116,7 +115,7 @@ impl Rules<'_> {
                 );
             }
             let pool = listener.pool.as_ref().and_then(|name| pools.get(name.value.as_str()).copied());
-            let rules = self.http_listener(listener, pool, &mut files);
+            let rules = self.http_listener(listener, pool, files);
             let rules = HttpListener { routes: resolved.into(), ..rules };
             self.bodies_fit(listener, &rules);
             listeners.insert(at, Arc::new(rules));

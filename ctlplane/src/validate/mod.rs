@@ -15,6 +15,7 @@ mod routes;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+pub use self::files::{Files, differences};
 use crate::diagnostic::{Diagnostic, Diagnostics, Located, Source, Span};
 use crate::machine::Machine;
 use crate::model::Model;
@@ -29,16 +30,26 @@ const IPV4_MINIMUM_MTU: u32 = 576;
 
 /// Reads and checks a file. The model is there unless there are errors; warnings may be there with it.
 pub fn load(source: Source<'_>, machine: &Machine) -> (Option<Model>, Diagnostics) {
+    load_with(source, machine, &mut Files::default())
+}
+
+/// The same, with files of which some were read before.
+pub fn load_with(source: Source<'_>, machine: &Machine, files: &mut Files) -> (Option<Model>, Diagnostics) {
     let mut diagnostics = Diagnostics::default();
     // after a syntax error the rest of the file is guesswork: findings about it would mislead
     let Some(schema) = schema::parse(source.text, &mut diagnostics) else { return (None, diagnostics) };
-    let model = validate(schema, machine, &mut diagnostics);
+    let model = validate(schema, machine, files, &mut diagnostics);
     let usable = diagnostics.errors() == 0;
     (model.filter(|_| usable), diagnostics)
 }
 
 /// Applies all rules.
-fn validate(schema: Schema, machine: &Machine, diagnostics: &mut Diagnostics) -> Option<Model> {
+fn validate(
+    schema: Schema,
+    machine: &Machine,
+    files: &mut Files,
+    diagnostics: &mut Diagnostics,
+) -> Option<Model> {
     let mut rules = Rules { schema: &schema, diagnostics };
     rules.names();
     rules.addresses();
@@ -47,7 +58,7 @@ fn validate(schema: Schema, machine: &Machine, diagnostics: &mut Diagnostics) ->
     rules.listeners();
     rules.proxied_pools();
     rules.http_pools(&routes::pools_of_http(&schema));
-    let http = rules.http();
+    let http = rules.http(files);
     let access_log = rules.access_log();
     rules.proxy_mtu();
     let workers = rules.workers(machine);
