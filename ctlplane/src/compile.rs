@@ -2,9 +2,10 @@
 //!
 //! A table is rebuilt only when its input changed ([`TableCache`]): one weight among 500 pools costs one Maglev table.
 
+pub mod down;
 pub mod http;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use weir_abi::http::HttpPoolRecord;
@@ -19,6 +20,7 @@ use weir_abi::text::{Name, Text};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, TableRef};
 use weir_l7::http::rules::HttpListener;
 
+use self::down::Down;
 use crate::model::{Model, Node, Pool};
 use crate::slots::{self, SlotsError};
 use crate::state::{Indices, Override, Overrides, Phase, PoolEntry};
@@ -54,7 +56,9 @@ pub enum CompileError {
 }
 
 /// Tables by what they were made of.
-#[derive(Debug, Default)]
+///
+/// A clone shares the tables: what is tried with it costs the cache nothing.
+#[derive(Clone, Debug, Default)]
 pub struct TableCache {
     node: Option<(Node, Arc<TableImage>)>,
     listeners: Option<(ListenersInput, Arc<TableImage>)>,
@@ -63,7 +67,7 @@ pub struct TableCache {
     slot_tables_built: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct CachedHttp {
     rules: Arc<HttpListener>,
     /// Indices of the model's pools, by position.
@@ -71,17 +75,18 @@ struct CachedHttp {
     image: Arc<TableImage>,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct ListenersInput {
     listeners: Vec<crate::model::Listener>,
     vips: Vec<crate::model::Vip>,
     indices: Vec<(u32, u32)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct CachedPool {
     model: Option<Arc<Pool>>,
     overrides: Option<BTreeMap<String, Override>>,
+    down: BTreeSet<String>,
     revision: u64,
     image: Arc<TableImage>,
     slots: Arc<SlotTable>,
@@ -134,23 +139,27 @@ impl TableCache {
         name: &str,
         model: Option<&Arc<Pool>>,
         overrides: Option<&BTreeMap<String, Override>>,
+        down: Option<&BTreeMap<String, String>>,
         entry: &PoolEntry,
     ) -> Result<Arc<TableImage>, CompileError> {
+        let down = model.map_or_else(BTreeSet::new, |pool| down::acting(pool, overrides, down));
         let cached = self.pools.get(name);
         if let Some(cached) = cached
             && cached.revision == entry.revision
             && cached.overrides.as_ref() == overrides
+            && cached.down == down
             && same_pool(cached.model.as_ref(), model)
         {
             return Ok(cached.image.clone());
         }
         let old_slots = cached.map(|cached| cached.slots.clone());
-        let table = PoolInput { name, model, overrides, entry };
+        let table = PoolInput { name, model, overrides, down: &down, entry };
         let (image, slots) = table.build(old_slots, &mut self.slot_tables_built)?;
         let image = Arc::new(image);
         let cached = CachedPool {
             model: model.cloned(),
             overrides: overrides.cloned(),
+            down,
             revision: entry.revision,
             image: image.clone(),
             slots,
@@ -195,6 +204,7 @@ fn same_pool(left: Option<&Arc<Pool>>, right: Option<&Arc<Pool>>) -> bool {
 pub fn compile(
     model: &Model,
     overrides: &Overrides,
+    down: &Down,
     indices: &Indices,
     cache: &mut TableCache,
 ) -> Result<Compiled, CompileError> {
@@ -204,7 +214,8 @@ pub fn compile(
         indices.pools.iter().filter(|(_, entry)| !matches!(entry.phase, Phase::Quarantined(_))).collect();
     entries.sort_by_key(|(_, entry)| entry.index);
     for (name, entry) in &entries {
-        tables.push(cache.pool(name, models.get(name.as_str()).copied(), overrides.get(*name), entry)?);
+        let model = models.get(name.as_str()).copied();
+        tables.push(cache.pool(name, model, overrides.get(*name), down.get(*name), entry)?);
     }
     tables.extend(cache.https(model, indices)?);
     cache.pools.retain(|name, _| indices.pools.contains_key(name));
@@ -345,6 +356,8 @@ struct PoolInput<'a> {
     /// `None`: the pool left the configuration and lives on for its flows.
     model: Option<&'a Arc<Pool>>,
     overrides: Option<&'a BTreeMap<String, Override>>,
+    /// Names of backends that health keeps from new flows.
+    down: &'a BTreeSet<String>,
     entry: &'a PoolEntry,
 }
 
@@ -364,7 +377,8 @@ impl PoolInput<'_> {
             let set = self.overrides.and_then(|overrides| overrides.get(&backend.name));
             let (weight, state) = effective(backend, set);
             let key = crate::units::format_backend_address(backend.address, backend.port);
-            weights.push((key, if state == AdminState::Ready { u32::from(weight) } else { 0 }));
+            let is_down = self.down.contains(&backend.name);
+            weights.push((key, if state == AdminState::Ready && !is_down { u32::from(weight) } else { 0 }));
             backends.push(BackendRecord {
                 name: Name::new(&backend.name),
                 index: *index,
@@ -372,7 +386,7 @@ impl PoolInput<'_> {
                 address: Address::host(backend.address).with_port(backend.port),
                 max_connections: backend.max_connections,
                 admin: state as u8,
-                down: 0,
+                down: u8::from(is_down),
                 backup: u8::from(backend.backup),
                 reserved: 0,
             });

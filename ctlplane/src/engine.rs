@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use weir_abi::record::AdminState;
 
+use crate::compile::down::Down;
 use crate::compile::{self, CompileError, Compiled, TableCache};
 use crate::diagnostic::{Report, Severity, Source};
 use crate::machine::Machine;
@@ -112,6 +113,19 @@ pub enum BackendChange {
     State(Admin),
 }
 
+/// What health found about one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthChange {
+    /// Pool.
+    pub pool: String,
+    /// Backend.
+    pub backend: String,
+    /// Whether it is down.
+    pub down: bool,
+    /// Why, for the log and the status.
+    pub reason: String,
+}
+
 /// The daemon's core.
 #[derive(Debug)]
 pub struct Engine {
@@ -120,6 +134,8 @@ pub struct Engine {
     state: State,
     model: Model,
     cache: TableCache,
+    /// What health found since this process began.
+    down: Down,
     snapshots: Snapshots,
     quiet: QuietTimers,
     /// The last generation that [`Self::repair`] published or gave up.
@@ -174,6 +190,7 @@ impl Engine {
             state,
             model,
             cache: TableCache::default(),
+            down: Down::new(),
             snapshots,
             quiet: QuietTimers::default(),
             repaired: 0,
@@ -187,7 +204,8 @@ impl Engine {
         let published = self.snapshots.published();
         let mut state = self.state.clone();
         state.indices.assign(&self.model, state.generation.max(published) + 1)?;
-        let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
+        let compiled =
+            compile::compile(&self.model, &state.overrides, &self.down, &state.indices, &mut self.cache)?;
         if published > 0 && self.snapshots.holds(&compiled) {
             state.generation = published;
             self.store.save(&state)?;
@@ -245,10 +263,11 @@ impl Engine {
             Vec::new()
         };
         if dry_run {
-            compile::compile(&model, &state.overrides, &state.indices, &mut TableCache::default())?;
+            compile::compile(&model, &state.overrides, &self.down, &state.indices, &mut self.cache.clone())?;
             return Ok(Change { generation: self.generation(), published: None, warnings, needs_restart });
         }
-        let compiled = compile::compile(&model, &state.overrides, &state.indices, &mut self.cache)?;
+        let compiled =
+            compile::compile(&model, &state.overrides, &self.down, &state.indices, &mut self.cache)?;
         let published = self.put_in_force(state, model, &compiled)?;
         Ok(Change { generation: self.generation(), published, warnings, needs_restart })
     }
@@ -312,8 +331,55 @@ impl Engine {
         if left == 0 && takes_flows(&self.state, backend) && !force {
             return Err(EngineError::LastUsable { pool: pool.to_owned(), backend: backend.to_owned() });
         }
-        let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
+        let compiled =
+            compile::compile(&self.model, &state.overrides, &self.down, &state.indices, &mut self.cache)?;
         let published = self.put_in_force(state, self.model.clone(), &compiled)?;
+        Ok(Change {
+            generation: self.generation(),
+            published,
+            warnings: Vec::new(),
+            needs_restart: Vec::new(),
+        })
+    }
+
+    /// Takes over what health found, all of it as one generation. It is in force until the daemon ends and is never kept;
+    /// what is said of a backend that is not configured has no effect.
+    pub fn set_health(&mut self, changes: &[HealthChange]) -> Result<Change, EngineError> {
+        let before = self.down.clone();
+        for HealthChange { pool, backend, down, reason } in changes {
+            let of_pool = self.down.entry(pool.clone()).or_default();
+            let was = if *down {
+                of_pool.insert(backend.clone(), reason.clone()).is_some()
+            } else {
+                of_pool.remove(backend).is_some()
+            };
+            if was != *down {
+                let word = if *down { "down" } else { "up" };
+                tracing::info!("{pool}/{backend} is {word}: {reason}");
+            }
+        }
+        self.down.retain(|_, backends| !backends.is_empty());
+        self.publish_again().inspect_err(|_| self.down = before)
+    }
+
+    /// What health found: reasons by pool and backend.
+    pub fn down(&self) -> &Down {
+        &self.down
+    }
+
+    /// Compiles the state as it is and puts that in force where it differs.
+    fn publish_again(&mut self) -> Result<Change, EngineError> {
+        let State { overrides, indices, .. } = &self.state;
+        let compiled = compile::compile(&self.model, overrides, &self.down, indices, &mut self.cache)?;
+        let published = if self.snapshots.needs_nothing(&compiled) {
+            None
+        } else {
+            // nothing of it has to survive: no disk is waited for
+            let generation = self.state.generation.max(self.snapshots.published()) + 1;
+            let published = self.snapshots.publish(&compiled, generation)?;
+            self.state.generation = generation;
+            Some(published)
+        };
         Ok(Change {
             generation: self.generation(),
             published,
@@ -355,7 +421,8 @@ impl Engine {
         };
         if self.quiet.release(indices, &self.snapshots, self.state.generation, now) {
             let state = State { indices: Arc::new(indices.clone()), ..self.state.clone() };
-            let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
+            let compiled =
+                compile::compile(&self.model, &state.overrides, &self.down, &state.indices, &mut self.cache)?;
             self.put_in_force(state, self.model.clone(), &compiled)?;
         }
         self.snapshots.retire()?;
@@ -371,7 +438,8 @@ impl Engine {
             return Ok(());
         }
         let state = self.state.clone();
-        let compiled = compile::compile(&self.model, &state.overrides, &state.indices, &mut self.cache)?;
+        let compiled =
+            compile::compile(&self.model, &state.overrides, &self.down, &state.indices, &mut self.cache)?;
         if self.repaired == refused {
             if !self.snapshots.holds(&compiled) {
                 self.repaired = 0;

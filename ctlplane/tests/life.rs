@@ -10,7 +10,7 @@ use weir_abi::columns::{ProxyColumn, TcpColumn, UpstreamColumn};
 use weir_abi::proxy::{SendProxy, TcpRecord};
 use weir_abi::record::{AdminState, NO_INDEX, NO_POSITION};
 use weir_abi::table_name;
-use weir_ctlplane::engine::{BackendChange, Engine, EngineError};
+use weir_ctlplane::engine::{BackendChange, Engine, EngineError, HealthChange};
 use weir_ctlplane::state::Admin;
 use weir_ctlplane::status::{Health, Status};
 
@@ -592,4 +592,38 @@ fn status_tells_of_terminated_tcp_only_where_there_is_some() {
     let status = Status::read(instance.shm(), "test");
     assert_eq!(status.tcp.unwrap().counters["established"], 4);
     assert_eq!(status.pools[0].backends[1].upstream["retries"], 9);
+}
+
+fn health(backend: &str, down: bool) -> HealthChange {
+    let reason = if down { "connection refused" } else { "2 checks in a row passed" };
+    HealthChange { pool: "app".to_owned(), backend: backend.to_owned(), down, reason: reason.to_owned() }
+}
+
+#[test]
+fn health_takes_slots_away_until_nobody_is_left_and_is_never_kept() {
+    let instance = Instance::new(&one_pool(TWO));
+    let mut engine = instance.start();
+    let change = engine.set_health(&[health("one", true), health("gone", true)]).unwrap();
+    assert_eq!(change.generation, 2);
+    let tables = instance.read(2);
+    let app = tables.pool("app");
+    assert_eq!((app.backends[0].down, app.backends[1].down), (1, 0));
+    assert!(app.slots.iter().all(|slot| *slot == 1));
+    assert!(engine.set_health(&[health("one", true)]).unwrap().published.is_none());
+    // all of them: health is ignored
+    engine.set_health(&[health("two", true)]).unwrap();
+    let tables = instance.read(3);
+    assert!(tables.pool("app").backends.iter().all(|backend| backend.down == 0));
+    assert_eq!(tables.root.tables, instance.read(3).root.tables);
+    // an administrative state leaves one, and that one is down: it fails open alone
+    engine.set_backend("app", "one", &[BackendChange::State(Admin::Maint)], false).unwrap();
+    let tables = instance.read(4);
+    assert!(tables.pool("app").slots.iter().all(|slot| *slot == 1));
+    engine.set_backend("app", "one", &[BackendChange::State(Admin::Ready)], false).unwrap();
+    engine.set_health(&[health("two", false)]).unwrap();
+    assert_eq!(instance.read(engine.generation()).pool("app").backends[0].down, 1);
+    drop(engine);
+    let engine = instance.start();
+    let tables = instance.read(engine.generation());
+    assert!(tables.pool("app").backends.iter().all(|backend| backend.down == 0), "it is found out again");
 }
