@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::api::Failure;
+use crate::socket;
 
 /// Longest wait for the answer to a change: longer than the daemon waits for acks.
 const CHANGE_LIMIT: Duration = Duration::from_secs(30);
@@ -30,6 +31,9 @@ pub enum ClientError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Somebody listens, but not to this user.
+    #[error("{0}")]
+    Denied(String),
     /// Somebody who does not speak this protocol, or died while speaking.
     #[error("weir-ctlplane at {} did not answer properly: {reason}; see its log", path.display())]
     Protocol {
@@ -92,10 +96,26 @@ impl Client {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|error| self.protocol(error.to_string()));
         }
+        if status == hyper::StatusCode::FORBIDDEN {
+            return Err(ClientError::Denied(socket::denied(&self.path)));
+        }
         match serde_json::from_slice::<Failure>(&body) {
             Ok(failure) => Err(ClientError::Refused(Box::new(failure))),
             Err(_) => Err(self.protocol(format!("status {status}"))),
         }
+    }
+
+    /// Who may not use the socket gets answers from the read-only one, which refuses changes by itself.
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let source = match UnixStream::connect(&self.path).await {
+            Ok(stream) => return Ok(stream),
+            Err(source) => source,
+        };
+        if source.kind() != std::io::ErrorKind::PermissionDenied {
+            return Err(ClientError::Unreachable { path: self.path.clone(), source });
+        }
+        let read_only = socket::read_only_path(&self.path);
+        UnixStream::connect(read_only).await.map_err(|_| ClientError::Denied(socket::denied(&self.path)))
     }
 
     async fn exchange(
@@ -104,9 +124,7 @@ impl Client {
         path: &str,
         body: Vec<u8>,
     ) -> Result<(hyper::StatusCode, Bytes), ClientError> {
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|source| ClientError::Unreachable { path: self.path.clone(), source })?;
+        let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.protocol(error.to_string()))?;

@@ -2,9 +2,7 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +12,7 @@ use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 
@@ -25,8 +23,10 @@ use crate::api::{
 use crate::engine::{ACK_LIMIT, BackendChange, Change, Engine, EngineError, Options};
 use crate::explain;
 use crate::publish::instance_directory;
+use crate::socket::{Access, Groups, SocketError, Sockets, socket_path};
 use crate::state::{BackendEntry, Phase};
 use crate::status::Status;
+use crate::supervisor;
 
 /// How often the engine ticks: heartbeat, releases, retired files.
 const TICK: Duration = Duration::from_millis(500);
@@ -45,56 +45,22 @@ pub enum DaemonError {
     /// It could not start.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The socket.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Socket {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
+    /// Its sockets.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// No runtime or signal handler.
     #[error("cannot start the runtime: {0}")]
     Runtime(std::io::Error),
 }
 
-/// Where the socket of an instance is.
-pub fn socket_path(run_dir: &Path, instance: &str) -> PathBuf {
-    run_dir.join(format!("{instance}.sock"))
-}
-
 /// Runs until SIGTERM or SIGINT.
-pub fn run(options: Options, run_dir: &Path) -> Result<(), DaemonError> {
+pub fn run(options: Options, run_dir: &Path, groups: &Groups) -> Result<(), DaemonError> {
     // the engine holds the instance's lock, so a socket that is there after this is stale
     let engine = Engine::start(options)?;
-    let path = socket_path(run_dir, &engine.options().instance);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DaemonError::Runtime)?;
     let local = tokio::task::LocalSet::new();
-    let result = local.block_on(&runtime, serve(engine, run_dir, &path));
-    if let Err(error) = fs::remove_file(&path) {
-        tracing::debug!("could not remove {}: {error}", path.display());
-    }
-    result
-}
-
-fn bind(run_dir: &Path, path: &Path) -> Result<UnixListener, DaemonError> {
-    let error = |action: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |source| DaemonError::Socket { action, path, source }
-    };
-    fs::create_dir_all(run_dir).map_err(error("make the directory", run_dir))?;
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error("remove the stale socket", path)(source));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(error("listen on", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(error("set the mode of", path))?;
-    Ok(listener)
+    local.block_on(&runtime, serve(engine, run_dir, groups))
 }
 
 /// What requests share. The daemon has one thread: nothing is borrowed over a wait.
@@ -131,13 +97,16 @@ impl Daemon {
     }
 }
 
-async fn serve(engine: Engine, run_dir: &Path, path: &Path) -> Result<(), DaemonError> {
+async fn serve(engine: Engine, run_dir: &Path, groups: &Groups) -> Result<(), DaemonError> {
     use tokio::signal::unix::{SignalKind, signal};
-    let listener = bind(run_dir, path)?;
+    let instance = engine.options().instance.clone();
+    let sockets = Sockets::bind(run_dir, &instance, groups)?;
     let mut rotate = signal(SignalKind::user_defined1()).map_err(DaemonError::Runtime)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::Runtime)?;
+    let path = socket_path(run_dir, &instance);
     tracing::info!("generation {}, listening on {}", engine.generation(), path.display());
+    supervisor::ready(&in_force(&engine));
     let daemon = Rc::new(Daemon::new(engine));
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut ticks = tokio::time::interval(TICK);
@@ -145,22 +114,24 @@ async fn serve(engine: Engine, run_dir: &Path, path: &Path) -> Result<(), Daemon
     loop {
         let accept = async {
             let permit = connections.clone().acquire_owned().await;
-            (permit, listener.accept().await)
+            (permit, sockets.accept().await)
         };
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = rotate.recv() => daemon.reopen_log(),
             _ = ticks.tick() => {
-                if let Err(error) = daemon.engine.lock().await.tick(Instant::now()) {
+                let mut engine = daemon.engine.lock().await;
+                if let Err(error) = engine.tick(Instant::now()) {
                     tracing::error!("{error}");
                 }
+                supervisor::alive(&in_force(&engine));
             }
             (permit, accepted) = accept => match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, access)) => {
                     let daemon = daemon.clone();
                     tokio::task::spawn_local(async move {
-                        connection(daemon, stream).await;
+                        connection(daemon, stream, access).await;
                         drop(permit);
                     });
                 }
@@ -171,6 +142,7 @@ async fn serve(engine: Engine, run_dir: &Path, path: &Path) -> Result<(), Daemon
             },
         }
     }
+    supervisor::stopping();
     let generation = daemon.engine.lock().await.generation();
     tracing::info!("stopping; the dataplane goes on with generation {generation}");
     if let Some(log) = daemon.log.take() {
@@ -179,10 +151,15 @@ async fn serve(engine: Engine, run_dir: &Path, path: &Path) -> Result<(), Daemon
     Ok(())
 }
 
-async fn connection(daemon: Rc<Daemon>, stream: UnixStream) {
+/// What the supervisor shows beside the daemon.
+fn in_force(engine: &Engine) -> String {
+    format!("generation {} in force", engine.generation())
+}
+
+async fn connection(daemon: Rc<Daemon>, stream: UnixStream, access: Access) {
     let service = hyper::service::service_fn(move |request| {
         let daemon = daemon.clone();
-        async move { Ok::<_, Infallible>(answer(&daemon, request).await) }
+        async move { Ok::<_, Infallible>(answer(&daemon, request, access).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -235,11 +212,25 @@ fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     response
 }
 
-async fn answer(daemon: &Daemon, request: Request<Incoming>) -> Answer {
+async fn answer(daemon: &Daemon, request: Request<Incoming>, access: Access) -> Answer {
+    if access == Access::ReadOnly && !is_question(&request) {
+        let message = format!(
+            "{} {} would change something, and this socket only answers questions; use the other one, as a member of its group",
+            request.method(),
+            request.uri().path()
+        );
+        let refused = Refused::new(StatusCode::FORBIDDEN, message);
+        return json(refused.status, &refused.failure);
+    }
     match route(daemon, request).await {
         Ok(answer) => answer,
         Err(refused) => json(refused.status, &refused.failure),
     }
+}
+
+/// Whether a request leaves everything as it is.
+fn is_question(request: &Request<Incoming>) -> bool {
+    request.method() == Method::GET || matches!(request.uri().path(), "/v1/check" | "/v1/explain")
 }
 
 async fn route(daemon: &Daemon, request: Request<Incoming>) -> Result<Answer, Refused> {

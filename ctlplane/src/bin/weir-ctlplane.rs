@@ -10,6 +10,7 @@ use weir_ctlplane::daemon::{self, DaemonError};
 use weir_ctlplane::diagnostic;
 use weir_ctlplane::engine::{EngineError, Options};
 use weir_ctlplane::machine::Machine;
+use weir_ctlplane::socket::Groups;
 
 /// Decides what weir-dataplane does.
 #[derive(Debug, Parser)]
@@ -30,6 +31,12 @@ struct Arguments {
     /// Where shared memory is.
     #[arg(long, default_value = "/dev/shm")]
     shm_dir: PathBuf,
+    /// Group whose members may change everything through the socket [default: the daemon's own]
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// Group whose members may look but not change, through a socket of their own, INSTANCE.ro.sock
+    #[arg(long, value_name = "NAME")]
+    read_only_group: Option<String>,
     /// error, warn, info, debug or trace.
     #[arg(long, default_value = "info")]
     log: String,
@@ -52,7 +59,8 @@ fn main() -> ExitCode {
         shm_dir: arguments.shm_dir,
         machine: Machine::detect(),
     };
-    match daemon::run(options, &arguments.run_dir) {
+    let groups = Groups { full: arguments.group, read_only: arguments.read_only_group };
+    match daemon::run(options, &arguments.run_dir, &groups) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if let DaemonError::Engine(EngineError::Config { reports, .. }) = &error {

@@ -20,7 +20,7 @@ use crate::diagnostic::{self, Report, Source};
 use crate::machine::Machine;
 use crate::status::{Health, Status};
 use crate::units::parse_cpu_list;
-use crate::{daemon, plan, validate};
+use crate::{plan, socket, validate};
 
 pub use backend::BackendCommand;
 pub use explain::{ExplainCommand, RequestArguments};
@@ -190,7 +190,7 @@ pub(crate) fn failed(error: &ClientError) -> Exit {
 
 /// Runs a command.
 pub fn run(arguments: &Arguments) -> Exit {
-    let client = Client::new(&daemon::socket_path(&arguments.run_dir, &arguments.instance));
+    let client = Client::new(&socket::socket_path(&arguments.run_dir, &arguments.instance));
     match &arguments.command {
         Command::Check { file, cpus, json } => {
             check(file, &cpus.clone().unwrap_or_else(Machine::detect), *json)
