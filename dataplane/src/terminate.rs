@@ -11,7 +11,9 @@ use weir_l4::NO_LISTENER;
 use weir_l4::snat::ReplyOwner;
 use weir_l7::http::event::Event;
 use weir_l7::http::footprint::RATE_KEYS;
-use weir_l7::{HttpConfig, Proxy, ProxyConfig, RateMessage, Surroundings, ToLedger, ToWorker};
+use weir_l7::{
+    Accounts, HttpConfig, ListenerCount, Proxy, ProxyConfig, RateMessage, Surroundings, ToLedger, ToWorker,
+};
 use weir_net::{PacketBuf, Parsed, Protocol, eth, icmp};
 use weir_tcp::header::PayloadSum;
 use weir_tcp::icmp::Problem;
@@ -281,6 +283,9 @@ impl Terminator {
         let now = self.clock.now();
         let mut books = wire.books;
         self.engine.advance(now, wire);
+        while let Some((listener, clients)) = self.engine.poll_given_up() {
+            books.listener(listener, ListenerCount::HandshakeTimeouts, clients);
+        }
         self.events.look_at_clock(now);
         if now >= self.rotates {
             self.rotates = now.after(ROTATION_US);

@@ -234,8 +234,8 @@ columns! {
         Queued "queued",
         /// Connections that waited too long for a backend.
         QueueTimeouts "queue_timeouts",
-        /// Accepted clients whose PROXY header did not come in time. Those that never complete TCP's handshake are no listener's
-        /// connections yet: [`TcpColumn::HalfOpen`] shows them.
+        /// Clients that did not complete TCP's handshake in time, which were never accepted, and accepted ones whose PROXY header
+        /// did not come.
         HandshakeTimeouts "handshake_timeouts",
         /// Connections ended because both directions were silent.
         IdleTimeouts "idle_timeouts",

@@ -48,6 +48,8 @@ counters! {
     refused,
     /// Connections given up because nothing came back.
     timed_out,
+    /// Of these, clients whose handshake was not complete in time.
+    handshake_timeouts,
     /// Connections that the peer reset.
     resets_received,
     /// RST for a segment of no connection.

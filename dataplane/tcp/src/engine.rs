@@ -60,6 +60,8 @@ pub enum ConnectError {
 pub(crate) struct Profile {
     pub(crate) config: ConnectionConfig,
     pub(crate) half_open: u32,
+    /// Clients whose handshake was given up and of whom nobody was told.
+    pub(crate) given_up: u64,
     /// Cookies were sent until then (tick); acknowledgements of unknown connections may be theirs.
     pub(crate) cookies_until: Option<u32>,
 }
@@ -128,6 +130,8 @@ pub struct Engine<B> {
     pub(crate) news: VecDeque<u32>,
     /// Slots that wait for pieces to send, the longest first.
     pub(crate) starved: VecDeque<u32>,
+    /// Listeners that have given clients up.
+    pub(crate) given_up: Vec<u16>,
     seed: [u64; 2],
     pub(crate) identification: u16,
     /// An empty list, kept for its memory.
@@ -184,6 +188,7 @@ impl<B: Buffer> Engine<B> {
             ready: Vec::new(),
             news: VecDeque::new(),
             starved: VecDeque::new(),
+            given_up: Vec::new(),
             seed: [a.rotate_left(13) ^ c, b.rotate_left(29) ^ d],
             identification: a as u16,
             spare: Vec::new(),
@@ -208,7 +213,7 @@ impl<B: Buffer> Engine<B> {
         if let Some(place) = self.profiles.get_mut(at) {
             match place {
                 Some(profile) => profile.config = config,
-                None => *place = Some(Profile { config, half_open: 0, cookies_until: None }),
+                None => *place = Some(Profile { config, half_open: 0, given_up: 0, cookies_until: None }),
             }
         }
     }
@@ -431,6 +436,15 @@ impl<B: Buffer> Engine<B> {
             }
         }
         None
+    }
+
+    /// A listener, and how many clients it has given up since the last call that named it because their handshake was not complete in
+    /// time. The application never saw them.
+    #[inline]
+    pub fn poll_given_up(&mut self) -> Option<(u16, u64)> {
+        let index = self.given_up.pop()?;
+        let profile = self.profile_mut(index)?;
+        Some((index, std::mem::take(&mut profile.given_up)))
     }
 
     /// Tells the application of something, once it asks.

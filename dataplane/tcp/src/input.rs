@@ -228,16 +228,16 @@ impl<B: Buffer> Work<'_, B> {
             return outcome;
         }
         let c = &mut *self.c;
-        c.heard_at = tick(self.now);
-        c.keep_alives = 0;
         if c.state == State::SynReceived {
-            // §3.10.7.4, fifth: the acknowledgement of our SYN completes the handshake
+            // §3.10.7.4, fifth: the acknowledgement of our SYN completes the handshake, whose time nothing else prolongs
             if !segment.ack.is_after(c.snd_una) || segment.ack.is_after(c.snd_nxt) {
                 return Outcome::Refuse;
             }
             self.complete(segment);
         }
         let c = &mut *self.c;
+        c.heard_at = tick(self.now);
+        c.keep_alives = 0;
         // RFC 5961 §5.2: what acknowledges the future, or the distant past, is not the peer
         let is_too_old = segment.ack.is_before(c.snd_una - c.max_window.max(1));
         if segment.ack.is_after(c.snd_nxt) || is_too_old {

@@ -517,7 +517,7 @@ impl<B: Buffer> Work<'_, B> {
             c.sent_at = self.now.low();
         }
         if c.waiting != Waiting::Retransmit || !is_again {
-            self.wait(Waiting::Retransmit, self.c.rtt.timeout_us(&self.bounds()));
+            self.await_handshake();
         }
         true
     }

@@ -1,7 +1,8 @@
 //! What happens when nothing happens? Time-outs, probes, delayed acknowledgements, and the end of TIME_WAIT.
 
 use crate::buffer::Buffer;
-use crate::connection::{Flags, State, Waiting};
+use crate::config::ConnectionConfig;
+use crate::connection::{Connection, Flags, State, Waiting};
 use crate::engine::{Engine, is_due, tick};
 use crate::event::Ended;
 use crate::input::{Outcome, Work};
@@ -54,8 +55,27 @@ impl<B: Buffer> Engine<B> {
         if outcome == Outcome::Alive {
             self.settle(slot, now);
         } else {
+            if before == State::SynReceived {
+                self.give_up(slot);
+            }
             self.mark_ready(slot);
             self.conclude(slot, outcome, None, now, tx);
+        }
+    }
+
+    /// A handshake takes too long: counts the client at its listener.
+    #[cold]
+    fn give_up(&mut self, slot: u32) {
+        let Some(record) = self.slab.at(slot).filter(|record| record.flags.has(Flags::PASSIVE)) else {
+            return;
+        };
+        let index = record.profile;
+        self.counters.handshake_timeouts += 1;
+        if let Some(profile) = self.profile_mut(index) {
+            profile.given_up += 1;
+            if profile.given_up == 1 {
+                self.given_up.push(index);
+            }
         }
     }
 
@@ -69,6 +89,15 @@ impl<B: Buffer> Engine<B> {
         } else {
             self.mark_ready(slot);
         }
+    }
+}
+
+impl Connection {
+    /// How long a client's handshake may still take, µs.
+    fn patience_with_handshake(&self, config: &ConnectionConfig, now: Instant) -> u32 {
+        let is_client = self.flags.has(Flags::PASSIVE);
+        let limit_ms = config.handshake_ms.filter(|_| is_client).unwrap_or(u32::MAX);
+        limit_ms.saturating_sub(tick(now).wrapping_sub(self.heard_at)).saturating_mul(1_000)
     }
 }
 
@@ -202,19 +231,21 @@ impl<B: Buffer> Work<'_, B> {
     fn handshake_timed_out(&mut self) -> Outcome {
         let c = &mut *self.c;
         self.counters.rto_timeouts += 1;
-        let is_client = c.flags.has(Flags::PASSIVE);
-        let limit_ms = self.config.handshake_ms.filter(|_| is_client).unwrap_or(u32::MAX);
-        let left_ms = limit_ms.saturating_sub(tick(self.now).wrapping_sub(c.heard_at));
-        if c.retries >= self.config.syn_retries || left_ms == 0 {
+        if c.retries >= self.config.syn_retries || c.patience_with_handshake(self.config, self.now) == 0 {
             self.counters.timed_out += 1;
             return Outcome::Over(Ended::TimedOut);
         }
         c.retries += 1;
         c.rtt.back_off();
         c.flags.set(Flags::SYN_DUE);
-        let timeout = self.c.rtt.timeout_us(&self.bounds());
-        self.wait(Waiting::Retransmit, timeout.min(left_ms.saturating_mul(1_000)));
+        self.await_handshake();
         Outcome::Alive
+    }
+
+    /// Sets the timer of a SYN or SYN+ACK that has left.
+    pub(crate) fn await_handshake(&mut self) {
+        let timeout = self.c.rtt.timeout_us(&self.bounds());
+        self.wait(Waiting::Retransmit, timeout.min(self.c.patience_with_handshake(self.config, self.now)));
     }
 
     /// RFC 9293 §3.8.3: too many tries, or the user's time is over.

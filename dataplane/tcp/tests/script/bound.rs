@@ -99,6 +99,8 @@ pub(crate) struct EngineStack {
     accepted: BTreeMap<(u128, u16), u32>,
     /// Our end of each peer's last segment or connection.
     locals: BTreeMap<(u128, u16), Endpoint>,
+    /// Clients that the engine told of because their handshake took too long.
+    given_up: u64,
     now: Instant,
 }
 
@@ -118,6 +120,7 @@ impl EngineStack {
             handles: BTreeMap::new(),
             accepted: BTreeMap::new(),
             locals: BTreeMap::new(),
+            given_up: 0,
             now: Instant(0),
         }
     }
@@ -231,6 +234,9 @@ impl Stack for EngineStack {
     fn news(&mut self) -> Vec<News> {
         let Some(engine) = &mut self.engine else { return Vec::new() };
         let mut news = Vec::new();
+        while let Some((_, clients)) = engine.poll_given_up() {
+            self.given_up += clients;
+        }
         while let Some((handle, events)) = engine.poll_event() {
             let Some(info) = engine.info(handle) else {
                 news.push(News {
@@ -318,6 +324,11 @@ impl Stack for EngineStack {
         match what {
             "connections" => return Ok(Some(engine.live().to_string())),
             "time-waits" => return Ok(Some(census.time_wait.to_string())),
+            "given-up" => {
+                // told and counted alike
+                let told = (self.given_up == engine.counters().handshake_timeouts).then_some(self.given_up);
+                return Ok(told.map(|told| told.to_string()));
+            }
             "taken" => return Ok(Some(if taken { "yes" } else { "no" }.into())),
             "gone" => return Ok(taken.then(|| format!("{census:?}"))),
             _ => {}

@@ -221,6 +221,8 @@ fn never_sends(context: &Context) -> Result<()> {
         Ok((rig.weir.status()?.tcp("half_open") == 0).then_some(()))
     })
     .context("the handshake timeout is 1 s")?;
+    let given_up = of(&rig, &service, "handshake_timeouts")?;
+    ensure!(given_up == u64::from(HALF_OPEN), "{HALF_OPEN} half-open clients, {given_up} handshake timeouts");
     ensure!(server.accepted() == 1, "{} connections reached the backend", server.accepted());
     rig.emptied()?;
     drop(server);
