@@ -265,7 +265,8 @@ fn node_table(node: &Node) -> NodeTable {
         buffer_bytes: node.buffer_bytes,
         idle: if node.adaptive { IDLE_ADAPTIVE } else { IDLE_SPIN },
         keyed_hash: u8::from(node.hash_key.is_some()),
-        reserved: [0; 6],
+        reserved: [0; 2],
+        exception_rate: node.exception_rate,
         icmp_rate: node.icmp_rate,
         hash_key: node.hash_key.unwrap_or_default(),
         timeouts_ms: node.timeouts_ms,
@@ -286,6 +287,7 @@ fn node_table(node: &Node) -> NodeTable {
             vlan: port.vlan,
             queues: port.queues,
             descriptors: port.descriptors,
+            exception: Text::new(port.exception.as_deref().unwrap_or("")),
         });
         let address = |address: Address, usage: AddressUse| InterfaceAddressRecord {
             address,

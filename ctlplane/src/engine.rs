@@ -567,6 +567,8 @@ fn port_differences(old: &[Port], new: &[Port], compare: &mut impl FnMut(&str, S
         field("device", old.device.clone(), new.device.clone());
         field("mtu", old.mtu.to_string(), new.mtu.to_string());
         field("queues", or_default(old.queues.into()), or_default(new.queues.into()));
+        let exception = |port: &Port| port.exception.clone().unwrap_or_else(|| "off".to_owned());
+        field("exception", exception(old), exception(new));
         field("descriptors", or_default(old.descriptors.into()), or_default(new.descriptors.into()));
     }
 }

@@ -43,6 +43,8 @@ pub struct Node {
     pub hash_key: Option<[u8; 16]>,
     /// Per second and worker.
     pub icmp_rate: u32,
+    /// Packets for the kernel per second and worker; 0 = the dataplane's default.
+    pub exception_rate: u32,
     /// Backend indices are below this.
     pub max_backends: u32,
     /// First and last.
@@ -74,6 +76,8 @@ pub struct Port {
     pub queues: u16,
     /// 0 = the dataplane's default.
     pub descriptors: u16,
+    /// The kernel's interface for what is addressed to the port itself.
+    pub exception: Option<String>,
     /// Own addresses with their on-link prefix.
     pub addresses: Vec<(IpAddr, u8)>,
     /// Sources of fullnat.

@@ -2,6 +2,7 @@
 //!
 //! Missing or wrong fields were reported already and are `None` here, so that validation can go on with the rest.
 
+pub mod exception;
 pub mod http;
 pub mod http_pool;
 pub mod proxy;
@@ -72,6 +73,8 @@ pub struct Dataplane {
     pub hash_key: Option<Located<[u8; 16]>>,
     /// `icmp_rate`.
     pub icmp_rate: Option<Located<u32>>,
+    /// `exception_rate`.
+    pub exception_rate: Option<Located<u32>>,
     /// `max_backends`.
     pub max_backends: Option<Located<u32>>,
     /// `snat_ports`.
@@ -107,6 +110,8 @@ pub struct Port {
     pub queues: Option<Located<u32>>,
     /// `descriptors`.
     pub descriptors: Option<Located<u32>>,
+    /// `exception`; `None` inside = off.
+    pub exception: Option<Located<Option<String>>>,
     /// `[[port.route]]`.
     pub routes: Vec<Route>,
 }
@@ -271,6 +276,7 @@ fn read_dataplane(table: &mut TableReader<'_, '_>) -> Dataplane {
             parse_key,
         ),
         icmp_rate: table.integer("icmp_rate", 0, 10_000_000, "ICMP errors per second and worker"),
+        exception_rate: table.integer("exception_rate", 1, 10_000_000, "packets per second and worker"),
         max_backends: table.integer("max_backends", 1, 1 << 22, "backends"),
         snat_ports: table.parsed("snat_ports", "a range like \"1024-65535\"", units::parse_port_range),
         tcp_connections: table.integer(
@@ -387,6 +393,7 @@ fn read_port(table: &mut TableReader<'_, '_>) -> Port {
         vlan: table.integer("vlan", 1, 4_094, "(802.1Q; leave it out for untagged)"),
         queues: table.integer("queues", 1, 64, "receive queues"),
         descriptors: table.integer("descriptors", 64, 32_768, "descriptors per queue"),
+        exception: exception::read(table),
         routes: table.tables("route", "port.route", |route| {
             route.require("prefix", "\"198.18.64.0/18\"");
             route.require("via", "\"198.18.0.2\"");

@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicU64;
 
 use hugepages::segment::AtomicWords;
 use weir_abi::columns::{
-    BackendColumn, CAUSE_GROUP, DROP_GROUP, HttpBackendColumn, HttpColumn, HttpWorkerColumn, ListenerColumn,
-    PortColumn, ProxyColumn, TcpColumn, UpstreamColumn, WorkerColumn,
+    BackendColumn, CAUSE_GROUP, DROP_GROUP, ExceptionColumn, HttpBackendColumn, HttpColumn, HttpWorkerColumn,
+    ListenerColumn, PortColumn, ProxyColumn, TcpColumn, UpstreamColumn, WorkerColumn,
 };
 use weir_abi::counters::{GroupSpec, Layout, Writer};
 use weir_abi::record::MAX_PORTS;
@@ -41,6 +41,7 @@ pub fn layout(workers: usize, backend_rows: usize) -> Layout {
             group(WorkerColumn::GROUP, 1, WorkerColumn::COLUMNS),
             GroupSpec { name: DROP_GROUP, rows: 1, columns: drops::names() },
             group(PortColumn::GROUP, MAX_PORTS, PortColumn::COLUMNS),
+            group(ExceptionColumn::GROUP, MAX_PORTS, ExceptionColumn::COLUMNS),
             group(ListenerColumn::GROUP, LISTENER_ROWS, ListenerColumn::COLUMNS),
             group(BackendColumn::GROUP, backend_rows, BackendColumn::COLUMNS),
             group(TcpColumn::GROUP, 1, TcpColumn::COLUMNS),
@@ -99,6 +100,7 @@ pub struct Books {
     worker: Writer<Words>,
     drop: Writer<Words>,
     port: Writer<Words>,
+    exception: Writer<Words>,
     listener: Writer<Words>,
     backend: Writer<Words>,
     tcp: Writer<Words>,
@@ -124,6 +126,7 @@ impl Books {
             worker: writer(WorkerColumn::GROUP)?,
             drop: writer(DROP_GROUP)?,
             port: writer(PortColumn::GROUP)?,
+            exception: writer(ExceptionColumn::GROUP)?,
             listener: writer(ListenerColumn::GROUP)?,
             backend: writer(BackendColumn::GROUP)?,
             tcp: writer(TcpColumn::GROUP)?,
@@ -160,6 +163,16 @@ impl Books {
     /// Sets a column of a port (the driver's own counters).
     pub fn set_port(&self, port: usize, column: PortColumn, value: u64) {
         self.port.set(port, column as usize, value);
+    }
+
+    /// Adds to a column of a port's exception path.
+    pub fn exception(&self, port: usize, column: ExceptionColumn, amount: u64) {
+        self.exception.add(port, column as usize, amount);
+    }
+
+    /// Sets a column of a port's exception path.
+    pub fn set_exception(&self, port: usize, column: ExceptionColumn, value: u64) {
+        self.exception.set(port, column as usize, value);
     }
 
     /// Sets whether a backend's next hop is unknown.

@@ -16,8 +16,12 @@ macro_rules! worker_reasons {
 }
 
 worker_reasons! {
-    /// For Weir's own address and not answered here: the exception path would take it.
+    /// For Weir's own address, not answered here, and without an exception path to the kernel.
     Punt "punt",
+    /// For the kernel, beyond the worker's rate.
+    PuntLimited "punt_limited",
+    /// For the kernel, and the way there is full.
+    PuntFull "punt_full",
     /// Neither IPv4, IPv6 nor ARP.
     UnknownEtherType "unknown_ether_type",
     /// Tagged otherwise than the port.

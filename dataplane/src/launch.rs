@@ -28,6 +28,8 @@ use crate::links::Links;
 use crate::memory::{self, remember_snat};
 use crate::messages::{FromWorker, ToWorker};
 use crate::output::Output;
+use crate::punt::kernel::{Exception, Wanted};
+use crate::punt::{self, Punts};
 use crate::snapshot::Snapshot;
 use crate::terminate::{Microseconds, Sizes, Terminator};
 use crate::view::View;
@@ -131,6 +133,8 @@ pub struct Running {
     pub foundry: Foundry,
     /// The management thread's counters.
     pub books: Books,
+    /// Between workers and the kernel.
+    pub exception: Option<Exception>,
     /// DPDK; must be dropped last.
     eal: Eal,
     /// Keep other instances off the interfaces.
@@ -140,7 +144,7 @@ pub struct Running {
 impl Running {
     /// Stops workers and ports, in order. Returns how many packets were not given back: zero, or there is a leak.
     pub fn stop(self) -> u64 {
-        let Self { mut workers, mut ports, foundry, eal, _locks, .. } = self;
+        let Self { mut workers, mut ports, foundry, exception, eal, _locks, .. } = self;
         for worker in &mut workers {
             while worker.orders.push(ToWorker::Stop).is_err() && !worker.thread.is_finished() {
                 std::thread::yield_now();
@@ -150,6 +154,9 @@ impl Running {
             if worker.thread.join().is_err() {
                 tracing::error!("a worker ended by a panic; its message is above");
             }
+        }
+        if let Some(exception) = exception {
+            exception.stop();
         }
         for port in &mut ports {
             if let Err(error) = port.stop() {
@@ -199,9 +206,14 @@ pub fn launch(
     }
     let pools: Vec<PacketPool> = parts.iter().map(|part| part.pool.clone()).collect();
     let foundry = foundry(&eal.handle(), &spread, workers as u16, buffers, node, place.shared)?;
+    let longest =
+        snapshot.node.ports.iter().filter(|port| !port.exception.is_empty()).map(|port| port.mtu).max();
+    let tsc_hz = lcore::tsc_hz(&eal.handle());
+    let punt::Wiring { punts, lanes, idle, attached } =
+        punt::Wiring::new(workers, longest.unwrap_or(0), node.exception_rate, tsc_hz);
     adopter.set_workers(workers);
     let mut handles = Vec::new();
-    for (index, lot) in lots.into_iter().enumerate() {
+    for ((index, lot), punts) in lots.into_iter().enumerate().zip(punts) {
         let (orders, orders_in) = spsc::ring(MESSAGES);
         let (reports_out, reports) = spsc::ring(MESSAGES);
         let ack = adopter.worker(index).ok_or_else(|| failed("workers")(&"at most 64 workers can be"))?;
@@ -222,11 +234,22 @@ pub fn launch(
             ack,
             reply_owner: reply_owner(&spread, index as u16, workers as u16),
             foundry: foundry.clone(),
+            punts,
         };
         handles.push(Handle { orders, reports, thread: spawn(plan, place.tables.path(), eal.handle())? });
     }
+    let wanted = snapshot.node.ports.iter().zip(&macs).map(|(port, mac)| Wanted {
+        name: port.exception.as_str().to_owned(),
+        mac: *mac,
+        mtu: port.mtu,
+    });
+    let directory = place.shared.path().to_owned();
+    let kernel_books = Books::open(&layout, &words, workers).ok_or_else(|| failed("counters")(&"no area"))?;
+    let wiring = (lanes, idle, attached);
+    let exception = Exception::start(wanted.collect(), directory, wiring, Arc::clone(view), kernel_books)
+        .map_err(|error| failed("exception path")(&error))?;
     let ports = parts.into_iter().map(|part| part.port).collect();
-    Ok(Running { workers: handles, ports, macs, foundry, books, eal, _locks: locks })
+    Ok(Running { workers: handles, ports, macs, foundry, books, exception, eal, _locks: locks })
 }
 
 fn start_eal(place: &Place<'_>, devices: &[DeviceSpec], buffers: Buffers) -> Result<Eal, LaunchError> {
@@ -310,6 +333,7 @@ struct Plan {
     ack: WorkerAck,
     reply_owner: ReplyOwner,
     foundry: Foundry,
+    punts: Punts,
 }
 
 /// Starts a worker and waits until it is ready, so that its errors are the caller's.
@@ -389,6 +413,7 @@ fn become_worker(
         links: Links::default(),
         terminator,
         small: plan.foundry.small,
+        punts: plan.punts,
     };
     Ok((worker, guard))
 }

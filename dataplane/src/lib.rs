@@ -5,6 +5,7 @@
 //!   └ launch ─▶ worker × n ── the loop: classify, engine (weir-l4), output
 //!                  ├ terminate  connections that end here: TCP (weir-tcp) and the proxy (weir-l7)
 //!                  ├ local   answers to ARP, NDP, echo
+//!                  ├ punt    to the kernel and back: what is Weir's own
 //!                  ├ links   next hops' addresses, packets that wait for one
 //!                  ├ events  what the control process is told: exchanges, breakers
 //!                  └ books   counters; drops: every reason
@@ -24,6 +25,7 @@ pub mod neighbour;
 pub mod output;
 pub mod packet;
 pub mod proxied;
+pub mod punt;
 #[cfg(test)]
 mod sample;
 pub mod snapshot;

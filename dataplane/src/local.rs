@@ -2,10 +2,10 @@
 //!
 //! The worker that receives the question answers in the question's own buffer; what it learns goes to the management thread.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use weir_l4::bits_of;
-use weir_net::{Mac, Parsed, arp, icmp_reply, ndp};
+use weir_net::{Kind, Mac, Parsed, Protocol, arp, icmp_reply, icmpv6, ndp};
 
 use crate::drops::WorkerReason;
 use crate::messages::FromWorker;
@@ -19,6 +19,10 @@ pub enum Outcome {
     Answer,
     /// Taken note of.
     Consumed,
+    /// Taken note of, and the kernel of that port may see it too.
+    Shown,
+    /// The kernel's, if it has the address.
+    Kernel,
     /// Not for us, or not believed.
     Drop(WorkerReason),
 }
@@ -48,7 +52,7 @@ pub fn arp(
     }
     let asked = message.operation == arp::Operation::Request && message.sender_ip != message.target_ip;
     if !asked || !answers_for(view, port, IpAddr::V4(message.target_ip)) {
-        return Outcome::Consumed;
+        return if answers { Outcome::Shown } else { Outcome::Consumed };
     }
     let vlan = view.ports.get(usize::from(port)).and_then(|port| port.vlan);
     let reply = arp::reply(mac, message.target_ip, message.sender_mac, message.sender_ip, vlan);
@@ -73,7 +77,8 @@ pub fn ndp(
             if let Some(sender) = source_mac {
                 learn(FromWorker::Seen { port, address: IpAddr::V6(source), mac: sender, answers: false });
             }
-            if !answers_for(view, port, IpAddr::V6(target)) {
+            if !answers_for(view, port, IpAddr::V6(target)) && !is_kernels_link_local(view, port, mac, target)
+            {
                 return Outcome::Consumed;
             }
             let asker = source_mac.unwrap_or_else(|| weir_net::eth::source(packet.0.data()));
@@ -85,18 +90,54 @@ pub fn ndp(
             // RFC 4861 §4.4: the option may be left out where the solicitation was unicast, because the asker had it
             let mac = target_mac.unwrap_or_else(|| weir_net::eth::source(packet.0.data()));
             learn(FromWorker::Seen { port, address: IpAddr::V6(target), mac, answers: solicited });
-            Outcome::Consumed
+            Outcome::Shown
         }
     }
 }
 
-/// Anything else for Weir's own addresses or for a vip: echo is answered, the rest has nowhere to go yet.
+/// Whether this is the address that the kernel makes for its interface of the port from the link address (RFC 4291 appendix A): the
+/// kernel asks for neighbours from it, and neighbours ask for it.
+fn is_kernels_link_local(view: &View, port: u16, mac: Mac, address: Ipv6Addr) -> bool {
+    let [a, b, c, d, e, f] = mac.0;
+    let made = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    view.ports.get(usize::from(port)).is_some_and(|port| port.has_exception) && address.octets() == made
+}
+
+/// Anything else for Weir's own addresses or for a vip: echo is answered, what would lead the kernel's traffic elsewhere is dropped, the
+/// rest is the kernel's.
 pub fn other(packet: &mut Packet, parsed: &Parsed) -> Outcome {
     if icmp_reply::echo(packet.0.data_mut(), parsed) {
         Outcome::Answer
-    } else {
+    } else if is_misleading(parsed) {
         Outcome::Drop(WorkerReason::Punt)
+    } else {
+        Outcome::Kernel
     }
+}
+
+/// Redirects, and what routers say and hear: the way of the kernel's traffic is configured.
+fn is_misleading(parsed: &Parsed) -> bool {
+    /// RFC 792.
+    const REDIRECT_V4: u8 = 5;
+    match (parsed.kind, parsed.protocol) {
+        (Kind::Ipv4, Protocol::ICMP) => parsed.icmp_type == REDIRECT_V4,
+        (Kind::Ipv6, Protocol::ICMPV6) => matches!(
+            parsed.icmp_type,
+            icmpv6::ROUTER_SOLICITATION | icmpv6::ROUTER_ADVERTISEMENT | icmpv6::REDIRECT
+        ),
+        _ => false,
+    }
+}
+
+/// Whether a packet is for a group that never leaves its link (RFC 5771 §4, RFC 4291 §2.7): queries for group members, and
+/// whatever the kernel has joined.
+pub fn is_for_link(frame: &[u8], parsed: &Parsed) -> bool {
+    let group = match parsed.kind {
+        Kind::Ipv4 => parsed.dst_v4(frame) >> 8 == 0x00e0_0000,
+        Kind::Ipv6 => parsed.dst_v6(frame).first_chunk() == Some(&[0xff, 0x02]),
+        Kind::Arp | Kind::Other => false,
+    };
+    group && !is_misleading(parsed)
 }
 
 #[cfg(test)]
@@ -166,7 +207,7 @@ mod tests {
     }
 
     fn consumed(answer: &Result<Vec<u8>, Outcome>) -> bool {
-        matches!(answer, Err(Outcome::Consumed))
+        matches!(answer, Err(Outcome::Consumed | Outcome::Shown))
     }
 
     #[test]
@@ -353,6 +394,6 @@ mod tests {
         assert_eq!((eth::destination(question.data()), eth::source(question.data())), (THEIRS, OURS));
         let frame = icmp(ASKER_V6, (OURS, vip), &Icmpv6Repr::EchoReply { ident, seq_no, data });
         let outcome = other(&mut packet(&frame), &parsed(&frame));
-        assert!(matches!(outcome, Outcome::Drop(WorkerReason::Punt)), "{outcome:?}");
+        assert!(matches!(outcome, Outcome::Kernel), "{outcome:?}");
     }
 }

@@ -200,6 +200,9 @@ impl Management<'_> {
             push(worker, ToWorker::Adopt(Arc::clone(&view)));
         }
         self.terminates |= terminates;
+        if let Some(exception) = &self.running.exception {
+            exception.adopt(&view);
+        }
         self.limit(&view);
         tracing::debug!("generation {generation} handed to the workers");
         self.view = view;

@@ -203,9 +203,11 @@ impl Snapshot {
             return None;
         }
         let (new, old) = (&self.node, &running.node);
-        let devices = |table: &NodeTable| -> Vec<(String, u16, u16, u16)> {
+        let devices = |table: &NodeTable| -> Vec<(String, u16, u16, u16, String)> {
             let key = |port: &weir_abi::record::PortRecord| {
-                (port.device.as_str().to_owned(), port.mtu, port.queues, port.descriptors)
+                let (device, exception) =
+                    (port.device.as_str().to_owned(), port.exception.as_str().to_owned());
+                (device, port.mtu, port.queues, port.descriptors, exception)
             };
             table.ports.iter().map(key).collect()
         };
@@ -226,7 +228,7 @@ impl Snapshot {
         } else if (new.node.buffers, new.node.buffer_bytes) != (old.node.buffers, old.node.buffer_bytes) {
             Some("dataplane.buffers")
         } else if devices(new) != devices(old) {
-            Some("the list of ports, a port's device, mtu, queues or descriptors")
+            Some("the list of ports, a port's device, mtu, queues, descriptors or exception")
         } else {
             None
         }
@@ -459,7 +461,7 @@ mod tests {
             generation.write(&directory, number);
             Snapshot::load(&directory, number, Some(&running)).unwrap().needs_restart(&running)
         };
-        let ports = Some("the list of ports, a port's device, mtu, queues or descriptors");
+        let ports = Some("the list of ports, a port's device, mtu, queues, descriptors or exception");
         let flow_table = Some("dataplane.flow_table");
         assert_eq!(verdict(&|table| table.node.worker_count = 2), Some("dataplane.workers"));
         assert_eq!(verdict(&|table| table.node.worker_cpus[0] = 1), Some("dataplane.workers"));
@@ -475,6 +477,7 @@ mod tests {
         assert_eq!(verdict(&change(|port| port.mtu = 1_400)), ports);
         assert_eq!(verdict(&change(|port| port.queues = 1)), ports);
         assert_eq!(verdict(&change(|port| port.descriptors = 512)), ports);
+        assert_eq!(verdict(&change(|port| port.exception = Text::new("weir-lan"))), ports);
         assert_eq!(verdict(&|table| table.ports.push(sample::port("third", "null:"))), ports);
         assert_eq!(verdict(&|table| table.ports.swap(0, 1)), None, "two devices of one kind are alike");
         // what a view carries

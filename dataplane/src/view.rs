@@ -31,6 +31,8 @@ pub struct View {
     routes: Vec<Route>,
     /// What is proxied.
     pub proxied: Proxied,
+    /// Packets that a worker may hand to the kernel, per second.
+    pub exception_rate: u32,
     /// Next hops that this generation names.
     pub next_hops: HashSet<NeighbourId>,
 }
@@ -44,6 +46,8 @@ pub struct PortView {
     pub mtu: u16,
     /// VLAN of all its frames.
     pub vlan: Option<u16>,
+    /// Whether the kernel has its own addresses too.
+    pub has_exception: bool,
     /// Own addresses with their on-link prefix.
     pub own: Vec<Prefix>,
     /// Source addresses of `fullnat` for backends behind this port: those configured, else the port's own of that family.
@@ -114,6 +118,7 @@ impl View {
             routes,
             ports,
             next_hops,
+            exception_rate: node.node.exception_rate,
             proxied: Proxied::default(),
         };
         let mut backends = Vec::new();
@@ -140,6 +145,7 @@ impl View {
             backends,
             vips: view.vips.iter().copied().collect(),
             own: addresses(AddressUse::Own).collect(),
+            kernel: view.kernel_addresses().map(bits_of).collect(),
             snat: snat.iter().map(|(address, _)| *address).collect(),
             snat_egress: snat,
             snat_ports: (node.node.snat_port_first, node.node.snat_port_last),
@@ -153,6 +159,18 @@ impl View {
         view.proxied = Proxied::of(snapshot, &parts.pools, mtu);
         view.services = Arc::new(Services::new(parts));
         view
+    }
+
+    /// Addresses that the kernel has too.
+    fn kernel_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let ports = self.ports.iter().filter(|port| port.has_exception);
+        ports.flat_map(|port| port.own.iter().map(|prefix| prefix.addr))
+    }
+
+    /// The port whose own address this is.
+    pub fn port_of(&self, address: u128) -> Option<u16> {
+        let is_own = |port: &PortView| port.own.iter().any(|prefix| bits_of(prefix.addr) == address);
+        (0u16..).zip(&self.ports).find(|(_, port)| is_own(port)).map(|(index, _)| index)
     }
 
     fn backend(
@@ -217,6 +235,7 @@ fn ports_of(node: &NodeTable) -> Vec<PortView> {
             name: record.name.as_str().to_owned(),
             mtu: record.mtu,
             vlan: (record.vlan != 0).then_some(record.vlan),
+            has_exception: !record.exception.is_empty(),
             snat: sources(&own, mine(AddressUse::Snat).filter_map(|a| a.address.ip()).collect()),
             own,
         }

@@ -15,10 +15,10 @@ use dpdk::ring::{Consumer, Producer};
 use dpdk::{ArrayVec, BURST, Burst, Mbuf, PacketPool, RxQueue, lcore, mbuf};
 use hugepages::generation::{WorkerAck, monotonic_ns};
 use hugepages::spsc;
-use weir_abi::columns::{PortColumn, WorkerColumn};
+use weir_abi::columns::{ExceptionColumn, PortColumn, WorkerColumn};
 use weir_l4::engine::Engine;
 use weir_l4::rate::TICKS_PER_SECOND;
-use weir_l4::{Delivery, Lookup, Owner, Spread, Verdict};
+use weir_l4::{Delivery, DropReason, Lookup, Owner, Spread, Verdict};
 use weir_net::{Kind, Mac, PacketBuf, ParseOptions, Parsed, Protocol, eth, icmpv6, parse_into};
 
 use crate::books::{Books, Way};
@@ -30,6 +30,7 @@ use crate::messages::{FromWorker, ToWorker};
 use crate::neighbour::NeighbourId;
 use crate::output::{Output, PortOut};
 use crate::packet::Packet;
+use crate::punt::{Frame, Punts};
 use crate::terminate::{self, Terminator, Wire};
 use crate::view::{Hop, View};
 
@@ -109,6 +110,8 @@ pub struct Worker {
     pub terminator: Option<Box<Terminator>>,
     /// Buffers for small pieces of their data.
     pub small: PacketPool,
+    /// To the kernel and back.
+    pub punts: Punts,
 }
 
 /// A burst between the stages: arrays that are written in place, because copying a record that was just written field by field stalls.
@@ -209,6 +212,7 @@ impl Worker {
         if found {
             self.flush_steering(&mut stage.steering);
         }
+        found |= self.kernel_frames();
         if self.terminator.as_ref().is_some_and(|terminator| terminator.is_busy()) {
             found = true;
             self.terminated(Terminator::run);
@@ -218,6 +222,53 @@ impl Worker {
         }
         self.books.settle_seldom(found);
         found
+    }
+
+    /// What the kernel sends.
+    #[inline]
+    fn kernel_frames(&mut self) -> bool {
+        let mut found = false;
+        while let Some(frame) = self.punts.next() {
+            found = true;
+            self.kernel_frame(&frame);
+            self.punts.sent(frame);
+        }
+        found
+    }
+
+    #[cold]
+    fn kernel_frame(&mut self, frame: &Frame) {
+        let port = usize::from(frame.port);
+        let vlan = self.output.ports.get(port).and_then(|out| out.vlan);
+        let packet = self.pools.get(port).and_then(PacketPool::alloc).map(Packet);
+        let filled = packet.and_then(|mut packet| {
+            let fits =
+                packet.0.fill(frame.bytes()) && vlan.is_none_or(|vlan| eth::push_vlan(&mut packet, vlan));
+            fits.then_some(packet)
+        });
+        match filled {
+            Some(packet) => {
+                self.books.add(WorkerColumn::Generated, 1);
+                self.books.exception(port, ExceptionColumn::FromKernel, 1);
+                self.output.send(frame.port, packet.0, &self.books);
+            }
+            None => self.books.exception(port, ExceptionColumn::KernelRefused, 1),
+        }
+    }
+
+    /// Hands a packet to the kernel by the port of the address that it is for.
+    #[cold]
+    #[inline(never)]
+    fn punt_own(&mut self, packet: &Packet, parsed: &Parsed) -> Result<(), WorkerReason> {
+        match self.view.port_of(destination_bits(packet.data(), parsed)) {
+            Some(port) => self.punt(packet, parsed, port),
+            None => Err(WorkerReason::Punt),
+        }
+    }
+
+    #[cold]
+    fn punt(&mut self, packet: &Packet, parsed: &Parsed, port: u16) -> Result<(), WorkerReason> {
+        self.punts.punt(port, packet.data(), parsed, lcore::tsc(), &self.books)
     }
 
     /// Packets that other workers handed over.
@@ -419,8 +470,8 @@ impl Worker {
     #[inline(never)]
     fn terminated(&mut self, call: impl FnOnce(&mut Terminator, &mut Wire<'_>)) {
         let Some(mut terminator) = self.terminator.take() else { return };
-        let Self { output, links, view, pools, small, engine, books, reports, .. } = self;
-        let mut wire = Wire { output, links, view, pools, small, flows: engine, books, reports };
+        let Self { output, links, view, pools, small, engine, books, reports, punts, .. } = self;
+        let mut wire = Wire { output, links, view, pools, small, flows: engine, books, reports, punts };
         call(&mut terminator, &mut wire);
         self.terminator = Some(terminator);
     }
@@ -546,6 +597,11 @@ impl Worker {
                 return None;
             }
             if !self.engine.follow_fragment(packet.data(), parsed, tick) {
+                if self.view.services.is_kernels(destination_bits(packet.data(), parsed)) {
+                    // the kernel can wait for the first one
+                    self.conclude(Outcome::Kernel, packet, parsed, port);
+                    return None;
+                }
                 self.books.dropped(weir_l4::DropReason::FragmentWithoutFirst, 1);
                 return None;
             }
@@ -617,7 +673,14 @@ impl Worker {
             Verdict::Local => {
                 let mut packet = packet;
                 let outcome = local::other(&mut packet, parsed);
-                self.conclude(outcome, packet, port);
+                self.conclude(outcome, packet, parsed, port);
+            }
+            Verdict::Drop(DropReason::NotForUs) if local::is_for_link(packet.data(), parsed) => {
+                match self.punt(&packet, parsed, port) {
+                    Ok(()) => self.books.add(WorkerColumn::Consumed, 1),
+                    Err(WorkerReason::Punt) => self.drop_one(DropReason::NotForUs),
+                    Err(reason) => self.drop_one(reason),
+                }
             }
             Verdict::Drop(reason) => self.drop_one(reason),
         }
@@ -702,13 +765,22 @@ impl Worker {
         } else {
             local::ndp(&self.view, port, mac, &mut packet, parsed, learn)
         };
-        self.conclude(outcome, packet, port);
+        self.conclude(outcome, packet, parsed, port);
     }
 
-    fn conclude(&mut self, outcome: Outcome, packet: Packet, port: u16) {
+    fn conclude(&mut self, outcome: Outcome, packet: Packet, parsed: &Parsed, port: u16) {
         match outcome {
             Outcome::Answer => self.answer(packet, port),
             Outcome::Consumed => self.books.add(WorkerColumn::Consumed, 1),
+            Outcome::Shown => {
+                // a copy: what becomes of it is counted with the port's exception path
+                let _ = self.punt(&packet, parsed, port);
+                self.books.add(WorkerColumn::Consumed, 1);
+            }
+            Outcome::Kernel => match self.punt_own(&packet, parsed) {
+                Ok(()) => self.books.add(WorkerColumn::Consumed, 1),
+                Err(reason) => self.books.dropped(reason, 1),
+            },
             Outcome::Drop(reason) => self.books.dropped(reason, 1),
         }
     }
@@ -747,6 +819,7 @@ impl Worker {
         if let Some(terminator) = &mut self.terminator {
             terminator.adopt(&view, &self.books);
         }
+        self.punts.set_rate(view.exception_rate, lcore::tsc());
         let generation = view.generation;
         let previous = std::mem::replace(&mut self.view, view);
         drop(old);

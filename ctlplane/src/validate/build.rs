@@ -13,9 +13,9 @@ use weir_l7::http::rules::{HttpListener, HttpPool};
 
 use super::DEFAULT_MTU;
 use crate::access_log;
-use crate::schema::exception;
 use crate::diagnostic::Located;
 use crate::model::{self, Model};
+use crate::schema::exception;
 use crate::schema::{self, Schema};
 use crate::units::network;
 

@@ -3,6 +3,7 @@
 //! All rules run even after errors: a rule skips what an earlier stage could not read.
 
 mod build;
+mod exception;
 mod files;
 mod http;
 mod listeners;
@@ -54,6 +55,7 @@ fn validate(
     rules.names();
     rules.addresses();
     rules.ports();
+    rules.exceptions();
     rules.pools();
     rules.listeners();
     rules.proxied_pools();

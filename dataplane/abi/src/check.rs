@@ -8,9 +8,9 @@ use crate::proxy::{
     SendProxy,
 };
 use crate::record::{
-    Address, AddressUse, AdminState, Algorithm, Application, IDLE_ADAPTIVE, ListenerRecord, MAX_LISTENERS,
-    MAX_POOL_BACKENDS, MAX_POOLS, MAX_PORTS, MAX_WORKERS, Mode, NO_INDEX, NO_POSITION, NodeRecord, OnDown,
-    Timeout,
+    Address, AddressUse, AdminState, Algorithm, Application, IDLE_ADAPTIVE, INTERFACE_NAME_LIMIT,
+    ListenerRecord, MAX_LISTENERS, MAX_POOL_BACKENDS, MAX_POOLS, MAX_PORTS, MAX_WORKERS, Mode, NO_INDEX,
+    NO_POSITION, NodeRecord, OnDown, Timeout,
 };
 
 /// Proves a node table.
@@ -65,6 +65,14 @@ pub(crate) fn node(table: &NodeTable, what: &str) -> Result<(), SnapshotError> {
         ensure((68..=9_216).contains(&port.mtu), what, "mtu", u64::from(port.mtu), "must be 68 to 9,216")?;
         ensure(port.vlan < 4_095, what, "vlan", u64::from(port.vlan), "must be 0 to 4094")?;
         ensure(!port.device.is_empty(), what, "device", 0, "must not be empty")?;
+        let exception = port.exception.as_str();
+        ensure(
+            exception.len() <= INTERFACE_NAME_LIMIT && !exception.contains(['/', '%', ':']),
+            what,
+            "exception",
+            exception.len() as u64,
+            "must be the name of an interface",
+        )?;
     }
     for address in &table.addresses {
         check_address(&address.address, what, "address")?;

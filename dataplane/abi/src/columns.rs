@@ -101,6 +101,26 @@ columns! {
 }
 
 columns! {
+    /// The way to the kernel and back; one row per port, in order of the snapshot.
+    ExceptionColumn "exception" {
+        /// Packets for the kernel, handed over.
+        Punted "punted",
+        /// Packets for the kernel beyond the worker's rate.
+        RateLimited "rate_limited",
+        /// Packets for the kernel that found the worker's ring full.
+        RingFull "ring_full",
+        /// Packets of the kernel that were sent.
+        FromKernel "from_kernel",
+        /// Packets that the interface did not take: it is down, or its queue is full.
+        NotWritten "not_written",
+        /// Packets of the kernel that were not sent: not from an address of Weir's, an answer that Weir itself gives, or no room.
+        KernelRefused "kernel_refused",
+        /// 1 while the dataplane has the interface.
+        Attached "attached",
+    }
+}
+
+columns! {
     /// One row per listener index.
     ListenerColumn "listener" {
         /// Flows ever made.
@@ -369,6 +389,7 @@ mod tests {
         let groups = [
             (WorkerColumn::GROUP, WorkerColumn::COLUMNS),
             (PortColumn::GROUP, PortColumn::COLUMNS),
+            (ExceptionColumn::GROUP, ExceptionColumn::COLUMNS),
             (ListenerColumn::GROUP, ListenerColumn::COLUMNS),
             (BackendColumn::GROUP, BackendColumn::COLUMNS),
             (TcpColumn::GROUP, TcpColumn::COLUMNS),
@@ -387,6 +408,7 @@ mod tests {
         }
         assert_eq!(TcpColumn::SnatExhausted.name(), "snat_exhausted");
         // an area has a row per backend that there may ever be: one cache line each
+        assert!(ExceptionColumn::COLUMNS.len() <= 8);
         assert!(BackendColumn::COLUMNS.len() <= 8 && UpstreamColumn::COLUMNS.len() <= 8);
         assert!(HttpBackendColumn::COLUMNS.len() <= 8);
     }

@@ -11,7 +11,7 @@ use crate::proxy::TcpRecord;
 use crate::text::{Name, Text};
 
 /// Version of every record and header here. Raised with each change of a layout or a meaning.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Most workers that a node can have.
 pub const MAX_WORKERS: usize = 64;
 /// Most ports that a node can have.
@@ -31,6 +31,11 @@ pub const MAX_POOLS: usize = 65_535;
 pub const IDLE_SPIN: u8 = 0;
 /// `workers` pause, then sleep, after some empty polls.
 pub const IDLE_ADAPTIVE: u8 = 1;
+
+/// Packets per second that one worker hands to the kernel where the configuration says nothing.
+pub const EXCEPTION_RATE: u32 = 100_000;
+/// Longest name of a kernel interface (IFNAMSIZ is 16 with the NUL).
+pub const INTERFACE_NAME_LIMIT: usize = 15;
 
 /// An IPv4 or IPv6 address: 16 bytes in network byte order, IPv4 in the first four.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -109,7 +114,9 @@ pub struct NodeRecord {
     /// 1 where `hash_key` is in use; 0 = the fixed hash.
     pub keyed_hash: u8,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
+    /// Packets per second and worker that go to the kernel by the exception path; 0 = [`EXCEPTION_RATE`].
+    pub exception_rate: u32,
     /// Most generated ICMP errors per second and worker.
     pub icmp_rate: u32,
     /// Key of the flow hash that picks backends.
@@ -177,6 +184,8 @@ pub struct PortRecord {
     pub queues: u16,
     /// Descriptors per queue; 0 = the dataplane's default.
     pub descriptors: u16,
+    /// The kernel's interface for what is addressed to the port itself (a TAP that the dataplane makes); empty = none.
+    pub exception: Text<16>,
 }
 
 /// What an address of a port is for.
@@ -430,7 +439,7 @@ impl AdminState {
 const _: () = {
     assert!(size_of::<Address>() == 20 && align_of::<Address>() == 2);
     assert!(size_of::<NodeRecord>() == 16 + 128 + 32 + 4 + 16 + 40 + 4 + 16);
-    assert!(size_of::<PortRecord>() == 64 + 256 + 8);
+    assert!(size_of::<PortRecord>() == 64 + 256 + 8 + 16);
     assert!(size_of::<InterfaceAddressRecord>() == 24);
     assert!(size_of::<PortRouteRecord>() == 44);
     assert!(size_of::<VipRecord>() == 84);

@@ -71,7 +71,9 @@ where
             return Verdict::Drop(DropReason::IcmpUntranslatable);
         };
         let Some(tuple) = quoted_flow::<A>(packet.data(), &inner) else {
-            return Verdict::Drop(DropReason::IcmpNoFlow);
+            let (_, dst) = A::addresses(packet.data(), parsed);
+            let is_kernels = self.services.is_kernels(dst.bits());
+            return if is_kernels { Verdict::Local } else { Verdict::Drop(DropReason::IcmpNoFlow) };
         };
         let hash = tuple.hash(self.table.seed());
         let Some(Candidate { slot, direction }) = self.find(&tuple, hash) else {
@@ -103,6 +105,9 @@ where
         let is_proxy = listener.is_none_or(|listener| listener.mode == Mode::Proxy);
         if is_proxy && services.has_proxy() && (services.is_own(sender) || services.is_vip(sender)) {
             return Verdict::Terminate(NO_LISTENER);
+        }
+        if services.is_kernels(sender) {
+            return Verdict::Local;
         }
         let listener = listener.filter(|listener| !listener.mode.sees_replies());
         let Some(listener) = listener else { return Verdict::Drop(DropReason::IcmpNoFlow) };

@@ -345,7 +345,8 @@ where
         }
         let from_backend = services.is_backend(tuple.src.bits());
         if services.is_own(destination) {
-            return if from_backend { Verdict::Drop(DropReason::BackendNoFlow) } else { Verdict::Local };
+            let is_lost = from_backend && !services.is_kernels(destination);
+            return if is_lost { Verdict::Drop(DropReason::BackendNoFlow) } else { Verdict::Local };
         }
         Verdict::Drop(if from_backend { DropReason::BackendNoFlow } else { DropReason::NotForUs })
     }

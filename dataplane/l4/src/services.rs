@@ -187,6 +187,8 @@ pub struct Parts {
     pub vips: Vec<u128>,
     /// Weir's own addresses.
     pub own: Vec<u128>,
+    /// Those of them that the kernel has too, by the exception path.
+    pub kernel: Vec<u128>,
     /// Source addresses of `fullnat`.
     pub snat: Vec<u128>,
     /// Which of them serve backends behind which port; behind other ports all do.
@@ -219,6 +221,7 @@ pub struct Services {
     backend_addresses: HashSet<u128, FoldState>,
     vips: HashSet<u128, FoldState>,
     own: HashSet<u128, FoldState>,
+    kernel: HashSet<u128, FoldState>,
     /// See [`Parts::snat`].
     pub snat: Vec<u128>,
     /// See [`Parts::snat_egress`].
@@ -287,6 +290,7 @@ impl Services {
             backends,
             vips: parts.vips.into_iter().collect(),
             own: parts.own.into_iter().collect(),
+            kernel: parts.kernel.into_iter().collect(),
             snat: parts.snat,
             snat_egress: parts.snat_egress,
             snat_ports: parts.snat_ports,
@@ -381,6 +385,12 @@ impl Services {
     #[inline]
     pub fn is_own(&self, address: u128) -> bool {
         self.own.contains(&address) || self.snat.contains(&address)
+    }
+
+    /// Whether the kernel has this address too: what is sent to it and belongs to nobody here is the kernel's.
+    #[inline]
+    pub fn is_kernels(&self, address: u128) -> bool {
+        self.kernel.contains(&address)
     }
 
     /// Whether some backend has this address.

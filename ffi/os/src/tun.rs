@@ -4,7 +4,9 @@
 //! with its addresses and routes, when the process ends.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::{OsError, interface};
@@ -105,6 +107,19 @@ impl Tun {
                 }
             }
         }
+    }
+}
+
+/// Waits until one of the interfaces has a packet to be read, or for so long. An interface that is gone ends the wait too.
+///
+/// # Errors
+/// When the kernel can't wait.
+pub fn wait<'a>(interfaces: impl Iterator<Item = &'a Tun>, most: Duration) -> Result<(), OsError> {
+    let mut fds: Vec<PollFd<'_>> = interfaces.map(|tun| PollFd::new(tun, PollFlags::IN)).collect();
+    let timeout = Timespec { tv_sec: most.as_secs().cast_signed(), tv_nsec: most.subsec_nanos().into() };
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(OsError::new("wait for TUN and TAP interfaces", errno)),
     }
 }
 
