@@ -21,6 +21,7 @@ use crate::api::{
     Applied, BackendRequest, Backends, Failure, MAX_BODY_BYTES, Outcome, SCHEMA, percent_decode,
 };
 use crate::engine::{ACK_LIMIT, BackendChange, Change, Engine, EngineError, Options};
+use crate::exception::{self, Exceptions};
 use crate::explain;
 use crate::publish::instance_directory;
 use crate::socket::{Access, Groups, SocketError, Sockets, socket_path};
@@ -68,6 +69,8 @@ struct Daemon {
     engine: Mutex<Engine>,
     /// Absent where its threads can't be started: traffic and requests go on without.
     log: RefCell<Option<AccessLog>>,
+    /// Absent where its thread can't be started: the kernel's interfaces stay as they are.
+    exceptions: Option<Exceptions>,
 }
 
 impl Daemon {
@@ -80,13 +83,19 @@ impl Daemon {
         if let Some(log) = &mut log {
             log.set(engine.model().access_log.as_ref());
         }
-        Self { engine: Mutex::new(engine), log: RefCell::new(log) }
+        let exceptions = Exceptions::start(exception::wanted(engine.model()))
+            .map_err(|error| tracing::error!("the exception path is not kept in order: {error}"))
+            .ok();
+        Self { engine: Mutex::new(engine), log: RefCell::new(log), exceptions }
     }
 
-    /// The access log is as the configuration in force wants it.
+    /// The access log and the kernel's interfaces are as the configuration in force wants them.
     fn set_log(&self, engine: &Engine) {
         if let Some(log) = self.log.borrow_mut().as_mut() {
             log.set(engine.model().access_log.as_ref());
+        }
+        if let Some(exceptions) = &self.exceptions {
+            exceptions.set(exception::wanted(engine.model()));
         }
     }
 
@@ -357,6 +366,9 @@ async fn status(daemon: &Daemon) -> Result<Status, Refused> {
     })?;
     if let Some(log) = daemon.log.borrow().as_ref() {
         status.add_events(log);
+    }
+    if let Some(exceptions) = &daemon.exceptions {
+        status.add_exceptions(exceptions);
     }
     status.drift = Some(!drift.is_empty());
     status.drift_details = drift;

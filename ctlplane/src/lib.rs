@@ -16,6 +16,7 @@ pub mod counters;
 pub mod daemon;
 pub mod diagnostic;
 pub mod engine;
+pub mod exception;
 pub mod explain;
 pub mod machine;
 pub mod model;

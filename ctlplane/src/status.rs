@@ -1,5 +1,6 @@
 //! How is the balancer? Read from shared memory alone, so that it can be answered with ctlplane down.
 
+pub mod exception;
 pub mod http;
 
 use std::collections::BTreeMap;
@@ -11,8 +12,8 @@ use hugepages::generation::{ControlError, ControlPage};
 use hugepages::segment::{SegmentDir, SegmentError};
 use serde::{Deserialize, Serialize};
 use weir_abi::columns::{
-    BackendColumn, DROP_GROUP, HttpBackendColumn, ListenerColumn, PortColumn, ProxyColumn, TcpColumn,
-    UpstreamColumn, WorkerColumn,
+    BackendColumn, DROP_GROUP, ExceptionColumn, HttpBackendColumn, ListenerColumn, PortColumn, ProxyColumn,
+    TcpColumn, UpstreamColumn, WorkerColumn,
 };
 use weir_abi::image::MAX_TABLE_BYTES;
 use weir_abi::record::{AdminState, Algorithm, Application, Mode};
@@ -23,6 +24,7 @@ use crate::model::{algorithm_name, format_ports, protocol_name};
 use crate::publish::{instance_directory, read_root};
 use crate::units::format_backend_address;
 
+pub use self::exception::Exception;
 pub use self::http::{BackendHttp, Http, ListenerHttp};
 
 /// Version of the JSON form.
@@ -114,6 +116,9 @@ pub struct Port {
     pub device: String,
     /// [`PortColumn`]s.
     pub counters: Columns,
+    /// Where what is addressed to the port itself goes to the kernel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exception: Option<Exception>,
 }
 
 /// A listener.
@@ -369,6 +374,10 @@ impl Status {
                 name: port.name.to_string(),
                 device: port.device.to_string(),
                 counters: row(counters, PortColumn::GROUP, index),
+                exception: Exception::of(
+                    port.exception.as_str(),
+                    row(counters, ExceptionColumn::GROUP, index),
+                ),
             })
             .collect();
         Ok(node.node.tcp_memory_bytes.saturating_mul(u64::from(node.node.worker_count)))

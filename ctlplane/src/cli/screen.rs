@@ -1,5 +1,6 @@
 //! What does `weir status` look like on one screen?
 
+mod exception;
 mod http;
 mod tcp;
 
@@ -104,6 +105,7 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
         let _ = writeln!(text, "  drift: {drift}");
     }
     ports(&mut text, colour, status);
+    exception::render(&mut text, colour, status);
     workers(&mut text, colour, status);
     listeners(&mut text, colour, status);
     if !status.pools.is_empty() {

@@ -21,6 +21,19 @@ pub fn index(name: &str) -> Result<u32, OsError> {
         .map_err(|errno| OsError::new(format!("find interface {name}"), errno))
 }
 
+/// The name of the interface of an index; `None`: there is none in this namespace.
+///
+/// # Errors
+/// Without a socket to ask with.
+pub fn name(index: u32) -> Result<Option<String>, OsError> {
+    let socket = control_socket()?;
+    match rustix::net::netdevice::index_to_name(&socket, index) {
+        Ok(name) => Ok(Some(name)),
+        Err(rustix::io::Errno::NODEV | rustix::io::Errno::NXIO) => Ok(None),
+        Err(errno) => Err(OsError::new(format!("find the interface of index {index}"), errno)),
+    }
+}
+
 /// Whether the interface is administratively up.
 ///
 /// # Errors
@@ -144,6 +157,8 @@ mod tests {
     #[test]
     fn the_loopback_tells_about_itself() {
         assert!(index("lo").unwrap() > 0);
+        assert_eq!(name(index("lo").unwrap()).unwrap().as_deref(), Some("lo"));
+        assert_eq!(name(u32::MAX >> 1).unwrap(), None);
         assert!(mtu("lo").unwrap() >= 1500);
         assert_eq!(mac("lo").unwrap(), [0; 6]);
     }

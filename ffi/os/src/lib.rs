@@ -4,6 +4,7 @@
 //! - [`cpu`]: pin a thread, and ask where it may run
 //! - [`interface`]: state, MTU and address of a network interface
 //! - [`namespace`]: move a thread into a named network namespace
+//! - [`netlink`]: addresses, routes and rules of the kernel
 //! - [`packet_socket`]: raw Ethernet frames, in and out of an interface
 //! - [`spawn`]: start processes that die with their parent, in a namespace, on given CPUs, and wait for them in bounded time
 //! - [`tun`]: TUN and TAP interfaces, also ones that outlive the process
@@ -14,6 +15,7 @@ pub mod allocations;
 pub mod cpu;
 pub mod interface;
 pub mod namespace;
+pub mod netlink;
 pub mod packet_socket;
 pub mod spawn;
 pub mod tun;
