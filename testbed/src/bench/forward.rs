@@ -148,6 +148,9 @@ pub(crate) fn run(bench: &mut Bench<'_>) -> Option<Pages> {
         .max();
     // where they can't be had, the cases that need them say so
     let pages = most.and_then(|most| Pages::reserve(most).ok());
+    if let Some(Err(error)) = pages.as_ref().map(Pages::touch) {
+        println!("  the pages are as they are: {error:#}");
+    }
     for (size, flows) in SIZES {
         for family in Family::BOTH {
             for content in [Content::Ack, Content::Datagram] {

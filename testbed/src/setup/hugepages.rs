@@ -5,13 +5,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::command;
 use crate::console::Step;
+use crate::interrupt;
 use crate::run::hugetlb_mounts;
 use crate::supervisor::start_time;
 
@@ -19,6 +21,8 @@ const COUNT: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 const BOOK: &str = "/run/weir-testbed/hugepages.json";
 const MOUNT: &str = "/dev/hugepages";
+/// Bytes of a page.
+const PAGE: u64 = 2 << 20;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Book {
@@ -31,6 +35,8 @@ struct Book {
 #[derive(Debug)]
 pub(crate) struct Pages {
     kept: bool,
+    /// Whether the pool had to grow.
+    grown: bool,
 }
 
 fn read(path: &str) -> Result<u64> {
@@ -86,7 +92,7 @@ impl Pages {
             step.end("done");
         }
         close_book(file, &book)?;
-        let pages = Self { kept: false };
+        let pages = Self { kept: false, grown: short > 0 };
         let free = read(FREE)?;
         if free < count {
             bail!(
@@ -95,6 +101,29 @@ impl Pages {
             );
         }
         Ok(pages)
+    }
+
+    /// Where the pool had to grow, has every free page written to once, by all CPUs. The host of a virtual machine finds the memory for a page when it is
+    /// first written to, which takes many times longer than clearing it; a process that takes its pages one after the other would
+    /// wait for that alone. What can't be had is not touched.
+    pub(crate) fn touch(&self) -> Result<()> {
+        if !self.grown {
+            return Ok(());
+        }
+        let free = read(FREE)?;
+        let mounts = hugetlb_mounts();
+        let Some(mount) = mounts.first() else { return Ok(()) };
+        let step = Step::start(format!("touching {free} hugepages of 2 MiB"));
+        let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+        std::thread::scope(|scope| {
+            let hands: Vec<_> = (0..threads)
+                // a file each: a hugetlbfs lets nobody else into a file meanwhile
+                .map(|hand| scope.spawn(move || touch_some(mount, hand, free / threads)))
+                .collect();
+            hands.into_iter().try_for_each(|hand| hand.join().unwrap_or(Ok(())))
+        })?;
+        step.end("done");
+        Ok(())
     }
 
     /// Hands the reservation over to a process that stays.
@@ -115,6 +144,20 @@ impl Drop for Pages {
             let _ = give_back();
         }
     }
+}
+
+/// Takes so many pages and gives them back.
+fn touch_some(mount: &Path, hand: u64, pages: u64) -> Result<()> {
+    let path = mount.join(format!("weir-testbed-{}-{hand}", std::process::id()));
+    let file = OpenOptions::new().create_new(true).read(true).write(true).open(&path);
+    let file = file.with_context(|| format!("could not create {}", path.display()))?;
+    std::fs::remove_file(&path).with_context(|| format!("could not remove {}", path.display()))?;
+    for page in 0..pages {
+        if interrupt::arrived() || fallocate(&file, FallocateFlags::empty(), page * PAGE, PAGE).is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Takes one reservation of this process from the book; the last user restores what was there.
