@@ -616,9 +616,9 @@ pub(crate) fn matches<A: Address>(
     match direction {
         Direction::Forward => {
             // joined without branches: nearly always all of it holds
+            let ports = |client: u16, vip: u16| u32::from(client) | u32::from(vip) << 16;
             (entry.client() == tuple.src)
-                & (entry.client_port() == tuple.src_port)
-                & (entry.vip_port() == tuple.dst_port)
+                & (ports(entry.client_port(), entry.vip_port()) == ports(tuple.src_port, tuple.dst_port))
                 && services.listener(entry.listener()).is_some_and(|l| A::from_bits(l.vip) == tuple.dst)
         }
         Direction::Reverse => {

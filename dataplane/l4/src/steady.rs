@@ -36,7 +36,9 @@ where
         let mut others = false;
         for (packet, (lookup, delivery)) in packets.iter_mut().zip(lookups.iter().zip(deliveries)) {
             if lookup.family == A::FAMILY {
-                *delivery = self.steady(packet, lookup);
+                *delivery = None;
+                // writes in place: what a value passes through is memory
+                self.steady(packet, lookup, delivery);
             } else if first {
                 others = true;
                 *delivery = None;
@@ -45,9 +47,14 @@ where
         others
     }
 
-    /// Rewrites the packet for its backend; `None`, and no change, where [`Lane::process`] has to.
+    /// Rewrites the packet for its backend; no delivery, and no change, where [`Lane::process`] has to.
     #[inline(always)]
-    fn steady<P: PacketBuf>(&mut self, packet: &mut P, lookup: &Lookup) -> Option<Delivery> {
+    fn steady<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        lookup: &Lookup,
+        delivery: &mut Option<Delivery>,
+    ) -> Option<()> {
         let Some(Candidate { slot, direction: Direction::Forward }) = Index::<B>::candidate(lookup.guess)
         else {
             return None;
@@ -78,7 +85,7 @@ where
             A::decrement_ttl(frame, parsed)
         } else if matches!(listener.mode, Mode::Ipip | Mode::Gue) {
             let identification = &mut self.shared.identification;
-            tunnel::encapsulate_usual::<A, P>(packet, parsed, listener, backend, lookup.hash, identification)
+            tunnel::encapsulate_usual::<A, P>(packet, lookup, listener, backend, identification)
         } else {
             let server = (A::from_bits(backend.address), backend.serves(tuple.dst_port));
             let source = if listener.mode == Mode::Nat {
@@ -96,7 +103,7 @@ where
         if entry.last_seen() != self.now {
             entry.set_last_seen(self.now);
         }
-        Some(Delivery {
+        *delivery = Some(Delivery {
             listener: entry.listener(),
             backend: entry.backend(),
             l3: LINK_LEN,
@@ -104,6 +111,7 @@ where
             egress: backend.egress,
             next_hop: backend.next_hop,
             fallback: false,
-        })
+        });
+        Some(())
     }
 }

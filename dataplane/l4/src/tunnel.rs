@@ -3,15 +3,16 @@
 use weir_net::encap::{self, Ends, GueUdp, Outer, Tunnel, entropy_port};
 use weir_net::{Family, PacketBuf, Parsed, eth, udp};
 
+use crate::engine::Lookup;
 use crate::entry::Address;
 use crate::services::{Backend, Listener, Mode};
 
 /// Length of the link header that an encapsulated frame starts with.
 pub(crate) const LINK_LEN: u16 = eth::HEADER_LEN as u16;
 /// What `ipip` over IPv4 adds.
-const OVERHEAD_IPIP: u32 = Tunnel::Ipip.overhead(Family::V4) as u32;
+const OVERHEAD_IPIP: usize = Tunnel::Ipip.overhead(Family::V4);
 /// What `gue` over IPv4 adds in variant 1.
-const OVERHEAD_GUE: u32 = OVERHEAD_IPIP + udp::HEADER_LEN as u32;
+const OVERHEAD_GUE: usize = OVERHEAD_IPIP + udp::HEADER_LEN;
 /// RFC 2003 §3.1: the outer TTL is that of a packet that starts here.
 const OUTER_TTL: u8 = 64;
 
@@ -89,44 +90,34 @@ pub(crate) fn encapsulate<P: PacketBuf>(
     }
 }
 
-/// [`encapsulate`] for a usual packet, which may be too long for its way: then nothing has changed.
-#[inline(always)]
+/// [`encapsulate`] for a usual packet, which may be too long for its way: then nothing has changed. (Not part of its caller, which
+/// has no registers to spare; nor is what is known of the packet, which would have to stand in memory.)
+#[inline(never)]
 pub(crate) fn encapsulate_usual<A: Address, P: PacketBuf>(
     packet: &mut P,
-    parsed: &Parsed,
+    lookup: &Lookup,
     listener: &Listener,
     backend: &Backend,
-    hash: u32,
     identification: &mut u16,
 ) -> bool {
-    if !is_usual(listener, backend) {
-        return encapsulate_seldom::<A, P>(packet, parsed.l3_len, listener, backend, hash, identification);
-    }
-    let overhead = if listener.mode == Mode::Gue { OVERHEAD_GUE } else { OVERHEAD_IPIP };
-    if u32::from(parsed.l3_len) + overhead > u32::from(backend.mtu) {
+    let Some(parsed) = A::parsed_usual(packet.data(), lookup.usual_len) else { return false };
+    let is_usual = is_usual(listener, backend);
+    let overhead = match is_usual {
+        true if listener.mode == Mode::Ipip => OVERHEAD_IPIP,
+        true => OVERHEAD_GUE,
+        false => overhead(listener, backend),
+    };
+    if usize::from(parsed.l3_len) + overhead > usize::from(backend.mtu) {
         return false;
     }
     *identification = identification.wrapping_add(1);
-    encapsulate_v4(packet, parsed, listener, backend, hash, *identification)
-}
-
-/// [`encapsulate_usual`] for the tunnels that are not. (It finds out anew what is known of the packet: what is handed on must
-/// stand in memory, and otherwise it need not.)
-#[inline(never)]
-fn encapsulate_seldom<A: Address, P: PacketBuf>(
-    packet: &mut P,
-    l3_len: u16,
-    listener: &Listener,
-    backend: &Backend,
-    hash: u32,
-    identification: &mut u16,
-) -> bool {
-    if usize::from(l3_len) + overhead(listener, backend) > usize::from(backend.mtu) {
-        return false;
+    if is_usual {
+        return encapsulate_v4(packet, &parsed, listener, backend, lookup.hash, *identification);
     }
-    *identification = identification.wrapping_add(1);
-    A::parsed_usual(packet.data(), l3_len)
-        .is_some_and(|parsed| encapsulate_any(packet, &parsed, listener, backend, hash, *identification))
+    // once more: what is handed on must stand in memory, and above it need not
+    A::parsed_usual(packet.data(), lookup.usual_len).is_some_and(|parsed| {
+        encapsulate_any(packet, &parsed, listener, backend, lookup.hash, *identification)
+    })
 }
 
 /// [`encapsulate`] for the usual tunnels: what [`outer`] would say, of which most is known here and folds into constants.
