@@ -424,33 +424,34 @@ fn prepare<A, E, B>(
     lookup.family = A::FAMILY;
     if parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN {
         // else what an earlier packet has left stays there, and nobody looks at it
-        lookup.foreseen = foresee(services, shared, table, tuple);
+        foresee(services, shared, table, tuple, &mut lookup.foreseen);
     }
 }
 
 /// Finds what a new flow will be, and asks for the index line that its reply will be found by. The turn of round-robin is
-/// not known yet.
+/// not known yet. (Writes in place: a copy of what was just written field by field would wait for it.)
 #[inline(never)]
 fn foresee<A, E, B>(
     services: &Services,
     shared: &Shared,
     table: &FlowTable<A, E, B>,
     tuple: Tuple<A>,
-) -> Foreseen
-where
+    foreseen: &mut Foreseen,
+) where
     A: Address,
     E: DerefMut<Target = [A::Entry]>,
     B: DerefMut<Target = [Bucket]>,
 {
+    *foreseen = Foreseen::NOTHING;
     let listener = services.listener_for(tuple.dst.bits(), tuple.protocol, tuple.dst_port);
-    let Some(listener) = listener else { return Foreseen::NOTHING };
-    let mut foreseen = Foreseen { listener: u32::from(listener.index), ..Foreseen::NOTHING };
+    let Some(listener) = listener else { return };
+    foreseen.listener = u32::from(listener.index);
     let turns = services.pool(listener.pool).is_none_or(|pool| pool.algorithm == Algorithm::RoundRobin);
     if turns {
-        return foreseen;
+        return;
     }
-    let Some(index) = shared.select_by_hash(services, listener, &tuple) else { return foreseen };
-    let Some(backend) = services.backend(index) else { return foreseen };
+    let Some(index) = shared.select_by_hash(services, listener, &tuple) else { return };
+    let Some(backend) = services.backend(index) else { return };
     foreseen.backend = index;
     let reply = |to, port| reverse_hash(backend, tuple.dst_port, to, port, tuple.protocol, table.seed());
     if listener.mode == Mode::Nat {
@@ -462,7 +463,6 @@ where
             table.index().prefetch(reply(to, port));
         }
     }
-    foreseen
 }
 
 #[inline(always)]

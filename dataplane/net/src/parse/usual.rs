@@ -48,17 +48,21 @@ pub fn usual_v4(frame: &[u8], options: &ParseOptions) -> Option<Usual<u32>> {
     if word(L3 - 2) & 0xffff_ff00 != u32::from(eth::IPV4) << 16 | 0x4500 {
         return None;
     }
+    let transport = chunk::<{ tcp::HEADER_LEN }>(head, L4)?;
+    let protocol = Protocol(head[L3 + ipv4::field::PROTOCOL]);
+    if is_rare(transport, protocol) {
+        return None;
+    }
     let words = [word(L3), word(L3 + 4), word(L3 + 8), word(L3 + 12), word(L3 + 16)];
     let sum: u64 = words.iter().map(|word| u64::from(*word)).sum();
     let [first, second, third, src, dst] = words;
-    let (l3_len, ttl, protocol) = (first as u16, third >> 24, Protocol((third >> 16) as u8));
+    let (l3_len, ttl) = (first as u16, third >> 24);
     let payload_len = usize::from(l3_len).wrapping_sub(ipv4::HEADER_LEN);
     // RFC 1071: a right header sums to a multiple of 0xffff; not to 0, because the version is not
     let usual = (options.l3_checksum_ok | sum.is_multiple_of(0xffff))
         & (ttl > 1)
         & (second as u16 & (ipv4::MORE_FRAGMENTS | ipv4::FRAGMENT_OFFSET) == 0)
         & (payload_len <= frame.len() - L4);
-    let transport = chunk::<{ tcp::HEADER_LEN }>(head, L4)?;
     if !usual || !is_usual_transport(transport, protocol, payload_len) {
         return None;
     }
@@ -76,13 +80,16 @@ pub fn usual_v6(frame: &[u8]) -> Option<Usual<u128>> {
     if word(L3 - 2) & 0xffff_f000 != u32::from(eth::IPV6) << 16 | 0x6000 {
         return None;
     }
+    let transport = chunk::<{ tcp::HEADER_LEN }>(head, L4)?;
     let second = word(L3 + 4);
     let (payload_len, protocol, hop_limit) = (second >> 16, Protocol((second >> 8) as u8), second & 0xff);
+    if is_rare(transport, protocol) {
+        return None;
+    }
     let payload = payload_len as usize;
     let usual = (hop_limit > 1)
         & (payload_len <= u32::from(u16::MAX) - ipv6::HEADER_LEN as u32)
         & (payload <= frame.len() - L4);
-    let transport = chunk::<{ tcp::HEADER_LEN }>(head, L4)?;
     if !usual || !is_usual_transport(transport, protocol, payload) {
         return None;
     }
@@ -145,16 +152,19 @@ pub fn parsed_usual_v6(frame: &[u8], l3_len: u16) -> Option<Parsed> {
     })
 }
 
-/// Whether this is the start of a well-formed TCP segment in the middle of a connection, or of a well-formed UDP datagram.
+/// Whether this begins or ends a connection: asked first, because such packets come in floods.
+#[inline(always)]
+fn is_rare(header: &[u8; tcp::HEADER_LEN], protocol: Protocol) -> bool {
+    (protocol == Protocol::TCP) & (header[tcp::field::FLAGS] & RARE_FLAGS != 0)
+}
+
+/// Whether this, which is not rare, is the start of a well-formed TCP segment, or of a well-formed UDP datagram.
 #[inline(always)]
 fn is_usual_transport(header: &[u8; tcp::HEADER_LEN], protocol: Protocol, payload_len: usize) -> bool {
     if protocol == Protocol::TCP {
         let header_len = usize::from(header[tcp::field::DATA_OFFSET] >> 4) * 4;
         let flags = header[tcp::field::FLAGS];
-        (header_len >= tcp::HEADER_LEN)
-            & (header_len <= payload_len)
-            & (flags & RARE_FLAGS == 0)
-            & (flags & PLAIN_FLAGS != 0)
+        (header_len >= tcp::HEADER_LEN) & (header_len <= payload_len) & (flags & PLAIN_FLAGS != 0)
     } else {
         let len = usize::from(be16(header[4], header[5]));
         (protocol == Protocol::UDP) & (len >= udp::HEADER_LEN) & (len <= payload_len)
