@@ -9,6 +9,7 @@
 //! /garbage/KIND /bad-chunk/KIND /fat   no HTTP, or too much of it           /gone /gone-reset  no answer at all
 //! /race /parting        the next request, or none, finds the connection closed
 //! /flaky/KEY/N/WHAT     the first N attempts, whichever backend gets them, are WHAT; then the name
+//! CONNECT               200, then bytes come back as they are
 //! /upgrade              101, then bytes come back as they are; a WebSocket's frames as frames
 //! ```
 //! Everything that arrives is remembered, in order.
@@ -330,6 +331,10 @@ impl Talk {
         let what = words.next().unwrap_or_default();
         let rest: Vec<String> = words.collect();
         let number = |at: usize| rest.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        if request.method == "CONNECT" {
+            self.write(format!("HTTP/1.1 200 Connected\r\nX-Backend: {}\r\n\r\n", self.name).as_bytes())?;
+            return self.echo(std::mem::take);
+        }
         // those that don't wait for a body
         match what.as_str() {
             "early" | "early-close" => return self.early(request, what == "early-close"),
@@ -496,12 +501,13 @@ impl Talk {
         };
         let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n";
         self.write(format!("{head}Upgrade: {protocol}\r\n{accept}\r\n").as_bytes())?;
+        if accept.is_empty() { self.echo(std::mem::take) } else { self.echo(websocket::answer) }
+    }
+
+    /// Sends what a function takes from the bytes that came, until no more come.
+    fn echo(&mut self, take: impl Fn(&mut Vec<u8>) -> Vec<u8>) -> std::io::Result<Next> {
         loop {
-            let bytes = if accept.is_empty() {
-                std::mem::take(&mut self.received)
-            } else {
-                websocket::answer(&mut self.received)
-            };
+            let bytes = take(&mut self.received);
             self.write(&bytes)?;
             if !self.read()? {
                 return Ok(Next::End);

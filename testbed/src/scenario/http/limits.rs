@@ -24,7 +24,11 @@ const COLLECTS: u16 = 88;
 const PAGE: &str = "<p>nothing here</p>";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    vec![Scenario::new("http/limits", limits), Scenario::new("http/limits/rate-of-two-workers", two_workers)]
+    vec![
+        Scenario::new("http/limits", limits),
+        Scenario::new("http/limits/rate-of-two-workers", two_workers),
+        Scenario::new("http/limits/memory", memory),
+    ]
 }
 
 fn rate(name: &str, key: &str, scope: &str) -> String {
@@ -270,5 +274,55 @@ fn two_workers(context: &Context) -> Result<()> {
     println!("      {served} were served, {due} were due");
     ensure!((due * 7 / 10..=due + BURST).contains(&served), "{served} were served, {due} were due");
     drop(clients);
+    site.finish()
+}
+
+/// At the ceiling of HTTP's memory newcomers are refused as their listener says, and nothing else fails.
+fn memory(context: &Context) -> Result<()> {
+    const REFUSES: u16 = 80;
+    const RESETS: u16 = 81;
+    let text = Text::new()
+        .listener("refuses", REFUSES, "script", "")
+        .listener("resets", RESETS, "script", "http = { when_full = \"reset\" }\n")
+        .scripted("script", IDLE);
+    let site = Site::start_with(context, text, |config| config.dataplane += "http_memory = \"1MiB\"\n")?;
+    let mut settled = [site.client(REFUSES)?, site.client(RESETS)?];
+    for client in &mut settled {
+        client.get("/who")?.must_be(200, "")?;
+    }
+    // heads that are never complete, each in a buffer of the third size
+    let begun = format!("GET /who HTTP/1.1\r\nHost: a\r\nX-Large: {}", "x".repeat(10_000));
+    let mut hogs = Vec::new();
+    while hogs.len() < 100 {
+        // the last of them come too late, and some of these learn it while they connect
+        let Ok(mut client) = site.client(RESETS) else { break };
+        if client.send(&begun).is_err() {
+            break;
+        }
+        hogs.push(client);
+    }
+    site.until("refusals", 3 * SECOND, |status| status.cause("resets", "memory") > 0)?;
+    site.get(REFUSES, "/who")?.must_be(503, "memory")?;
+    if let Ok(mut late) = site.client(RESETS) {
+        ensure!(late.ended(2 * SECOND)? == End::Reset, "it was not reset");
+    }
+    for _ in 0..20 {
+        for client in &mut settled {
+            client.get("/who")?.must_be(200, "")?;
+        }
+    }
+    let large = settled[0].get("/bytes/300000")?;
+    ensure!(large.status == 200 && large.body.len() == 300_000, "{} bytes", large.body.len());
+    drop(hogs);
+    for port in [REFUSES, RESETS] {
+        wait_for("room for newcomers", 3 * SECOND, || {
+            let answer = site.client(port).and_then(|mut client| client.get("/who"));
+            Ok(answer.is_ok_and(|answer| answer.status == 200).then_some(()))
+        })?;
+    }
+    let status = site.status()?;
+    let others = status.cause("refuses", "response-missing") + status.cause("resets", "response-missing");
+    ensure!(others == 0, "{}", status.causes_in_words("resets"));
+    drop(settled);
     site.finish()
 }

@@ -20,7 +20,7 @@ use crate::traffic::websocket;
 const WEB: u16 = 80;
 /// Listener of nginx.
 const FILES: u16 = 81;
-/// Listener that allows CONNECT and no upgrades.
+/// Listener that allows CONNECT and no upgrades, and tells backends other things.
 const OTHER: u16 = 82;
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -32,7 +32,7 @@ fn messages(context: &Context) -> Result<()> {
     let text = Text::new()
         .listener("web", WEB, "script", "")
         .listener("files", FILES, "nginx", "")
-        .listener("other", OTHER, "script", "http = { upgrade = false, via = \"off\", forwarded = true, x_forwarded = false, request_id = \"off\" }\n")
+        .listener("other", OTHER, "script", "http = { connect = true, upgrade = false, via = \"off\", forwarded = true, x_forwarded = false, request_id = \"off\" }\n")
         .scripted("script", IDLE)
         .nginx("nginx", IDLE);
     let mut site = Site::start(context, text)?;
@@ -272,6 +272,20 @@ fn connect(site: &mut Site) -> Result<()> {
     let answer = site.ask(WEB, "CONNECT weir.test:443 HTTP/1.1\r\nHost: weir.test:443\r\n\r\n")?;
     answer.must_be(405, "method-refused")?;
     ensure!(site.backends.seen().is_empty(), "a backend saw it");
+    // where it is allowed it is a tunnel, whatever goes through it
+    let mut client = site.client(OTHER)?;
+    client.send("CONNECT weir.test:443 HTTP/1.1\r\nHost: weir.test:443\r\n\r\nahead")?;
+    let answer = client.head()?;
+    ensure!(answer.status == 200 && answer.field("content-length").is_none(), "{answer:?}");
+    ensure!(client.bytes(5)? == b"ahead", "what was sent ahead is lost");
+    let word = "GET / HTTP/1.1\r\n\r\n\x16\x03\x01\0";
+    client.send(word)?;
+    ensure!(client.bytes(word.len())? == word.as_bytes(), "the tunnel changes bytes");
+    ensure!(site.status()?.http("other", "tunnels") == 1, "the tunnel is not counted");
+    client.stream.shutdown(Shutdown::Write)?;
+    ensure!(client.ended(2 * SECOND)? == End::Finished, "a FIN became a RST");
+    let seen = site.backends.seen();
+    ensure!(seen.iter().any(|seen| seen.head.starts_with("CONNECT weir.test:443 HTTP/1.1\r\n")), "{seen:?}");
     Ok(())
 }
 

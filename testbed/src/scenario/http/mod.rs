@@ -9,6 +9,7 @@ mod log;
 mod many;
 mod messages;
 mod pools;
+mod reach;
 mod routes;
 mod slow;
 mod smuggling;
@@ -45,6 +46,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
         smuggling::scenarios(),
         slow::scenarios(),
         many::scenarios(),
+        reach::scenarios(),
     ];
     groups.into_iter().flatten().collect()
 }
@@ -56,7 +58,12 @@ struct Text(String);
 impl Text {
     /// The vip that all listeners share.
     fn new() -> Self {
-        Self(format!("\n[[vip]]\nname = \"web\"\naddress = \"{}\"\n", vip(Family::Ipv4, 1)))
+        Self::of(Family::Ipv4)
+    }
+
+    /// The same, of a family.
+    fn of(family: Family) -> Self {
+        Self(format!("\n[[vip]]\nname = \"web\"\naddress = \"{}\"\n", vip(family, 1)))
     }
 
     /// A listener; its pool where `pool` is not empty.
@@ -75,10 +82,22 @@ impl Text {
     }
 
     /// A pool of backends at a port, by their numbers in the lab, each with more lines.
-    fn pool(mut self, name: &str, lines: &str, port: u16, backends: &[(usize, &str)]) -> Self {
+    fn pool(self, name: &str, lines: &str, port: u16, backends: &[(usize, &str)]) -> Self {
+        self.pool_of(Family::Ipv4, name, lines, port, backends)
+    }
+
+    /// The same, of backends of a family.
+    fn pool_of(
+        mut self,
+        family: Family,
+        name: &str,
+        lines: &str,
+        port: u16,
+        backends: &[(usize, &str)],
+    ) -> Self {
         self.0 += &format!("\n[[pool]]\nname = \"{name}\"\n{lines}");
         for &(number, lines) in backends {
-            let place = SocketAddr::new(backend(Family::Ipv4, number), port);
+            let place = SocketAddr::new(backend(family, number), port);
             let name = backend_name(number);
             self.0 += &format!("\n[[pool.backend]]\nname = \"{name}\"\naddress = \"{place}\"\n{lines}");
         }
@@ -98,6 +117,8 @@ impl Text {
 
 /// A rig with scripted backends beside its nginx.
 struct Site {
+    /// Of the vip.
+    family: Family,
     backends: Backends,
     rig: Rig,
 }
@@ -108,17 +129,28 @@ impl Site {
     }
 
     fn start_with(context: &Context, text: Text, change: impl FnOnce(&mut Config)) -> Result<Self> {
-        let rig = Rig::start_with(context, Io::AfXdp, Vec::new(), |config| {
+        Self::start_as(context, Io::AfXdp, [Family::Ipv4; 2], text, change)
+    }
+
+    /// Through any driver; families of the vip and of the backends.
+    fn start_as(
+        context: &Context,
+        io: Io,
+        [family, of_backends]: [Family; 2],
+        text: Text,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
+        let rig = Rig::start_with(context, io, Vec::new(), |config| {
             config.more = text.0;
             change(config);
         })?;
-        let backends = Backends::start(&rig.lab, Family::Ipv4)?;
-        Ok(Self { backends, rig })
+        let backends = Backends::start(&rig.lab, of_backends)?;
+        Ok(Self { family, backends, rig })
     }
 
     /// Where clients find a listener.
     fn place(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(vip(Family::Ipv4, 1), port)
+        SocketAddr::new(vip(self.family, 1), port)
     }
 
     /// A client of the listener at that port.

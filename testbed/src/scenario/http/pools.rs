@@ -1,7 +1,7 @@
 //! Pools: which backend, over which connection, and how many at once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -14,7 +14,7 @@ use crate::traffic::servers::PROXIED_PORT;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Listeners and pools of the same names, from port 80 on: lines of the listener, lines of the pool.
-const POOLS: [(&str, &str, &str); 13] = [
+const POOLS: [(&str, &str, &str); 14] = [
     ("round-robin", "", "algorithm = \"round-robin\"\nhttp = { idle = \"1s\" }\n"),
     ("by-header", "", "http = { idle = \"1s\", hash = \"header:X-User\" }\n"),
     ("by-cookie", "", "http = { idle = \"1s\", hash = \"cookie:user\" }\n"),
@@ -36,6 +36,7 @@ const POOLS: [(&str, &str, &str); 13] = [
         "",
         "algorithm = \"round-robin\"\nhttp = { idle = \"1s\", panic_threshold = \"50%\", slow_start = \"1s\" }\n",
     ),
+    ("slow-start", "", "algorithm = \"round-robin\"\nhttp = { idle = \"1s\", slow_start = \"2s\" }\n"),
 ];
 const BACKUP: u16 = 100;
 const NARROW: u16 = 101;
@@ -82,6 +83,7 @@ fn pools(context: &Context) -> Result<()> {
     checks.check("no idle connections", none_idle);
     checks.check("old connections", lifetime);
     checks.check("backups", backups);
+    checks.check("slow start", slow_start);
     checks.check("panic threshold", panic_threshold);
     checks.check("queue", queue_of_pool);
     checks.check("PROXY to backends", told);
@@ -241,6 +243,34 @@ fn backups(site: &mut Site) -> Result<()> {
 }
 
 /// Below the threshold all are used, whatever breakers say of them.
+/// Who comes back gets little at first, and its whole share once its time is over.
+fn slow_start(site: &mut Site) -> Result<()> {
+    const ASKED: usize = 120;
+    let mut client = site.client(port("slow-start"))?;
+    let mut share = |site: &Site| -> Result<usize> {
+        site.backends.forget();
+        for _ in 0..ASKED {
+            client.get("/who")?.must_be(200, "")?;
+        }
+        Ok(site.backends.seen().iter().filter(|seen| seen.backend == "app-2").count())
+    };
+    let whole = share(site)?;
+    ensure!(whole == ASKED / 3, "{whole} of {ASKED} before it left");
+    maint(site, "maint", "slow-start/app-2")?;
+    let without = share(site)?;
+    ensure!(without == 0, "{without} of {ASKED} while it is in maintenance");
+    let back = Instant::now();
+    maint(site, "ready", "slow-start/app-2")?;
+    let slow = share(site)?;
+    // a slow machine has let it grow meanwhile
+    let most = if back.elapsed() < SECOND { ASKED / 4 } else { ASKED / 3 };
+    ensure!((1..most).contains(&slow), "{slow} of {ASKED} within {:?} of its return", back.elapsed());
+    std::thread::sleep((2 * SECOND + SECOND / 10).saturating_sub(back.elapsed()));
+    let whole = share(site)?;
+    ensure!(whole == ASKED / 3, "{whole} of {ASKED} once its time is over");
+    Ok(())
+}
+
 fn panic_threshold(site: &mut Site) -> Result<()> {
     let mut client = site.client(port("panic"))?;
     // five failures in a row open the breaker of each
