@@ -139,6 +139,12 @@ columns! {
         HashFallback "hash_fallback",
         /// Packets dropped because no backend could take them.
         NoBackend "no_backend",
+        /// New flows that the listener's list denied: packets.
+        AccessDenied "access_denied",
+        /// New flows beyond a rate: packets.
+        AccessRate "access_rate",
+        /// New flows beyond the limit per source: packets.
+        AccessConnections "access_connections",
     }
 }
 

@@ -6,6 +6,7 @@
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::access::MAX_LISTS;
 use crate::check::{self, value};
 use crate::proxy::ProxyRecord;
 use crate::record::{
@@ -18,8 +19,8 @@ const TABLE_MAGIC: [u8; 8] = *b"WEIRTABL";
 const CHECKSUM_SEED: u64 = 0x7765_6972_5f63_6b73;
 const ID_SEED: u64 = 0x7765_6972_5f69_645f;
 
-/// Most tables that a root may name: node, listeners, pools and listeners of HTTP.
-pub const MAX_TABLES: usize = 2 + MAX_POOLS + MAX_LISTENERS;
+/// Most tables that a root may name: node, listeners, pools, listeners of HTTP, access and its lists.
+pub const MAX_TABLES: usize = 2 + MAX_POOLS + MAX_LISTENERS + 1 + MAX_LISTS;
 /// Largest table, bytes: a pool of 65,534 backends with a large slot table stays below it.
 pub const MAX_TABLE_BYTES: usize = 64 << 20;
 /// Largest root, bytes.
@@ -131,6 +132,10 @@ pub enum TableKind {
     Pool = 3,
     /// [`crate::HttpTable`].
     Http = 4,
+    /// [`crate::AccessTable`].
+    Access = 5,
+    /// [`crate::AccessList`].
+    AccessList = 6,
 }
 
 /// File name of a generation's root.
@@ -148,14 +153,16 @@ pub fn table_name(id: u64) -> String {
     format!("table-{id:016x}")
 }
 
-/// One generation: which tables make it up, in order: node, listeners, pools, listeners of HTTP.
+/// One generation: which tables make it up, in order: node, listeners, pools, listeners of HTTP,
+/// access, its lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
     /// Number of the generation, rising.
     pub generation: u64,
     /// When it was made, for people.
     pub created_unix_ms: u64,
-    /// Exactly one node table, one listeners table, any number of pools, any number of listeners of HTTP.
+    /// Exactly one node table, one listeners table, any number of pools and of listeners of HTTP, one access table at most, and
+    /// any number of its lists.
     pub tables: Vec<TableRef>,
 }
 
@@ -215,10 +222,10 @@ impl Root {
             let fits = match position {
                 0 => table.kind == TableKind::Node as u32,
                 1 => table.kind == TableKind::Listeners as u32,
-                _ => (last..=TableKind::Http as u32).contains(&table.kind),
+                _ => (last..=TableKind::AccessList as u32).contains(&table.kind),
             };
             if !fits {
-                let rule = "must be node, listeners, pools, listeners of HTTP in order";
+                let rule = "must be node, listeners, pools, listeners of HTTP, access, its lists in order";
                 return Err(value(&what(), "kind", u64::from(table.kind), rule));
             }
             last = last.max(table.kind);

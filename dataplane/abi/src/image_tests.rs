@@ -106,7 +106,7 @@ fn another_version_is_named_in_the_error() {
     let mut bytes = Root { generation: 1, created_unix_ms: 0, tables: vec![] }.encode();
     bytes[8] = 9;
     let error = Root::parse(1, &bytes).unwrap_err().to_string();
-    assert_eq!(error, "root-1 has layout version 9, this program reads version 3");
+    assert_eq!(error, format!("root-1 has layout version 9, this program reads version {VERSION}"));
 }
 
 #[test]

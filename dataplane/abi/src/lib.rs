@@ -12,6 +12,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod buffers;
 mod check;
 pub mod columns;
@@ -24,6 +25,7 @@ pub mod proxy;
 pub mod record;
 pub mod text;
 
+pub use access::{AccessList, AccessTable};
 pub use http::HttpTable;
 pub use image::{
     ListenersTable, NodeTable, PoolTable, Root, SnapshotError, TableImage, TableKind, TableRef,

@@ -11,7 +11,7 @@ use crate::proxy::TcpRecord;
 use crate::text::{Name, Text};
 
 /// Version of every record and header here. Raised with each change of a layout or a meaning.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Most workers that a node can have.
 pub const MAX_WORKERS: usize = 64;
 /// Most ports that a node can have.

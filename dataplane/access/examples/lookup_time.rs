@@ -58,7 +58,7 @@ fn main() {
         .map(|_| Rule {
             network: random.next() as u32,
             length: 8 + (random.next() % 25) as u8,
-            deny: random.next() % 4 != 0,
+            deny: !random.next().is_multiple_of(4),
         })
         .collect();
     measure("ipv4, random", &random_v4, &addresses_v4);
@@ -72,7 +72,7 @@ fn main() {
             near =
                 if draw < 4 { random.next() as u32 } else { near.wrapping_add(256 * (1 + draw as u32 % 8)) };
             let length = if draw < 60 { 24 } else { 16 + (random.next() % 8) as u8 };
-            Rule { network: near, length, deny: random.next() % 2 == 0 }
+            Rule { network: near, length, deny: random.next().is_multiple_of(2) }
         })
         .collect();
     measure("ipv4, like routes", &routes, &addresses_v4);
@@ -94,7 +94,11 @@ fn main() {
     let like: Vec<Rule<u128>> = (0..100_000)
         .map(|_| {
             let length = [32, 36, 40, 44, 48, 48, 48, 56, 64][random.next() as usize % 9];
-            Rule { network: draw(&mut random, length), length: length as u8, deny: random.next() % 2 == 0 }
+            Rule {
+                network: draw(&mut random, length),
+                length: length as u8,
+                deny: random.next().is_multiple_of(2),
+            }
         })
         .collect();
     let mut addresses_v6: Vec<u128> = (0..1 << 20).map(|_| draw(&mut random, 128)).collect();
