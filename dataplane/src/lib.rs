@@ -29,6 +29,7 @@ pub mod punt;
 #[cfg(test)]
 mod sample;
 pub mod snapshot;
+mod supervisor;
 pub mod terminate;
 pub mod view;
 pub mod worker;

@@ -21,6 +21,7 @@ use crate::launch::{LaunchError, Place, Running, launch};
 use crate::messages::{FromWorker, ToWorker};
 use crate::neighbour::{Action, NeighbourId, Neighbours};
 use crate::snapshot::Snapshot;
+use crate::supervisor::Supervisor;
 use crate::view::View;
 
 /// Between two rounds. A published generation waits at most this long.
@@ -39,7 +40,9 @@ const REFUSED_LAUNCH: u64 = 3;
 /// Runs the dataplane until `stop`; the process's exit depends on the result.
 pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
     let mut adopter = Adopter::open(place.shared).map_err(LaunchError::control)?;
-    let Some(snapshot) = first_snapshot(place.shared, &mut adopter, stop) else { return Ok(()) };
+    let mut supervisor = Supervisor::default();
+    let first = first_snapshot(place.shared, &mut adopter, &mut supervisor, stop);
+    let Some(snapshot) = first else { return Ok(()) };
     let mut neighbours = Neighbours::new(u64::from(timeout_ms(&snapshot, Timeout::Neighbour)));
     let view = Arc::new(View::build(&snapshot, None, &mut neighbours, now_ms()));
     adopter.set_state(RunState::Starting);
@@ -76,9 +79,12 @@ pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
     management.announce();
     while !stop.load(Ordering::Relaxed) {
         management.round();
+        let Management { adopter, snapshot, .. } = &management;
+        supervisor.running(now_ms(), monotonic_ns(), snapshot.generation, || adopter.control().dataplane());
         std::thread::sleep(ROUND);
     }
     tracing::info!("stopping");
+    Supervisor::stopping();
     management.adopter.set_state(RunState::Stopping);
     management.statistics();
     let lost = management.running.stop();
@@ -97,12 +103,18 @@ fn timeout_ms(snapshot: &Snapshot, timeout: Timeout) -> u32 {
 }
 
 /// The published generation, or where it does not verify the newest that does; waits for one.
-fn first_snapshot(directory: &SegmentDir, adopter: &mut Adopter, stop: &AtomicBool) -> Option<Snapshot> {
+fn first_snapshot(
+    directory: &SegmentDir,
+    adopter: &mut Adopter,
+    supervisor: &mut Supervisor,
+    stop: &AtomicBool,
+) -> Option<Snapshot> {
     let mut said = false;
     adopter.set_state(RunState::Waiting);
     let mut tried = u64::MAX;
     while !stop.load(Ordering::Relaxed) {
         adopter.beat(monotonic_ns());
+        supervisor.waiting(now_ms());
         let published = adopter.published();
         if published != tried {
             tried = published;

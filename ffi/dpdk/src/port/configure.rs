@@ -165,8 +165,9 @@ pub enum ConfigureError {
 fn hint(device: &DeviceSpec) -> &'static str {
     match device {
         DeviceSpec::AfXdp(_) => {
-            "; has the pool 4,096 packets or more per queue, and is no other process, or one that has just ended, \
-             receiving from this interface through AF_XDP?"
+            "; has the pool 4,096 packets or more per queue, has the process CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and \
+             CAP_SYS_ADMIN (or root), and is no other process, or one that has just ended, receiving from this interface \
+             through AF_XDP?"
         }
         _ => "",
     }
