@@ -85,10 +85,12 @@ impl<B: Buffer> Engine<B> {
         let Some(mut work) = self.work(slot, now) else { return };
         let before = work.c.state;
         let outcome = work.segment(buffer, segment, tx);
+        // what is over sends nothing more but a RST, which sees to itself
+        let has_to_send = matches!(outcome, Outcome::Alive | Outcome::Refuse) && !work.is_at_rest();
         let c = &mut *work.c;
         let (after, flags) = (c.state, c.flags);
         let has_news = !c.events.is_empty() && !flags.has(Flags::NEWS);
-        c.flags.set(Flags::READY);
+        c.flags.put(Flags::READY, has_to_send || flags.has(Flags::READY));
         c.flags.put(Flags::NEWS, has_news || flags.has(Flags::NEWS));
         if before != after {
             self.entered(slot, before, after);
@@ -96,7 +98,7 @@ impl<B: Buffer> Engine<B> {
         if has_news {
             self.news.push_back(slot);
         }
-        if !flags.has(Flags::READY) {
+        if has_to_send && !flags.has(Flags::READY) {
             self.ready.push(slot);
         }
         if outcome != Outcome::Alive {

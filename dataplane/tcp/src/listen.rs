@@ -249,8 +249,21 @@ impl<B: Buffer> Engine<B> {
         if opened {
             self.counters.fast_open_accepted += 1;
             self.accept_early(slot, buffer, segment, now, tx);
+            // the application may have an answer to go with it
+            return self.mark_ready(slot);
         }
-        self.mark_ready(slot);
+        self.answer_syn(slot, now, tx);
+    }
+
+    /// Sends the SYN+ACK at once, since nothing can come to go with it.
+    fn answer_syn(&mut self, slot: u32, now: Instant, tx: &mut impl Transmit<B>) {
+        let identification = self.next_identification();
+        let Some(mut work) = self.work(slot, now) else { return };
+        if !work.send_syn(identification, tx) {
+            return self.mark_ready(slot);
+        }
+        let at = work.c.retransmit_at;
+        self.arm(slot, at);
     }
 
     /// RFC 7413 §4.2: whether the data of a SYN may be taken. A client that asks gets a cookie.

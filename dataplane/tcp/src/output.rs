@@ -459,7 +459,7 @@ impl<B: Buffer> Work<'_, B> {
     }
 
     /// The SYN of a connection that we open, or the SYN+ACK of one that the peer does; both again when their timer says so.
-    fn send_syn(&mut self, id: u16, tx: &mut impl Transmit<B>) -> bool {
+    pub(crate) fn send_syn(&mut self, id: u16, tx: &mut impl Transmit<B>) -> bool {
         let c = &mut *self.c;
         let is_answer = c.state == State::SynReceived;
         let is_again = c.snd_nxt != c.snd_una;

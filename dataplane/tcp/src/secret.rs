@@ -95,7 +95,7 @@ enum Purpose {
 #[derive(Clone)]
 pub struct Secrets {
     seed: [u8; 32],
-    connection: sip128::SipHasher24,
+    connection: SipHasher24,
     /// The key for cookies whose counter is at least `cookie_since`.
     cookie: SipHasher24,
     cookie_since: u64,
@@ -118,7 +118,7 @@ impl Secrets {
     pub fn new(seed: [u8; 32]) -> Self {
         let key = |purpose| SipHasher24::new_with_key(&derive(&seed, purpose, 0));
         Self {
-            connection: sip128::SipHasher24::new_with_key(&derive(&seed, Purpose::Connection, 0)),
+            connection: key(Purpose::Connection),
             cookie: key(Purpose::SynCookie),
             cookie_since: 0,
             cookie_before: key(Purpose::SynCookie),
@@ -136,17 +136,19 @@ impl Secrets {
     /// connection; the same addresses and ports get the same one, so that a successor's timestamps are later.
     #[inline]
     pub fn connection(&self, local: Endpoint, remote: Endpoint, now: Instant) -> (SeqNumber, u32) {
-        let hash = self.connection_hash(local, remote);
-        (SeqNumber((hash.h1 as u32).wrapping_add((now.0 >> 2) as u32)), hash.h2 as u32)
+        let (isn, offset) = self.connection_hash(local, remote);
+        (SeqNumber(isn.wrapping_add((now.0 >> 2) as u32)), offset)
     }
 
+    /// For the initial sequence number, and for the offset: halves of one hash, of which neither tells the other.
     #[inline]
-    fn connection_hash(&self, local: Endpoint, remote: Endpoint) -> sip128::Hash128 {
-        if local.is_v4() {
+    fn connection_hash(&self, local: Endpoint, remote: Endpoint) -> (u32, u32) {
+        let hash = if local.is_v4() {
             self.connection.hash(&tuple_v4(local, remote))
         } else {
             self.connection.hash(&tuple_v6(local, remote))
-        }
+        };
+        (hash as u32, (hash >> 32) as u32)
     }
 
     /// A cookie for a SYN of `peer_isn` (RFC 4987 §3.6). The number does not grow with time as RFC 6528 wants it: a
@@ -162,7 +164,7 @@ impl Secrets {
         let counter = now.0 / COOKIE_PERIOD_US;
         let kept = asked.timestamps.then(|| option_bits(asked));
         let timestamp = kept.map(|bits| {
-            let clock = now.milliseconds().wrapping_add(self.connection_hash(local, remote).h2 as u32);
+            let clock = now.milliseconds().wrapping_add(self.connection_hash(local, remote).1);
             let timestamp = clock & !((1 << OPTION_BITS) - 1) | bits;
             // Never ahead of the clock: the connection's next timestamp must not be earlier.
             if timestamp.wrapping_sub(clock) as i32 > 0 {
@@ -199,7 +201,7 @@ impl Secrets {
             window_scale: (shift != NO_WINDOW_SCALE).then_some(shift as u8),
             sack: bits & SACK_BIT != 0,
             ecn: bits & ECN_BIT != 0,
-            timestamp_offset: kept.map(|_| self.connection_hash(local, remote).h2 as u32),
+            timestamp_offset: kept.map(|_| self.connection_hash(local, remote).1),
         })
     }
 
@@ -402,8 +404,8 @@ mod tests {
         let (secrets, now) = (secrets(), Instant(1_000_000_000));
         let without = Asked { timestamps: false, ..ASKED };
         for (endpoints, iss, offset, plain, cookie, timestamp) in [
-            (V4, 0x1990_49d5, 0x3694_98f7, 0xe1ab_16e7, 0xe68f_ca07, 0x36a3_db17),
-            (V6, 0x15c1_54d6, 0xa448_9068, 0xeb5e_8867, 0xed49_eadb, 0xa457_d297),
+            (V4, 0x8ab6_ea26, 0xfb36_fec7, 0xe1ab_16e7, 0xe68f_ca07, 0xfb46_40d7),
+            (V6, 0xbf16_9856, 0xfc7d_5eb4, 0xeb5e_8867, 0xed49_eadb, 0xfc8c_a0d7),
         ] {
             let (local, remote) = endpoints;
             assert_eq!(secrets.connection(local, remote, now), (SeqNumber(iss), offset));

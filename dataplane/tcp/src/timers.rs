@@ -102,7 +102,14 @@ impl Connection {
 }
 
 impl<B: Buffer> Work<'_, B> {
+    /// Whether a look at what may be sent would find nothing, and the wheel comes in time.
+    #[inline(always)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.has_nothing_due() && self.deadline().is_none_or(|at| self.c.link.is_armed_by(at))
+    }
+
     /// Whether a look at what may be sent would find nothing.
+    #[inline(always)]
     fn has_nothing_due(&self) -> bool {
         let c = &*self.c;
         let due = Flags::ACK_NOW
