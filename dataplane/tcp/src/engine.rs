@@ -438,13 +438,6 @@ impl<B: Buffer> Engine<B> {
         None
     }
 
-    /// The token of the connection whose news come behind so many others, so that what belongs to it can be asked for ahead.
-    #[inline]
-    pub fn upcoming(&self, ahead: usize) -> Option<u32> {
-        let slot = *self.news.get(ahead)?;
-        Some(self.slab.at(slot)?.token)
-    }
-
     /// A listener, and how many clients it has given up since the last call that named it because their handshake was not complete in
     /// time. The application never saw them.
     #[inline]
