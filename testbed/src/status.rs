@@ -91,6 +91,29 @@ pub(crate) struct Counted {
     /// Of a listener: HTTP.
     #[serde(default)]
     pub(crate) http: Option<Http>,
+    /// Of a port: its way to the kernel.
+    #[serde(default)]
+    pub(crate) exception: Option<Exception>,
+}
+
+/// A port's way to the kernel.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Exception {
+    /// Whether the dataplane has the interface.
+    pub(crate) attached: bool,
+    /// What the control process says of its addresses and routes.
+    #[serde(default)]
+    pub(crate) kernel: Option<String>,
+    /// Its counters.
+    #[serde(default)]
+    pub(crate) counters: Counters,
+}
+
+impl Exception {
+    /// A counter.
+    pub(crate) fn count(&self, name: &str) -> u64 {
+        self.counters.get(name).copied().unwrap_or(0)
+    }
 }
 
 /// A pool.

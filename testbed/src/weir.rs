@@ -77,7 +77,8 @@ impl Weir {
     ) -> Result<Self> {
         let path = run.path("weir.toml");
         std::fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
-        let mut ctlplane = ctlplane_program(run, binaries, &path);
+        // the kernel's interfaces are in the dataplane's namespace
+        let mut ctlplane = ctlplane_program(run, binaries, &path).within(&lab.lb);
         ctlplane.stays = options.stays;
         let mut dataplane = Program::new(
             "weir-dataplane",

@@ -7,6 +7,7 @@ mod capture;
 mod carry;
 mod change;
 mod crash;
+mod exception;
 mod flood;
 mod fuzzing;
 mod hostile;
@@ -97,6 +98,7 @@ fn all() -> Vec<Scenario> {
         size::scenarios(),
         change::scenarios(),
         crash::scenarios(),
+        exception::scenarios(),
         workers::scenarios(),
         raw::scenarios(),
         flood::scenarios(),
