@@ -23,6 +23,9 @@ use crate::api::{
 use crate::engine::{ACK_LIMIT, BackendChange, Change, Engine, EngineError, Options};
 use crate::exception::{self, Exceptions};
 use crate::explain;
+use crate::health::listing::Listing;
+use crate::health::targets::targets;
+use crate::health::{self, Health};
 use crate::publish::instance_directory;
 use crate::socket::{Access, Groups, SocketError, Sockets, socket_path};
 use crate::state::{BackendEntry, Phase};
@@ -71,6 +74,8 @@ struct Daemon {
     log: RefCell<Option<AccessLog>>,
     /// Absent where its thread can't be started: the kernel's interfaces stay as they are.
     exceptions: Option<Exceptions>,
+    /// Absent where its thread can't be started: backends stay as they are.
+    health: RefCell<Option<Health>>,
 }
 
 impl Daemon {
@@ -86,16 +91,22 @@ impl Daemon {
         let exceptions = Exceptions::start(exception::wanted(engine.model()))
             .map_err(|error| tracing::error!("the exception path is not kept in order: {error}"))
             .ok();
-        Self { engine: Mutex::new(engine), log: RefCell::new(log), exceptions }
+        let health = Health::start(targets(engine.model(), &engine.state().indices), engine.down())
+            .map_err(|error| tracing::error!("no health checks: {error}"))
+            .ok();
+        Self { engine: Mutex::new(engine), log: RefCell::new(log), exceptions, health: RefCell::new(health) }
     }
 
-    /// The access log and the kernel's interfaces are as the configuration in force wants them.
+    /// The access log, the kernel's interfaces and what is probed are as the configuration in force wants them.
     fn set_log(&self, engine: &Engine) {
         if let Some(log) = self.log.borrow_mut().as_mut() {
             log.set(engine.model().access_log.as_ref());
         }
         if let Some(exceptions) = &self.exceptions {
             exceptions.set(exception::wanted(engine.model()));
+        }
+        if let Some(health) = self.health.borrow_mut().as_mut() {
+            health.set(targets(engine.model(), &engine.state().indices));
         }
     }
 
@@ -117,6 +128,11 @@ async fn serve(engine: Engine, run_dir: &Path, groups: &Groups) -> Result<(), Da
     tracing::info!("generation {}, listening on {}", engine.generation(), path.display());
     supervisor::ready(&in_force(&engine));
     let daemon = Rc::new(Daemon::new(engine));
+    let verdicts = daemon.health.borrow().as_ref().map(Health::verdicts);
+    if let Some(verdicts) = verdicts {
+        let daemon = daemon.clone();
+        tokio::task::spawn_local(async move { health::follow(&daemon.engine, &verdicts).await });
+    }
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -254,6 +270,14 @@ async fn route(daemon: &Daemon, request: Request<Incoming>) -> Result<Answer, Re
             let backends = Backends { schema: SCHEMA, pools: status.pools, missing: status.missing };
             Ok(json(StatusCode::OK, &backends))
         }
+        (&Method::GET, ["v1", "health"]) => {
+            let answered = daemon.health.borrow().as_ref().map(Health::listing);
+            let backends = match answered {
+                Some(answered) => answered.await,
+                None => Vec::new(),
+            };
+            Ok(json(StatusCode::OK, &Listing { schema: SCHEMA, backends }))
+        }
         (&Method::POST, ["v1", endpoint @ ("apply" | "check")]) => {
             let dry_run = query.dry_run || *endpoint == "check";
             let text = String::from_utf8(read_body(body).await?).map_err(|_| {
@@ -300,7 +324,11 @@ async fn route(daemon: &Daemon, request: Request<Incoming>) -> Result<Answer, Re
             })?;
             set_backend(engine, &pool, &backend, &request).await
         }
-        (_, ["v1", "status" | "backends" | "apply" | "check" | "explain"] | ["v1", "backends", _, _]) => {
+        (
+            _,
+            ["v1", "status" | "health" | "backends" | "apply" | "check" | "explain"]
+            | ["v1", "backends", _, _],
+        ) => {
             let message = format!("{} is not allowed on {}", parts.method, parts.uri.path());
             Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, message))
         }

@@ -184,13 +184,14 @@ impl Engine {
         if state.indices.pools.is_empty() && state.indices.listeners.is_empty() {
             crate::recover::take_over_indices(&snapshots, &mut state);
         }
+        let down = crate::recover::take_over_health(&snapshots, &model);
         let mut engine = Self {
             options,
             store,
             state,
             model,
             cache: TableCache::default(),
-            down: Down::new(),
+            down,
             snapshots,
             quiet: QuietTimers::default(),
             repaired: 0,

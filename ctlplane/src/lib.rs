@@ -18,6 +18,7 @@ pub mod diagnostic;
 pub mod engine;
 pub mod exception;
 pub mod explain;
+pub mod health;
 pub mod machine;
 pub mod model;
 pub mod plan;

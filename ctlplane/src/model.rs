@@ -8,6 +8,7 @@ use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
 use weir_l7::http::rules::{HttpListener, HttpPool};
 
 use crate::access_log;
+use crate::health::check::Check;
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +158,12 @@ pub struct Pool {
     pub send_proxy: SendProxy,
     /// How HTTP uses them.
     pub http: HttpPool,
+    /// How backends are probed.
+    pub health: Option<Arc<Check>>,
+    /// Where fewer percent of the backends that may serve are up, health is ignored; 0: where none is; `None`: never.
+    pub panic_percent: Option<u8>,
+    /// Over this a backend that is up again comes back to its weight; 0 = at once.
+    pub slow_start_ms: u32,
     /// In the order of the file.
     pub backends: Vec<Backend>,
 }

@@ -8,6 +8,8 @@ use weir_abi::image::MAX_TABLE_BYTES;
 use weir_abi::record::{AdminState, BackendRecord, Mode};
 use weir_abi::{ListenersTable, PoolTable, Root, TableKind, table_name};
 
+use crate::compile::down::Down;
+use crate::model::Model;
 use crate::publish::Snapshots;
 use crate::state::{BackendEntry, ListenerEntry, Phase, PoolEntry, State};
 
@@ -38,6 +40,24 @@ pub(crate) fn take_over_indices(snapshots: &Snapshots, state: &mut State) {
         });
     }
     indices.revision += 1;
+}
+
+/// What the published generation says of health, of pools that are probed: true until they are probed again.
+pub(crate) fn take_over_health(snapshots: &Snapshots, model: &Model) -> Down {
+    let mut down = Down::new();
+    let Some(root) = snapshots.current() else { return down };
+    let probed = |name: &str| model.pools.iter().any(|pool| pool.name == name && pool.health.is_some());
+    for (_, table) in pools(snapshots, &root) {
+        let pool = table.pool.name.as_str();
+        if !probed(pool) {
+            continue;
+        }
+        for backend in table.backends.iter().filter(|backend| backend.down != 0) {
+            let reason = "was down when weir-ctlplane started".to_owned();
+            down.entry(pool.to_owned()).or_default().insert(backend.name.as_str().to_owned(), reason);
+        }
+    }
+    down
 }
 
 fn backend(record: &BackendRecord, generation: u64) -> Option<BackendEntry> {

@@ -3,6 +3,7 @@
 //! Missing or wrong fields were reported already and are `None` here, so that validation can go on with the rest.
 
 pub mod exception;
+pub mod health;
 pub mod http;
 pub mod http_pool;
 pub mod proxy;
@@ -176,6 +177,12 @@ pub struct Pool {
     pub slots: Option<Located<u32>>,
     /// `on_down`.
     pub on_down: Option<Located<OnDown>>,
+    /// `panic_threshold`, percent; `None` inside = off.
+    pub panic_threshold: Option<Located<Option<u8>>>,
+    /// `slow_start`; 0 = off.
+    pub slow_start: Option<Located<Duration>>,
+    /// `[pool.health_check]`.
+    pub health_check: Option<health::HealthCheck>,
     /// What is for listeners of mode `proxy`.
     pub upstream: proxy::Upstream,
     /// `[[pool.backend]]`.
@@ -230,7 +237,7 @@ pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Schema> {
         schema.access_log = Some(http::read_access_log(table));
     });
     reader.not_built("bgp", "remove [bgp]: route the vips to this node statically");
-    reader.not_built("health", "remove [health]: set a backend's state by hand (weir backend drain)");
+    reader.misplaced("health", "there is no [health]", "write [pool.health_check] below the pool");
     reader.finish();
     Some(schema)
 }
@@ -498,13 +505,16 @@ fn read_pool(table: &mut TableReader<'_, '_>) -> Pool {
         ("least-conn", Algorithm::LeastConn),
         ("random-two", Algorithm::RandomTwo),
     ];
-    table.not_built("health", "remove it: set a backend's state by hand (weir backend drain)");
+    table.misplaced("health", "health is not a field of a pool", "write [pool.health_check]");
     Pool {
         span: table.span(),
         name,
         algorithm: table.word("algorithm", &algorithms, &["least-latency", "ring-hash"]),
         slots: table.integer("slots", 2, weir_balance::maglev::MAX_SLOTS, "slots, a prime number"),
         on_down: table.word("on_down", ON_DOWN, &[]),
+        panic_threshold: health::read_panic_threshold(table),
+        slow_start: health::read_slow_start(table),
+        health_check: health::read(table),
         upstream: proxy::read_upstream(table),
         backends: table.tables("backend", "pool.backend", read_backend),
     }
@@ -514,7 +524,7 @@ fn read_backend(table: &mut TableReader<'_, '_>) -> Backend {
     let name = read_name(table);
     table.require("address", "\"198.18.1.11:8080\"");
     let states = [("ready", AdminState::Ready), ("drain", AdminState::Drain), ("maint", AdminState::Maint)];
-    table.not_built("health", "remove it: set a backend's state by hand (weir backend drain)");
+    table.misplaced("health", "health is not a field of a backend", "its pool's [pool.health_check] is for all its backends");
     Backend {
         name,
         address: table.parsed(

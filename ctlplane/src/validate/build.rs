@@ -11,11 +11,13 @@ use weir_balance::round_robin::DEFAULT_MAX_LEN;
 
 use weir_l7::http::rules::{HttpListener, HttpPool};
 
-use super::DEFAULT_MTU;
+use super::{DEFAULT_MTU, health};
 use crate::access_log;
 use crate::diagnostic::Located;
+use crate::health::check::{Check, Through};
 use crate::model::{self, Model};
 use crate::schema::exception;
+use crate::schema::health::HealthCheck;
 use crate::schema::{self, Schema};
 use crate::units::network;
 
@@ -40,6 +42,12 @@ pub(super) const DEFAULT_IDLE: Duration = Duration::from_millis(ProxyRecord::DEF
 const DEFAULT_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(75);
 /// As Linux.
 const DEFAULT_KEEP_ALIVE_PROBES: u32 = 9;
+/// Width of the window of a probe.
+const DEFAULT_JITTER_PERCENT: u8 = 10;
+/// Successes in a row that make a backend up.
+const DEFAULT_RISE: u8 = 2;
+/// Failures in a row that make it down.
+const DEFAULT_FALL: u8 = 3;
 /// How long a connection may wait in a queue.
 const DEFAULT_QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -232,6 +240,28 @@ fn build_tcp(tcp: &schema::proxy::Tcp, default: TcpRecord) -> TcpRecord {
     }
 }
 
+fn build_check(check: &HealthCheck) -> Option<Check> {
+    let interval = check.interval.as_ref().map_or(health::DEFAULT_INTERVAL, |interval| interval.value);
+    let number =
+        |field: &Option<Located<u32>>, default: u8| field.as_ref().map_or(default, |f| f.value as u8);
+    let fast = check.fast_interval.as_ref().map_or_else(|| health::default_fast(interval), |fast| fast.value);
+    let timeout = check.timeout.as_ref().map(|timeout| timeout.value);
+    Some(Check {
+        kind: check.kind.as_ref()?.value.clone(),
+        interval,
+        jitter_percent: check.jitter.as_ref().map_or(DEFAULT_JITTER_PERCENT, |jitter| jitter.value),
+        fast_interval: fast.min(interval),
+        timeout: timeout.unwrap_or_else(|| health::default_timeout(interval)),
+        rise: number(&check.rise, DEFAULT_RISE),
+        fall: number(&check.fall, DEFAULT_FALL),
+        port: check.port.as_ref().map(|port| port.value as u16),
+        address: check.address.as_ref().map(|address| address.value),
+        source: check.source.as_ref().map(|source| source.value),
+        initially_down: check.initial.as_ref().is_some_and(|initial| initial.value),
+        through: check.through.as_ref().map_or(Through::Auto, |through| through.value),
+    })
+}
+
 fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
     let backends = pool
         .backends
@@ -255,13 +285,24 @@ fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
         Algorithm::RoundRobin | Algorithm::LeastConn | Algorithm::RandomTwo => DEFAULT_MAX_LEN as u32,
         Algorithm::Maglev | Algorithm::SourceHash => DEFAULT_SLOTS,
     };
+    let slow_start_ms = pool.slow_start.as_ref().map_or(0, |time| milliseconds(time.value));
+    let mut http = HttpPool { backups, ..pool.upstream.http.rules.clone() };
+    if http.slow_start_ms == 0 {
+        http.slow_start_ms = slow_start_ms;
+    }
     Some(Arc::new(model::Pool {
         name: pool.name.as_ref()?.value.clone(),
         algorithm,
         slots: pool.slots.as_ref().map_or(default_slots, |slots| slots.value),
         upstream: build_tcp(&pool.upstream.tcp, TcpRecord::POOL),
         send_proxy: pool.upstream.send_proxy.as_ref().map_or(SendProxy::Off, |send| send.value),
-        http: HttpPool { backups, ..pool.upstream.http.rules.clone() },
+        http,
+        health: match &pool.health_check {
+            Some(check) => Some(Arc::new(build_check(check)?)),
+            None => None,
+        },
+        panic_percent: pool.panic_threshold.as_ref().map_or(Some(0), |threshold| threshold.value),
+        slow_start_ms,
         backends,
     }))
 }

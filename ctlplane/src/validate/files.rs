@@ -17,12 +17,19 @@ type Content = Result<Arc<[u8]>, (String, &'static str)>;
 #[derive(Debug, Default)]
 pub struct Files {
     read: HashMap<String, Content>,
+    is_kept: bool,
 }
 
 impl Files {
     /// Files whose contents were kept when their configuration was applied: the disk is asked for others only.
     pub fn kept(bodies: &Bodies) -> Self {
-        Self { read: bodies.iter().map(|(path, content)| (path.clone(), Ok(content.clone()))).collect() }
+        let read = bodies.iter().map(|(path, content)| (path.clone(), Ok(content.clone()))).collect();
+        Self { read, is_kept: true }
+    }
+
+    /// Whether the configuration was applied before, with all that it names: files that are gone since keep it from nothing.
+    pub(super) fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     /// The contents, to be kept.

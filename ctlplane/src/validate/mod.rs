@@ -5,6 +5,7 @@
 mod build;
 mod exception;
 mod files;
+mod health;
 mod http;
 mod listeners;
 mod memory;
@@ -58,6 +59,7 @@ fn validate(
     rules.exceptions();
     rules.pools();
     rules.listeners();
+    rules.health_checks(files);
     rules.proxied_pools();
     rules.http_pools(&routes::pools_of_http(&schema));
     let http = rules.http(files);
