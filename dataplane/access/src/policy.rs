@@ -232,7 +232,7 @@ impl Policy {
         if self.list.as_ref().is_some_and(|(_, list)| list.denies(source)) {
             return Err(Refusal::Denied);
         }
-        if self.counts_flows() && self.flows_of(source) >= self.connections_per_source {
+        if !self.has_room(source) {
             return Err(Refusal::Connections);
         }
         if self.rates.rules.is_empty() || self.take(source, now_ns) { Ok(()) } else { Err(Refusal::Rate) }
@@ -251,6 +251,12 @@ impl Policy {
                 self.shared.buckets.take(self.shared.seed.hash(what, source), rule.limit, now_ns)
             }
         })
+    }
+
+    /// Whether a source has fewer flows than it may.
+    #[inline]
+    pub fn has_room(&self, source: u128) -> bool {
+        !self.counts_flows() || self.flows_of(source) < self.connections_per_source
     }
 
     /// Flows of a source that are counted.

@@ -14,12 +14,13 @@
 use std::ops::DerefMut;
 use std::sync::Arc;
 
+use weir_access::Refusal;
 use weir_net::hash::StableKey;
 use weir_net::{Kind, PacketBuf, ParseOptions, Parsed, Usual, icmp_reply, tcp, usual_v4, usual_v6};
 
 use crate::entry::{Address, EntryV4, EntryV6, Tuple};
 use crate::fragment::{Datagram, Fragments};
-use crate::identity::{purge, recover, reverse_hash};
+use crate::identity::{count_sources, purge, recover, reverse_hash};
 use crate::lane::{Lane, Shared, tuple_of};
 use crate::rate::RateLimit;
 use crate::services::{Algorithm, Mode, Services};
@@ -58,6 +59,10 @@ pub trait Accounts {
     fn reset_sent(&mut self, listener: u16, backend: u32);
     /// A packet found no backend that could take it.
     fn no_backend(&mut self, listener: u16);
+    /// A packet would have begun a flow that may not be.
+    fn refused(&mut self, listener: u16, refusal: Refusal) {
+        let _ = (listener, refusal);
+    }
 }
 
 /// Why a flow ended.
@@ -169,7 +174,8 @@ impl<M: Memory> Engine<M> {
         let fragments = Fragments::new(seed[0] ^ seed[1].rotate_left(17));
         let replies = RateLimit::new(services.icmp_rate);
         let key = key_of(&services);
-        let shared = Shared { snat, cursors: Vec::new(), replies, key, identification: seed[0] as u16 };
+        let (cursors, identification) = (Vec::new(), seed[0] as u16);
+        let shared = Shared { snat, cursors, replies, key, identification, now_ns: 0 };
         (Self { services, shared, v4, v6, fragments }, recovery)
     }
 
@@ -181,10 +187,24 @@ impl<M: Memory> Engine<M> {
             purge(&self.services, &services, &mut self.v4, accounts);
             purge(&self.services, &services, &mut self.v6, accounts);
         }
+        if services.counts_anew(&self.services) {
+            count_sources(&services, &self.v4);
+            count_sources(&services, &self.v6);
+        }
         self.shared.key = key_of(&services);
         self.shared.replies.set_rate(services.icmp_rate);
         self.shared.snat.adopt(&services);
         std::mem::replace(&mut self.services, services)
+    }
+
+    /// Tells the time, by a clock that all workers share: rates of new flows go by it, so a millisecond late is early enough.
+    pub fn set_clock(&mut self, now_ns: u64) {
+        self.shared.now_ns = now_ns;
+    }
+
+    /// Whether a connection of a listener that ends here may begin: what [`Engine::process`] asks of flows itself.
+    pub fn admit(&self, listener: u16, source: u128) -> Result<(), Refusal> {
+        self.services.policy(listener).map_or(Ok(()), |policy| policy.admit(source, self.shared.now_ns))
     }
 
     /// The generation in use.

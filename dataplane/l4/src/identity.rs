@@ -30,7 +30,25 @@ where
     for (_, flow) in table.flows() {
         accounts.flow_created(flow.listener, flow.backend);
     }
+    count_sources(services, &table);
     (table, recovery)
+}
+
+/// Counts all flows of listeners with a limit per source, where none of them is counted yet.
+pub(crate) fn count_sources<A, E, B>(services: &Services, table: &FlowTable<A, E, B>)
+where
+    A: Address,
+    E: DerefMut<Target = [A::Entry]>,
+    B: DerefMut<Target = [Bucket]>,
+{
+    if !services.policies().any(|(_, policy)| policy.counts_flows()) {
+        return;
+    }
+    for (_, flow) in table.flows() {
+        if let Some(policy) = services.policy(flow.listener) {
+            policy.opened(flow.client.bits());
+        }
+    }
 }
 
 /// Hash of a flow's forward tuple and, where replies are seen, of its reverse one.
@@ -126,5 +144,8 @@ pub(crate) fn end<A, E, B>(
     let forward = forward_tuple(listener, &flow).hash(table.seed());
     if table.remove(slot, forward).is_some() {
         accounts.flow_ended(flow.listener, flow.backend, why);
+        if let Some(policy) = services.policy(flow.listener) {
+            policy.closed(flow.client.bits());
+        }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::ops::DerefMut;
 
+use weir_access::Policy;
 use weir_net::hash::StableKey;
 use weir_net::{Kind, PacketBuf, Parsed, Protocol, icmp_reply, tcp, tcp_reset};
 
@@ -27,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) replies: RateLimit,
     pub(crate) key: StableKey,
     pub(crate) identification: u16,
+    /// See [`crate::engine::Engine::set_clock`].
+    pub(crate) now_ns: u64,
 }
 
 #[inline]
@@ -329,6 +332,11 @@ where
             u16::try_from(lookup.foreseen.listener).ok().and_then(|index| services.listener(index));
         let found = || services.listener_for(destination, tuple.protocol, tuple.dst_port);
         if let Some(listener) = listener.or_else(found) {
+            if let Some(policy) = services.policy(listener.index)
+                && let Some(refused) = self.refused(policy, listener, &tuple)
+            {
+                return refused;
+            }
             return self.begin(packet, parsed, &tuple, lookup, listener, None);
         }
         let ends_here = services.has_proxy() && tuple.protocol == Protocol::TCP.0;
@@ -421,6 +429,9 @@ where
         };
         if self.insert(&flow, hash) {
             self.accounts.flow_created(listener.index, index);
+            if let Some(policy) = services.policy(listener.index) {
+                policy.opened(tuple.src.bits());
+            }
         } else if listener.mode.sees_replies() {
             return Verdict::Drop(DropReason::TableFull);
         } else {
@@ -432,6 +443,17 @@ where
             way.fallback = true;
         }
         self.deliver(packet, parsed, &way)
+    }
+
+    /// What becomes of a packet whose flow may not begin. Of connections that end here, the terminator asks: their segments all
+    /// come this way.
+    fn refused(&mut self, policy: &Policy, listener: &Listener, tuple: &Tuple<A>) -> Option<Verdict> {
+        if listener.mode == Mode::Proxy {
+            return None;
+        }
+        let refusal = policy.admit(tuple.src.bits(), self.shared.now_ns).err()?;
+        self.accounts.refused(listener.index, refusal);
+        Some(Verdict::Drop(refusal.into()))
     }
 
     fn no_backend(&mut self, listener: &Listener) -> Verdict {

@@ -8,6 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use weir_access::{Policy, Shared};
+
 use crate::table::Lifetimes;
 
 /// An address as a number: IPv6, or IPv4-mapped IPv6.
@@ -205,6 +207,10 @@ pub struct Parts {
     pub icmp_rate: u32,
     /// Smallest MTU of all ports: what MSS is clamped to.
     pub smallest_mtu: u16,
+    /// What listeners, removed ones included, ask of new flows, by their index.
+    pub policies: Vec<(u16, Policy)>,
+    /// What the policies share.
+    pub access: Option<Arc<Shared>>,
 }
 
 /// One generation.
@@ -238,6 +244,8 @@ pub struct Services {
     pub icmp_rate: u32,
     /// See [`Parts::smallest_mtu`].
     pub smallest_mtu: u16,
+    policies: Vec<Option<Policy>>,
+    access: Option<Arc<Shared>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -270,6 +278,10 @@ impl Services {
         let mut pools: Vec<Option<Arc<Pool>>> = Vec::new();
         for pool in parts.pools {
             put(&mut pools, pool.index as usize, pool);
+        }
+        let mut policies = Vec::new();
+        for (listener, policy) in parts.policies {
+            put(&mut policies, usize::from(listener), policy);
         }
         let highest = parts.backends.iter().map(|(index, _)| *index as usize + 1).max().unwrap_or(0);
         let mut backends = vec![Backend::NONE; highest];
@@ -304,6 +316,32 @@ impl Services {
             fragment_ticks: parts.fragment_ticks,
             icmp_rate: parts.icmp_rate,
             smallest_mtu: parts.smallest_mtu,
+            policies,
+            access: parts.access,
+        }
+    }
+
+    /// What a listener asks of new flows.
+    #[inline]
+    pub fn policy(&self, listener: u16) -> Option<&Policy> {
+        self.policies.get(usize::from(listener))?.as_ref()
+    }
+
+    /// All policies with the index of their listener.
+    pub fn policies(&self) -> impl Iterator<Item = (u16, &Policy)> {
+        (0u16..).zip(&self.policies).filter_map(|(index, policy)| Some((index, policy.as_ref()?)))
+    }
+
+    /// What the policies share.
+    pub fn access(&self) -> Option<&Arc<Shared>> {
+        self.access.as_ref()
+    }
+
+    /// Whether flows that were counted by source in `previous`, or not at all, must be counted anew.
+    pub fn counts_anew(&self, previous: &Self) -> bool {
+        match (&self.access, &previous.access) {
+            (Some(now), Some(before)) => now.counts_anew(before),
+            (now, _) => now.is_some(),
         }
     }
 

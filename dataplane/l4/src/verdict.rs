@@ -1,5 +1,7 @@
 //! What becomes of a packet: a closed set of outcomes, and a counted reason for each drop.
 
+use weir_access::Refusal;
+
 /// What the worker does with a packet after the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -38,6 +40,16 @@ pub struct Delivery {
     pub next_hop: u32,
     /// Balanced without a flow entry because the table was full.
     pub fallback: bool,
+}
+
+impl From<Refusal> for DropReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Denied => Self::AccessDenied,
+            Refusal::Rate => Self::AccessRate,
+            Refusal::Connections => Self::AccessConnections,
+        }
+    }
 }
 
 macro_rules! drop_reasons {
@@ -90,4 +102,10 @@ drop_reasons! {
     IcmpUntranslatable "icmp_untranslatable",
     /// A rewrite found the packet not to be what it was parsed as.
     Rewrite "rewrite",
+    /// It would begin a flow, and the listener's list denies its source.
+    AccessDenied "access_denied",
+    /// It would begin a flow beyond a rate of the listener.
+    AccessRate "access_rate",
+    /// It would begin a flow, and its source has as many as the listener allows.
+    AccessConnections "access_connections",
 }
