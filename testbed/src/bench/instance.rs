@@ -124,6 +124,11 @@ impl Instance {
         self.sockets.join(format!("{}.sock", self.name))
     }
 
+    /// The control process's id; `None` where it has ended.
+    pub(crate) fn ctlplane_id(&self) -> Option<u32> {
+        self.ctlplane.id()
+    }
+
     /// Counters of the process that runs now.
     pub(crate) fn counters(&self) -> Result<Counters> {
         let directory = SegmentDir::open_existing(Path::new(SHM).join(format!("weir-{}", self.name)))?;

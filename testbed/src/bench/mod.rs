@@ -215,6 +215,8 @@ pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
         }
         Kind::Control => {
             tables::run(&mut bench, "weight-to-ack");
+            bench.case("apply", tables::apply_all);
+            bench.case("memory", tables::memory);
             live::restart(&mut bench);
             "control"
         }

@@ -123,13 +123,15 @@ struct Outcome {
 
 /// Sets a weight through the API, as `weir backend weight` does, and waits for the answer.
 fn set_weight(socket: &Path, backend: &str, weight: usize) -> Result<Answer> {
-    let body = format!("{{\"weight\":{weight}}}");
+    post(socket, &format!("/v1/backends/{backend}"), "application/json", &format!("{{\"weight\":{weight}}}"))
+}
+
+fn post(socket: &Path, path: &str, kind: &str, body: &str) -> Result<Answer> {
     let mut stream =
         UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(ANSWER))?;
     let request = format!(
-        "POST /v1/backends/{backend} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n{body}",
+        "POST {path} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes())?;
@@ -138,6 +140,86 @@ fn set_weight(socket: &Path, backend: &str, weight: usize) -> Result<Answer> {
     let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
     ensure!(head.starts_with("HTTP/1.1 200"), "the change was refused: {body}");
     serde_json::from_str(body).with_context(|| format!("the answer {body}"))
+}
+
+/// Applies a file through the API, as `weir apply` does.
+fn apply(socket: &Path, text: &str) -> Result<Answer> {
+    post(socket, "/v1/apply?name=weir.toml", "text/plain", text)
+}
+
+/// From the request to the last worker's acknowledgement: a file that makes every table anew.
+pub(crate) fn apply_all(context: &Context) -> Result<Vec<Figure>> {
+    let run = Run::new()?;
+    let full = configuration();
+    let mut weir = Instance::start(&run, &context.binaries, &full)?;
+    let socket = weir.socket();
+    let mut times = Vec::new();
+    for round in 0..context.runs {
+        interrupt::check()?;
+        // another weight of one backend of every pool: 500 slot tables are built, written, read, verified and adopted
+        let changed = full.replace("name = \"b0\"\n", &format!("name = \"b0\"\nweight = {}\n", 200 + round));
+        let start = Instant::now();
+        let answer = apply(&socket, &changed)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+        ensure!(answer.outcome.state == "acked", "run {round} was not acked by all workers: {answer:?}");
+        ensure!(
+            answer.tables_written >= VIPS,
+            "run {round} wrote {} tables, not {VIPS} or more",
+            answer.tables_written
+        );
+    }
+    weir.dataplane.must_run()?;
+    weir.stop()?;
+    let setup = format!(
+        "{VIPS} VIPs with {BACKENDS} backends each, {:.1} MB of TOML, one weight of every pool changed: request to answer \
+         (acked by both workers)",
+        full.len() as f64 / 1e6
+    );
+    Ok(vec![Figure {
+        case: "apply".to_owned(),
+        implementation: "weir",
+        metric: "ms",
+        unit: "ms",
+        values: times,
+        setup,
+    }])
+}
+
+/// Resident memory of the control process with the same file, after it was applied and changed.
+pub(crate) fn memory(context: &Context) -> Result<Vec<Figure>> {
+    let run = Run::new()?;
+    let full = configuration();
+    let weir = Instance::start(&run, &context.binaries, &full)?;
+    let socket = weir.socket();
+    apply(&socket, &full.replace("name = \"b0\"\n", "name = \"b0\"\nweight = 200\n"))?;
+    for number in 0..100 {
+        set_weight(&socket, &format!("p{number}/b1"), 300)?;
+    }
+    let id = weir.ctlplane_id().context("the control process has ended")?;
+    let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
+    let field = |name: &str| -> Result<f64> {
+        let line =
+            status.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name}"))?;
+        let kilobytes = line.split_whitespace().nth(1).context("no number")?;
+        Ok(kilobytes.parse::<f64>()? * 1_024.0 / 1e6)
+    };
+    // what it shares with the dataplane is counted where it is mapped only: RssShmem is the snapshot's own memory
+    let (all, shared, peak) = (field("VmRSS:")?, field("RssShmem:")?, field("VmHWM:")?);
+    weir.stop()?;
+    println!("      {all:.0} MB resident, {shared:.0} of them shared memory; {peak:.0} MB at most");
+    let setup = format!(
+        "{VIPS} VIPs with {BACKENDS} backends each, after one full apply and 100 weights: resident memory of weir-ctlplane \
+         ({shared:.0} MB of it shared memory; {peak:.0} MB at most while it applied)"
+    );
+    let figure = Figure {
+        case: "memory".to_owned(),
+        implementation: "weir",
+        metric: "mbytes",
+        unit: "MB",
+        values: vec![all],
+        setup,
+    };
+    Ok(vec![figure])
 }
 
 fn changes(context: &Context, case: &str) -> Result<Vec<Figure>> {

@@ -61,10 +61,11 @@ fn bulk(stream: &TcpStream) -> Result<()> {
 /// A packet of the kernel's lives for one hop, as BGP's may be told to, and so must not be routed on its way.
 fn for_one_hop(stream: &TcpStream, family: Family) -> Result<()> {
     let socket = SockRef::from(stream);
-    Ok(match family {
+    match family {
         Family::Ipv4 => socket.set_ttl_v4(1)?,
         Family::Ipv6 => socket.set_unicast_hops_v6(1)?,
-    })
+    }
+    Ok(())
 }
 
 /// Much data in both directions, from the client and to a backend; fragments, and what nobody listens for.
