@@ -13,6 +13,7 @@ use weir_abi::columns::{
 };
 use weir_abi::counters::{GroupSpec, Layout, Writer};
 use weir_abi::record::MAX_PORTS;
+use weir_access::Refusal;
 use weir_l4::{Accounts, Delivery, Ended};
 
 use crate::drops::{self, Drop};
@@ -187,6 +188,16 @@ impl Books {
         self.drop.add(0, usize::from(reason.into().0), packets);
     }
 
+    /// Counts a packet that would have begun a flow of a listener; it is counted as dropped by who drops it.
+    pub fn access_refused(&self, listener: u16, refusal: Refusal) {
+        let column = match refusal {
+            Refusal::Denied => ListenerColumn::AccessDenied,
+            Refusal::Rate => ListenerColumn::AccessRate,
+            Refusal::Connections => ListenerColumn::AccessConnections,
+        };
+        self.listener.add(usize::from(listener), column as usize, 1);
+    }
+
     /// Sets a column of the TCP engine.
     pub fn set_tcp(&self, column: TcpColumn, value: u64) {
         self.tcp.set(0, column as usize, value);
@@ -340,6 +351,10 @@ impl Accounts for Books {
 
     fn no_backend(&mut self, listener: u16) {
         self.listener.add(usize::from(listener), ListenerColumn::NoBackend as usize, 1);
+    }
+
+    fn refused(&mut self, listener: u16, refusal: Refusal) {
+        self.access_refused(listener, refusal);
     }
 }
 

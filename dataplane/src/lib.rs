@@ -12,6 +12,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod books;
 pub mod drops;
 pub mod events;

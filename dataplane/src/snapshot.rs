@@ -15,6 +15,7 @@ use weir_abi::{
 };
 use weir_l7::http::site::Site;
 
+use crate::access::Access;
 use crate::proxied::http::listener_of;
 
 /// A verified generation.
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub pools: Vec<(u64, Arc<PoolTable>)>,
     /// Listeners of HTTP with the id of their table.
     pub sites: Vec<(u64, HttpSite)>,
+    /// What listeners ask of new flows.
+    pub access: Access,
 }
 
 /// A listener of HTTP, its routes indexed: that takes time, and is done once for each table.
@@ -70,6 +73,14 @@ pub enum LoadError {
     /// A file is not what it should be.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A list that nobody can look up in.
+    #[error("{name}: {source}")]
+    List {
+        /// Which table.
+        name: String,
+        /// Why.
+        source: weir_access::TableError,
+    },
     /// Routes that can't be indexed.
     #[error("{name}: {reason}")]
     Routes {
@@ -128,7 +139,10 @@ impl Snapshot {
             sites.push((reference.id, site));
         }
         let (node_id, listeners_id) = (node_ref.id, listeners_ref.id);
-        let snapshot = Self { generation, node, node_id, listeners, listeners_id, pools, sites };
+        let access = Access::load(&root, previous.map(|previous| &previous.access), |reference| {
+            table(directory, reference)
+        })?;
+        let snapshot = Self { generation, node, node_id, listeners, listeners_id, pools, sites, access };
         snapshot.check()?;
         Ok(snapshot)
     }
@@ -190,6 +204,12 @@ impl Snapshot {
                     u64::from(listener.index),
                 );
             }
+        }
+        if let Some(listener) = self.access.unknown_listener(|index| indices.contains_key(&index)) {
+            return error("access is for a listener that is not there, or twice:", listener.into());
+        }
+        if let Some(list) = self.access.unknown_list() {
+            return error("access names a list that is not there:", list);
         }
         match sites.keys().next() {
             Some(listener) => error("routes are for a listener that is not there:", u64::from(*listener)),

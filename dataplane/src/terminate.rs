@@ -14,7 +14,7 @@ use weir_l7::http::footprint::RATE_KEYS;
 use weir_l7::{
     Accounts, HttpConfig, ListenerCount, Proxy, ProxyConfig, RateMessage, Surroundings, ToLedger, ToWorker,
 };
-use weir_net::{PacketBuf, Parsed, Protocol, eth, icmp};
+use weir_net::{PacketBuf, Parsed, Protocol, eth, icmp, tcp};
 use weir_tcp::header::PayloadSum;
 use weir_tcp::icmp::Problem;
 use weir_tcp::{
@@ -31,7 +31,7 @@ use crate::output::Output;
 use crate::packet::Packet;
 use crate::punt::Punts;
 use crate::view::{Hop, View};
-use crate::worker::destination_bits;
+use crate::worker::{destination_bits, source_bits};
 use hugepages::spsc;
 
 /// Places of the ring that messages about rate limits leave to others.
@@ -257,6 +257,15 @@ impl Terminator {
                     let is_vip = wire.view.services.is_vip(destination_bits(buffer.bytes(), &parsed));
                     if listener == NO_LISTENER && is_vip {
                         wire.books.dropped(weir_l4::DropReason::NoListener, 1);
+                        continue;
+                    }
+                    let begins = parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+                    if begins
+                        && listener != NO_LISTENER
+                        && let Err(refusal) = wire.flows.admit(listener, source_bits(buffer.bytes(), &parsed))
+                    {
+                        wire.books.access_refused(listener, refusal);
+                        wire.books.dropped(weir_l4::DropReason::from(refusal), 1);
                         continue;
                     }
                     let listener = (listener != NO_LISTENER).then_some(listener);

@@ -138,9 +138,17 @@ impl View {
             .zip(&view.ports)
             .flat_map(|(index, port)| port.snat.iter().map(move |address| (bits_of(*address), index)))
             .collect();
+        let flows = (u64::from(node.node.flows_ipv4) + u64::from(node.node.flows_ipv6))
+            * u64::from(node.node.worker_count);
+        let named: HashSet<u32> =
+            snapshot.listeners.listeners.iter().map(|listener| listener.index).collect();
+        let (policies, access) =
+            snapshot.access.policies(previous, flows, |index| named.contains(&index.into()));
         let parts = Parts {
             generation: snapshot.generation,
             listeners: listeners_of(snapshot, previous),
+            policies,
+            access,
             pools: snapshot.pools.iter().map(|(_, table)| pool_of(table)).collect(),
             backends,
             vips: view.vips.iter().copied().collect(),

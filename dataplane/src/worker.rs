@@ -156,6 +156,7 @@ impl Worker {
         // flows that were recovered
         self.books.settle();
         self.ack.ack(self.view.generation);
+        self.engine.set_clock(monotonic_ns());
         let period_tsc = (tsc_hz / 1_000_000_000 * HOUSEKEEPING_NS).max(tsc_hz / 1_000);
         let now = lcore::tsc();
         let mut clock = Clock { tick: tick_now(), housekeeping_tsc: now, period_tsc, start_tsc: now };
@@ -870,7 +871,9 @@ impl Worker {
         let tick = tick_now();
         let new_tick = tick != clock.tick;
         clock.tick = tick;
-        self.ack.beat(monotonic_ns());
+        let now_ns = monotonic_ns();
+        self.engine.set_clock(now_ns);
+        self.ack.beat(now_ns);
         let (v4, v6) = self.engine.capacity();
         self.engine.sweep(v4.max(v6).div_ceil(SWEEP_ROUNDS), clock.tick, &mut self.books);
         for (port, address) in self.links.waiting_for().filter(|_| new_tick) {
@@ -933,3 +936,11 @@ pub(crate) fn destination_bits(frame: &[u8], parsed: &Parsed) -> u128 {
 pub fn tick_now() -> u32 {
     (monotonic_ns() / TICK_NS) as u32
 }
+#[inline]
+pub(crate) fn source_bits(frame: &[u8], parsed: &Parsed) -> u128 {
+    match parsed.kind {
+        Kind::Ipv4 => 0xffff_0000_0000 | u128::from(parsed.src_v4(frame)),
+        _ => u128::from_be_bytes(parsed.src_v6(frame)),
+    }
+}
+

@@ -5,6 +5,7 @@ use weir_l4::address_of;
 use weir_tcp::Events;
 use weir_tcp::wheel::{Link, NONE};
 
+use crate::admission;
 use crate::connections::{Accepted, Accounts, Cause, Connections, ListenerCount, Surroundings};
 use crate::limits::{Acquired, Key};
 use crate::proxy::{Run, tick};
@@ -50,6 +51,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if rules.accept_proxy.is_some() && !is_trusted() {
             self.accounts.listener(index, ListenerCount::ProxyHeaderRefused, 1);
             return self.turn_away(handle, Cause::Aborted);
+        }
+        if !admission::may_open(&proxy.services, &accepted, self.accounts) {
+            return self.turn_away(handle, Cause::Limit);
         }
         if rules_are_http {
             return self.http_accept(handle, accepted);
@@ -102,6 +106,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if let Some(setup) = proxy.setups.at_mut(at) {
             setup.session = slot;
         }
+        admission::opened(&proxy.services, &accepted);
         self.connections.set_token(handle, Token::Tcp(Side::Client, slot).number());
         self.accounts.listener_active(index, 1);
         self.arm(slot, handshake_ms);

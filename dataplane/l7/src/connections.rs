@@ -217,6 +217,8 @@ pub enum ListenerCount {
     Accepted,
     /// Refused at the limit, or because the queue was full.
     RefusedLimit,
+    /// Refused because their source had as many as it may.
+    RefusedSource,
     /// Waited too long for a backend.
     QueueTimeouts,
     /// No PROXY header in time.

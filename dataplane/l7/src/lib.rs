@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod admission;
 mod connect;
 pub mod connections;
 mod crc32c;

@@ -12,6 +12,7 @@ use weir_net::hash::StableKey;
 use weir_tcp::Instant;
 use weir_tcp::wheel::Wheel;
 
+use crate::admission;
 use crate::connect::Selector;
 use crate::connections::{Accounts, Cause, Connections, Surroundings};
 use crate::http::rate::{RateMessage, Rates};
@@ -167,6 +168,12 @@ impl<H: Copy + Eq> Proxy<H> {
         }
         let old =
             (std::mem::replace(&mut self.services, services), std::mem::replace(&mut self.rules, rules));
+        if self.services.counts_anew(&old.0) {
+            let sessions = (0..self.sessions.slots()).filter_map(|slot| self.sessions.at(slot)?.client);
+            let clients = &self.http.clients;
+            let of_http = (0..clients.slots()).filter_map(|slot| Some(clients.at(slot)?.handle));
+            admission::count_anew(&self.services, connections, sessions.chain(of_http));
+        }
         self.http_adopt();
         self.prepare();
         self.sweep = Some(0);
@@ -383,7 +390,7 @@ impl<H: Copy + Eq> Proxy<H> {
                 connections.abort(handle);
                 accounts.aborted(cause);
             }
-            connections.release(handle);
+            admission::release(&self.services, connections, handle);
         }
         let (listener, setup, is_leased) = (session.listener, session.setup, session.is_leased);
         self.setups.remove(setup);

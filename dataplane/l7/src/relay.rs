@@ -12,6 +12,7 @@
 
 use weir_tcp::{Chunk, Ended, Events};
 
+use crate::admission;
 use crate::connections::{Accounts, BackendCount, Cause, Connections, ListenerCount, Surroundings};
 use crate::proxy::{Run, tick};
 use crate::proxy_protocol::{WRITTEN_MAX, write};
@@ -76,7 +77,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         match side {
             Side::Client => {
                 if let Some(handle) = session.client.take() {
-                    self.connections.release(handle);
+                    admission::release(&self.proxy.services, self.connections, handle);
                 }
             }
             Side::Upstream => self.drop_upstream(slot, None),
@@ -165,7 +166,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if is_over(Side::Client)
             && let Some(handle) = session.client.take()
         {
-            self.connections.release(handle);
+            admission::release(&self.proxy.services, self.connections, handle);
         }
         if is_over(Side::Upstream) {
             self.drop_upstream(slot, None);

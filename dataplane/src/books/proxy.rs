@@ -1,6 +1,8 @@
 //! Which column does each thing that the proxy counts belong to?
 
-use weir_abi::columns::{HttpBackendColumn, HttpColumn, ProxyColumn, TcpColumn, UpstreamColumn};
+use weir_abi::columns::{
+    HttpBackendColumn, HttpColumn, ListenerColumn, ProxyColumn, TcpColumn, UpstreamColumn,
+};
 use weir_l7::http::event::{BackendHttpCount, BreakerState, HttpCount, HttpGauge};
 use weir_l7::{Accounts, BackendCount, Cause, ListenerCount};
 
@@ -11,6 +13,10 @@ impl Accounts for &Books {
     fn listener(&mut self, listener: u16, count: ListenerCount, by: u64) {
         let column = match count {
             ListenerCount::Accepted => ProxyColumn::ConnectionsAccepted,
+            ListenerCount::RefusedSource => {
+                let column = ListenerColumn::AccessConnections as usize;
+                return self.listener.add(usize::from(listener), column, by);
+            }
             ListenerCount::RefusedLimit => ProxyColumn::ConnectionsRefusedLimit,
             ListenerCount::QueueTimeouts => ProxyColumn::QueueTimeouts,
             ListenerCount::HandshakeTimeouts => ProxyColumn::HandshakeTimeouts,

@@ -8,6 +8,7 @@ use super::event::{HttpCount, HttpGauge};
 use super::outbox::Outbox;
 use super::rules::WhenFull;
 use super::slab::Queue;
+use crate::admission;
 use crate::connections::{self, Accepted, Accounts, Connections, ListenerCount, Surroundings};
 use crate::limits::{Acquired, Key};
 use crate::proxy::{Run, tick};
@@ -52,6 +53,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             exchange: Exchange::new(self.now),
         };
         let Ok(slot) = proxy.http.clients.insert(client) else { return };
+        admission::opened(&proxy.services, &accepted);
         self.connections.set_token(handle, Token::HttpClient(slot).number());
         self.accounts.listener_active(index, 1);
         self.set_due(slot, header_ms);

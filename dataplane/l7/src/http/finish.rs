@@ -9,6 +9,7 @@ use super::client::{Client, Exchange, Flags, NEVER, NO_ROUTE, NOBODY, Stage};
 use super::event::{self, HttpCount, HttpGauge};
 use super::rules;
 use super::upstream;
+use crate::admission;
 use crate::connections::{self, Accounts, Connections, ListenerCount, Surroundings};
 use crate::limits::Key;
 use crate::proxy::{Run, tick};
@@ -199,7 +200,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             self.connections.abort(client.handle);
             self.accounts.aborted(cause);
         }
-        self.connections.release(client.handle);
+        admission::release(&proxy.services, self.connections, client.handle);
         self.accounts.listener_active(client.listener, -1);
         if client.flags.has(Flags::LEASED) {
             proxy.leases.release(Key::Listener(client.listener));
