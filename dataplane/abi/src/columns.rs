@@ -337,6 +337,8 @@ columns! {
         Mirrored "mirrored",
         /// Copies that were not sent.
         MirrorsDropped "mirrors_dropped",
+        /// Requests that would have been copied, but for a body that was not there as a whole.
+        MirrorsSkipped "mirrors_skipped",
         /// Keep-alive connections ended for their silence.
         KeepAliveTimeouts "keep_alive_timeouts",
         /// Gauge: exchanges in progress.

@@ -88,6 +88,7 @@ impl Accounts for &Books {
             HttpCount::Tunnels => HttpColumn::TunnelsTotal,
             HttpCount::Mirrored => HttpColumn::Mirrored,
             HttpCount::MirrorsDropped => HttpColumn::MirrorsDropped,
+            HttpCount::MirrorsSkipped => HttpColumn::MirrorsSkipped,
             HttpCount::KeepAliveTimeouts => HttpColumn::KeepAliveTimeouts,
         };
         self.http.add(usize::from(listener), column as usize, by);

@@ -33,6 +33,7 @@ fn listeners(text: &mut String, colour: bool, status: &Status) {
         ("retries", C::Retries),
         ("denied", C::RetriesDenied),
         ("mirrored", C::Mirrored),
+        ("not mirrored", C::MirrorsSkipped),
     ];
     let mut head = vec!["listener"];
     head.extend(shown.iter().map(|(name, _)| *name));

@@ -77,8 +77,8 @@ pub fn own_bound(own: &Own<'_>) -> usize {
         + Edits(own.edits).bound(&own.variables)
 }
 
-/// Writes a response of the proxy's own with its body. 1xx, 204 and 304 have none (RFC 9110 §6.4.1).
-pub fn own(out: &mut Vec<u8>, own: &Own<'_>) -> Result<(), NoRoom> {
+/// Writes a response of the proxy's own with its body, whose bytes it returns. 1xx, 204 and 304 have none (RFC 9110 §6.4.1).
+pub fn own(out: &mut Vec<u8>, own: &Own<'_>) -> Result<usize, NoRoom> {
     let mut sink = Sink::new(out);
     sink.put(b"HTTP/1.1 ");
     sink.put_number(u64::from(own.status));
@@ -117,10 +117,9 @@ pub fn own(out: &mut Vec<u8>, own: &Own<'_>) -> Result<(), NoRoom> {
     }
     Edits(own.edits).write(&own.variables, &mut sink);
     sink.put(b"\r\n");
-    if has_body && !own.is_head {
-        sink.put(own.body);
-    }
-    sink.finish()
+    let body = if has_body && !own.is_head { own.body } else { &[] };
+    sink.put(body);
+    sink.finish().map(|()| body.len())
 }
 
 fn put_checked(sink: &mut Sink<'_>, start: &[u8], value: &[u8]) {

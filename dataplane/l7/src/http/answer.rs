@@ -12,7 +12,7 @@ use weir_l4::address_of;
 use super::breaker::Outcome;
 use super::client::{Flags, Stage};
 use super::outbox::Sent;
-use crate::connections::{self, Accounts, Connections, Surroundings};
+use crate::connections::{self, Accounts, Connections, ListenerCount, Surroundings};
 use crate::proxy::{Proxy, Run};
 
 /// What the proxy says where nothing else is configured.
@@ -71,7 +71,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         self.drop_http_upstream(upstream, true);
     }
 
-    fn write_refusal(&mut self, slot: u32, cause: Cause, retry_after_s: Option<u32>) -> Option<()> {
+    fn write_refusal(&mut self, slot: u32, cause: Cause, retry_after_s: Option<u32>) -> Option<usize> {
         let Proxy { http, .. } = &mut *self.proxy;
         let client = http.clients.at(slot)?;
         let rules = http.generations.rules(client.exchange.generation);
@@ -122,11 +122,12 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if !client.flags.has(Flags::REQUEST_DONE) {
             client.flags.set(Flags::CLOSES | Flags::DISCARDS);
         }
-        let status = self.write_route_answer(slot);
-        self.answered(slot, status.unwrap_or(500), status.map(|_| ()));
+        let written = self.write_route_answer(slot);
+        self.answered(slot, written.map_or(500, |(status, _)| status), written.map(|(_, body)| body));
     }
 
-    fn write_route_answer(&mut self, slot: u32) -> Option<u16> {
+    /// Its status and the bytes of its body.
+    fn write_route_answer(&mut self, slot: u32) -> Option<(u16, usize)> {
         let Proxy { http, .. } = &mut *self.proxy;
         let client = http.clients.at(slot)?;
         let exchange = &client.exchange;
@@ -173,15 +174,15 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             Action::Pools(_) => return None,
         };
         http.scratch.clear();
-        write::own(&mut http.scratch, &own).ok()?;
-        Some(own.status)
+        let body = write::own(&mut http.scratch, &own).ok()?;
+        Some((own.status, body))
     }
 
-    /// The answer is in the scratch: on its way with it.
-    fn answered(&mut self, slot: u32, status: u16, written: Option<()>) {
-        if written.is_none() {
+    /// The answer is in the scratch, with so many bytes of a body: on its way with it.
+    fn answered(&mut self, slot: u32, status: u16, written: Option<usize>) {
+        let Some(body) = written else {
             return self.abort_client(slot, connections::Cause::Memory);
-        }
+        };
         let http = &mut self.proxy.http;
         let Some(client) = http.clients.at_mut(slot) else { return };
         client.stage = Stage::Answer;
@@ -192,6 +193,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if !client.outbox.is_empty() {
             return self.cut(slot, Cause::ClientSlow);
         }
+        client.exchange.bytes_out += body as u64;
+        self.accounts.listener(listener, ListenerCount::BytesOut, body as u64);
         self.count_status(listener, status);
         let idle_ms = self
             .proxy

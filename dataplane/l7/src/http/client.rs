@@ -188,6 +188,8 @@ pub(crate) struct Exchange {
     /// The status that the client got.
     pub(crate) status: u16,
     pub(crate) cause: Option<Cause>,
+    /// What became of the attempt before, where it failed.
+    pub(crate) failed: Option<Cause>,
     pub(crate) attempts: u8,
     /// 1xx responses that were passed on.
     pub(crate) interim: u8,
@@ -241,6 +243,7 @@ impl Exchange {
             bytes_out: 0,
             status: 0,
             cause: None,
+            failed: None,
             attempts: 0,
             interim: 0,
             tried: ArrayVec::new(),

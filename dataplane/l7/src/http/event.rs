@@ -146,6 +146,8 @@ pub enum HttpCount {
     Mirrored,
     /// Copies that were not sent: no connection, or memory.
     MirrorsDropped,
+    /// Requests that would have been copied, but for a body that was not there as a whole.
+    MirrorsSkipped,
     /// Keep-alive connections ended for their silence.
     KeepAliveTimeouts,
 }

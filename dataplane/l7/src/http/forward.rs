@@ -62,12 +62,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if sent == Sent::Refused {
             return self.upstream_refuses(slot);
         }
-        if client.flags.has(Flags::REQUEST_DONE) {
-            self.mirror(slot);
-            return self.request_sent(slot);
-        }
         exchange.moved_at = crate::proxy::tick(self.now);
-        self.pump_request(slot);
+        let is_whole = client.flags.has(Flags::REQUEST_DONE);
+        self.mirror(slot);
+        if is_whole { self.request_sent(slot) } else { self.pump_request(slot) }
     }
 
     /// All of the request is on its way: the response is waited for.
@@ -172,7 +170,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let edits = route.map_or(&[][..], |route| &route.request.fields);
         let host_edit = route.map_or(&HostEdit::Keep, |route| &route.request.host);
         // written only where somebody asks for it
-        let backend = (!edits.is_empty() || *host_edit == HostEdit::Backend)
+        // HTTP/1.0 needs no host, HTTP/1.1 does
+        let is_nameless = request.host.authority.is_empty();
+        let backend = (!edits.is_empty() || is_nameless || *host_edit == HostEdit::Backend)
             .then(|| services.backend(exchange.backend).map(|backend| authority(backend, client.vip_port)))
             .flatten();
         let backend = backend.as_ref().map_or(&[][..], |text| text.as_bytes());
@@ -188,7 +188,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let how = RequestOut {
             path,
             host: match host_edit {
-                HostEdit::Keep => None,
+                HostEdit::Keep => is_nameless.then_some(backend),
                 HostEdit::Replace(host) => Some(host.as_bytes()),
                 HostEdit::Backend => Some(backend),
             },

@@ -1,5 +1,6 @@
 //! What becomes of copies of requests? They go to a backend of the mirror's pool, and their responses are discarded. Nobody waits for them:
-//! where there is no connection or memory to be had at once, or the body isn't all there, the copy is dropped and counted.
+//! where there is no connection or memory to be had at once the copy is dropped, where the body was not collected the request is skipped; both are
+//! counted.
 
 use weir_http::head::{Limits, Method, Progress};
 use weir_http::routes::edit::is_mirrored;
@@ -32,12 +33,16 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let site = rules.and_then(|rules| rules.http_listener(client.listener));
         let route = site.and_then(|site| site.table.route(usize::from(exchange.route)));
         let Some(mirror) = route.and_then(|route| route.mirror) else { return };
-        let is_whole = client.flags.has(Flags::REQUEST_DONE) && !client.flags.has(Flags::UPGRADE);
+        let (is_whole, is_upgrade) =
+            (client.flags.has(Flags::REQUEST_DONE), client.flags.has(Flags::UPGRADE));
         let (listener, method, vip_port) = (client.listener, exchange.method, client.vip_port);
         if !is_mirrored(&mirror, proxy.http.next_random()) {
             return;
         }
-        let is_possible = is_whole && method != Method::Connect && !self.proxy.http.is_full();
+        if !is_whole {
+            return self.accounts.http(listener, HttpCount::MirrorsSkipped, 1);
+        }
+        let is_possible = !is_upgrade && method != Method::Connect && !self.proxy.http.is_full();
         let is_sent = is_possible && self.send_copy(mirror.pool, method, vip_port).is_some();
         let count = if is_sent { HttpCount::Mirrored } else { HttpCount::MirrorsDropped };
         self.accounts.http(listener, count, 1);

@@ -60,8 +60,21 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         match self.try_place(slot) {
             Placed::Yes => {}
             Placed::Full { is_pending } => self.http_enqueue(slot, is_pending),
-            Placed::Nowhere(cause) => self.refuse(slot, cause),
+            Placed::Nowhere(cause) => self.refuse_placed(slot, cause),
         }
+    }
+
+    /// No backend takes the exchange: the client hears why, which is what became of the last attempt, if there was one.
+    fn refuse_placed(&mut self, slot: u32, cause: Cause) {
+        let failed = self.proxy.http.clients.at(slot).and_then(|client| client.exchange.failed);
+        let is_about_choice = matches!(cause, Cause::NoBackend | Cause::QueueFull);
+        self.refuse(slot, failed.filter(|_| is_about_choice).unwrap_or(cause));
+    }
+
+    /// Whether a backend is left that this request has not tried, be it at its limit or not.
+    pub(super) fn is_somebody_left(&mut self, slot: u32, full_too: bool) -> bool {
+        let (chosen, is_full, _) = self.choose_backend(slot);
+        chosen.is_some() || full_too && is_full
     }
 
     /// Tries backends until one has a connection for the exchange or a SYN is on its way.
@@ -286,7 +299,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let (listener, pool) = (client.listener, client.exchange.pool);
         let Some(admitted) = admit(&proxy.rules, &mut proxy.queued, listener, is_pending) else {
             self.accounts.listener(listener, ListenerCount::RefusedLimit, 1);
-            return self.refuse(slot, Cause::QueueFull);
+            return self.refuse_placed(slot, Cause::QueueFull);
         };
         client.stage = Stage::Queued;
         client.exchange.queued_at = client.exchange.since(now);
@@ -339,7 +352,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 Placed::Yes => {}
                 Placed::Nowhere(cause) => {
                     self.http_dequeue(slot);
-                    self.refuse(slot, cause);
+                    self.refuse_placed(slot, cause);
                 }
                 Placed::Full { is_pending } => {
                     passed += 1;

@@ -350,7 +350,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         };
         if out_body == head::Body::UntilClose && !is_tunnel
             || !client.flags.has(Flags::REQUEST_DONE)
-            || client.flags.has(Flags::FINISHED)
+            || client.flags.has(Flags::FINISHED) && self.connections.receivable(client.handle) == 0
         {
             client.flags.set(Flags::CLOSES);
         }

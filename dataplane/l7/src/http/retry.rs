@@ -31,10 +31,11 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let listener = client.listener;
         // an idle connection that turns out to be closed says nothing about its backend
         let is_stale = client.flags.has(Flags::REUSED) && cause == Cause::ResponseMissing;
-        let may = self.may_retry(slot, cause);
         if !is_stale {
             self.accounts.backend_http(backend, BackendHttpCount::Failures, 1);
+            self.note_tried(slot, backend);
         }
+        let may = self.may_retry(slot, cause);
         self.end_attempt(slot, outcome_of(cause, is_stale));
         if upstream != NOBODY {
             self.drop_http_upstream(upstream, true);
@@ -42,10 +43,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if !may {
             return self.refuse(slot, cause);
         }
-        if !is_stale {
-            self.note_tried(slot, backend);
-        }
-        self.attempt_again(slot, listener, backend);
+        self.attempt_again(slot, listener, backend, Some(cause));
     }
 
     /// Asks another backend, since this one's answer is not wanted.
@@ -53,12 +51,12 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let Some(client) = self.proxy.http.clients.at(slot) else { return };
         let (listener, backend) = (client.listener, client.exchange.backend);
         self.drop_http_upstream(client.exchange.upstream, true);
-        self.note_tried(slot, backend);
-        self.attempt_again(slot, listener, backend);
+        self.attempt_again(slot, listener, backend, None);
     }
 
-    fn attempt_again(&mut self, slot: u32, listener: u16, backend: u32) {
+    fn attempt_again(&mut self, slot: u32, listener: u16, backend: u32, failed: Option<Cause>) {
         let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
+        client.exchange.failed = failed;
         client.flags.clear(Flags::REUSED | Flags::BODY_GONE);
         client.stage = Stage::Connecting;
         self.accounts.http(listener, HttpCount::Retries, 1);
@@ -94,7 +92,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if !is_wanted || !is_untouched && !exchange.method.is_idempotent() {
             return false;
         }
-        self.is_within_budget(slot)
+        self.is_somebody_left(slot, true) && self.is_within_budget(slot)
     }
 
     /// Whether the pool's budget has another attempt.
@@ -118,7 +116,16 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             && exchange.method.is_idempotent()
             && exchange.attempts <= rules.retry.attempts
             && !client.flags.has(Flags::BODY_GONE)
+            && self.is_other_free(slot)
             && self.is_within_budget(slot)
+    }
+
+    /// Whether another backend takes the request at once: an answer that is there isn't given up for a place in a queue.
+    fn is_other_free(&mut self, slot: u32) -> bool {
+        let Some(client) = self.proxy.http.clients.at(slot) else { return false };
+        let backend = client.exchange.backend;
+        self.note_tried(slot, backend);
+        self.is_somebody_left(slot, false)
     }
 
     /// The response's head says how the attempt went.

@@ -137,3 +137,52 @@ fn a_head_in_pieces_is_put_together() {
         world.ends();
     }
 }
+
+#[test]
+fn what_came_whole_before_the_clients_fin_is_answered() {
+    let mut world = World::new(Plan { backends: 1, ..plan() });
+    let client = world.client();
+    world.fake.arrives(client, (get("/1") + &get("/2") + &get("/3") + "GET /half").as_bytes());
+    world.finishes(client);
+    let upstream = world.syn();
+    world.answer(upstream);
+    for turn in 1..=3 {
+        let request = world.got(upstream);
+        assert!(request.starts_with(&format!("GET /{turn} ")), "{request}");
+        world.says(upstream, &ok(&format!("answer {turn}")));
+        let response = world.got(client);
+        assert!(response.ends_with(&format!("answer {turn}")), "{response}");
+        // the half request isn't one
+        assert_eq!(world.is_shut(client), turn == 3);
+    }
+    assert!(!world.is_reset(client));
+    world.ends();
+}
+
+#[test]
+fn a_request_without_a_host_names_its_backend() {
+    let mut world = World::new(Plan { backends: 1, ..plan() });
+    let (client, upstream) = world.exchange("GET /old HTTP/1.0\r\n\r\n");
+    assert_eq!(world.got(upstream), "GET /old HTTP/1.1\r\nHost: 198.18.1.1:80\r\n\r\n");
+    world.says(upstream, &ok("x"));
+    assert!(world.got(client).ends_with("x"));
+    world.ends();
+}
+
+#[test]
+fn bytes_of_the_proxys_own_answers_are_told() {
+    let respond = Respond { status: 200, content_type: "a/b".into(), body: b"12345".as_slice().into() };
+    let mut world = World::new(with(|listener| {
+        listener.default_pool = None;
+        listener.routes = [route("/own", Action::Respond(respond))].into();
+    }));
+    let client = world.client();
+    for (request, bytes) in [(get("/own"), 5), (get("/own").replace("GET", "HEAD"), 0), (get("/none"), 9)] {
+        world.says(client, &request);
+        let response = world.got(client);
+        let (_, body) = response.split_once("\r\n\r\n").unwrap();
+        assert_eq!((body.len() as u64, world.around.told.last().unwrap().bytes_out), (bytes, bytes));
+    }
+    assert_eq!(world.count(weir_l7::ListenerCount::BytesOut), 14);
+    world.ends();
+}

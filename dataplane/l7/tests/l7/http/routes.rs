@@ -290,5 +290,12 @@ fn copies_go_to_mirrors_and_their_responses_nowhere() {
     assert_eq!((world.books.http(HttpCount::Mirrored), world.books.idle()), (1, 2));
     world.advance(1_001);
     assert_eq!(world.books.idle(), 0, "both are idle for too long");
+    // a body that passes as it comes isn't copied, and that is told
+    world.says(client, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
+    let upstream = world.syn();
+    world.answer(upstream);
+    assert!(world.got(upstream).ends_with("abc"));
+    let counts = (world.books.http(HttpCount::Mirrored), world.books.http(HttpCount::MirrorsSkipped));
+    assert_eq!((counts, world.fake.upstreams().len()), ((1, 1), 3));
     world.ends();
 }

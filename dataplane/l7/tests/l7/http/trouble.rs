@@ -314,3 +314,58 @@ fn a_session_that_ends_lets_an_exchange_in_and_the_other_way_round() {
     assert_eq!(world.sent(world.syn()), b"session");
     world.ends();
 }
+
+/// What became of the last attempt is told, not that nobody is left.
+#[test]
+fn the_last_failure_is_the_answer_where_nobody_is_left() {
+    let once = |backends: u32, attempts: u8, end: &dyn Fn(&mut World, usize)| {
+        let retry = Retry { attempts, ..Retry::default() };
+        let http_pool = HttpPool { retry, ..HttpPool::default() };
+        let mut world = World::new(Plan { backends, http_pool, ..plan() });
+        let client = world.client();
+        world.says(client, &get("/"));
+        for _ in 0..4 {
+            let upstream = world.syn();
+            if !world.fake.connections[upstream].is_released {
+                end(&mut world, upstream);
+            }
+        }
+        let response = world.got(client);
+        let told = world.around.told.last().unwrap();
+        let result = (response[9..12].to_owned(), told.cause.unwrap(), told.attempts);
+        assert_eq!(world.books.http(HttpCount::Retries), u64::from(told.attempts) - 1);
+        world.ends();
+        result
+    };
+    let refuses = |world: &mut World, upstream: usize| world.dies(upstream, Ended::Refused);
+    let closes = |world: &mut World, upstream: usize| {
+        world.answer(upstream);
+        world.finishes(upstream);
+    };
+    for backends in [1, 2, 3] {
+        let attempts = backends as u8;
+        assert_eq!(once(backends, 3, &refuses), ("502".to_owned(), Cause::ConnectFailed, attempts));
+        assert_eq!(once(backends, 3, &closes), ("502".to_owned(), Cause::ResponseMissing, attempts));
+    }
+    assert_eq!(once(3, 1, &refuses), ("502".to_owned(), Cause::ConnectFailed, 2));
+}
+
+#[test]
+fn a_response_is_given_up_only_for_another_backend() {
+    let retry = Retry { attempts: 5, on_status: vec![503], ..Retry::default() };
+    for (backends, limit) in [(1, 0), (2, 1)] {
+        let http_pool = HttpPool { retry: retry.clone(), ..HttpPool::default() };
+        let mut world = World::new(Plan { backends, backend_limit: limit, http_pool, ..plan() });
+        // the second, where there is one, is at its limit
+        let others: Vec<_> = (1..backends).map(|_| world.exchange(&get("/other"))).collect();
+        let (client, upstream) = world.exchange(&get("/"));
+        world.says(upstream, "HTTP/1.1 503 Busy\r\nContent-Length: 2\r\n\r\nno");
+        let response = world.got(client);
+        assert!(response.starts_with("HTTP/1.1 503 Busy\r\n") && response.ends_with("no"), "{response}");
+        let told = world.around.told.last().unwrap();
+        assert_eq!((told.cause, told.attempts), (None, 1));
+        assert_eq!(world.books.http(HttpCount::Retries), 0);
+        drop(others);
+        world.ends();
+    }
+}
