@@ -6,15 +6,17 @@
 //!
 //! ```text
 //! from OWN-ADDRESS  ─┐
-//! oif weir-PORT     ─┴▶ table 7000000 + interface: the port's networks, [[port.route]], gateways, and nothing else
+//! oif weir-PORT     ─┴▶ table 7000000 + interface: the port's networks, [[port.route]], gateways, vips of `dsr`, `ipip` and `gue` (by a
+//!                       next hop that is the dataplane itself: probes), and nothing else
 //! main table            the port's networks, behind every other interface's (metric 4096)
 //! ```
 //!
 //! The machine's own default route, of a management NIC say, stays what it is.
 
+pub mod probes;
 pub mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::Path;
@@ -22,10 +24,11 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use weir_abi::record::Mode;
 use weir_os::netlink::Netlink;
 use weir_os::{OsError, interface};
 
-use crate::model::{Model, Route};
+use crate::model::{Listener, Model, Route};
 
 /// Between two looks at what the kernel has.
 const TICK: Duration = Duration::from_secs(1);
@@ -43,10 +46,16 @@ pub struct Wanted {
     pub addresses: Vec<(IpAddr, u8)>,
     /// Gateways are routes of length 0.
     pub routes: Vec<Route>,
+    /// What probes are sent to, for backends that answer by themselves.
+    pub vips: Vec<IpAddr>,
 }
 
 /// What a configuration wants.
 pub fn wanted(model: &Model) -> Vec<Wanted> {
+    let direct = |listener: &&Listener| matches!(listener.mode, Mode::Dsr | Mode::Ipip | Mode::Gue);
+    let vip = |listener: &Listener| model.vips.get(listener.vip).map(|vip| vip.address);
+    let vips: BTreeSet<IpAddr> = model.listeners.iter().filter(direct).filter_map(vip).collect();
+    let vips: Vec<IpAddr> = vips.into_iter().collect();
     let ports = model.node.ports.iter();
     ports
         .filter_map(|port| {
@@ -54,6 +63,7 @@ pub fn wanted(model: &Model) -> Vec<Wanted> {
                 interface: port.exception.clone()?,
                 addresses: port.addresses.clone(),
                 routes: port.routes.clone(),
+                vips: vips.clone(),
             })
         })
         .collect()
@@ -188,6 +198,7 @@ fn keep(netlink: &mut Netlink, wanted: &Wanted) -> Result<bool, OsError> {
         interface::set_up(name, true)?;
     }
     table::keep_addresses(netlink, index, wanted)?;
+    table::keep_next_hops(netlink, index, wanted)?;
     table::keep_routes(netlink, index, wanted)?;
     table::keep_rules(netlink, index, wanted)?;
     Ok(true)

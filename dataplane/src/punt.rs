@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use hugepages::spsc;
 use weir_abi::columns::ExceptionColumn;
+use weir_abi::probes::Probe;
 use weir_abi::record::{EXCEPTION_RATE, MAX_PORTS};
 use weir_net::{Parsed, eth};
 
@@ -40,13 +41,15 @@ const LINK_ROOM: usize = eth::HEADER_LEN + eth::TAG_LEN;
 pub struct Frame {
     /// Index of the port.
     pub port: u16,
+    /// Of a frame of the kernel's: it is a health check of a backend.
+    pub probe: Option<Probe>,
     length: usize,
     room: Box<[u8]>,
 }
 
 impl Frame {
     fn new(room: usize) -> Self {
-        Self { port: 0, length: 0, room: vec![0; room].into_boxed_slice() }
+        Self { port: 0, probe: None, length: 0, room: vec![0; room].into_boxed_slice() }
     }
 
     /// What it holds.
@@ -239,5 +242,88 @@ impl Wiring {
         }
         let idle = (0..down).map(|_| Frame::new(room)).collect();
         Self { punts, lanes, idle, attached }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::books::tests::books;
+    use weir_net::{Mac, ParseOptions, arp, parse};
+
+    const ROOM: u16 = 1_500;
+
+    fn frame(vlan: Option<u16>) -> Vec<u8> {
+        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        arp::request(mac, [198, 18, 0, 1].into(), [198, 18, 0, 254].into(), vlan).to_vec()
+    }
+
+    fn wiring(rate: u32) -> (Punts, Lane) {
+        let mut wiring = Wiring::new(1, ROOM, rate, 1_000_000_000);
+        wiring.attached.set(2, true);
+        (wiring.punts.remove(0), wiring.lanes.remove(0))
+    }
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let mut bucket = Bucket::new(1_000, 1_000_000_000, 0);
+        let taken = |bucket: &mut Bucket, now: u64| (0..10_000).filter(|_| bucket.take(now)).count();
+        assert_eq!(taken(&mut bucket, 0), 32);
+        assert_eq!(taken(&mut bucket, 5_000_000), 5);
+        assert_eq!(taken(&mut bucket, 5_000_001), 0);
+        assert_eq!(taken(&mut bucket, 3_600_000_000_000), 32, "no more than a burst is saved");
+        let mut fast = Bucket::new(0, 2_000_000_000, 0);
+        assert_eq!(taken(&mut fast, 0), EXCEPTION_RATE as usize / 100);
+    }
+
+    #[test]
+    fn the_kernel_gets_frames_without_their_tag() {
+        let (_parent, [books, ..], reader) = books();
+        let (mut punts, mut lane) = wiring(0);
+        for vlan in [None, Some(42), Some(0)] {
+            let tagged = frame(vlan);
+            let parsed = parse(&tagged, &ParseOptions::default()).unwrap();
+            punts.punt(2, &tagged, &parsed, 0, &books).unwrap();
+            let copy = lane.full.pop().unwrap();
+            assert_eq!((copy.bytes(), copy.port), (&frame(None)[..], 2), "{vlan:?}");
+        }
+        let parsed = parse(&frame(None), &ParseOptions::default()).unwrap();
+        assert_eq!(punts.punt(1, &frame(None), &parsed, 0, &books), Err(WorkerReason::Punt), "no interface");
+        assert_eq!(reader.group("exception").unwrap().sum_of(2, "punted"), 3);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted_and_frames_come_back() {
+        let (_parent, [books, ..], reader) = books();
+        let (mut punts, mut lane) = wiring(10_000_000);
+        let bytes = frame(None);
+        let parsed = parse(&bytes, &ParseOptions::default()).unwrap();
+        let punt = |punts: &mut Punts, bytes: &[u8], now| punts.punt(2, bytes, &parsed, now, &books);
+        for _ in 0..UP_FRAMES {
+            punt(&mut punts, &bytes, 0).unwrap();
+        }
+        assert_eq!(punt(&mut punts, &bytes, 0), Err(WorkerReason::PuntFull));
+        while let Some(frame) = lane.full.pop() {
+            assert!(lane.spare.push(frame).is_ok());
+        }
+        punt(&mut punts, &bytes, 0).unwrap();
+        // longer than the port's packets can be
+        let long = vec![0; usize::from(ROOM) + LINK_ROOM + 1];
+        assert_eq!(punt(&mut punts, &long, 0), Err(WorkerReason::PuntFull));
+        assert_eq!(lane.full.available(), 2, "its frame comes back all the same");
+        let sum = |column| reader.group("exception").unwrap().sum_of(2, column);
+        assert_eq!((sum("punted"), sum("ring_full"), sum("rate_limited")), (UP_FRAMES as u64 + 1, 2, 0));
+        punts.set_rate(1, 0);
+        for _ in 0..LEAST_BURST {
+            punt(&mut punts, &bytes, 0).unwrap();
+        }
+        assert_eq!(punt(&mut punts, &bytes, 0), Err(WorkerReason::PuntLimited));
+        assert_eq!(sum("rate_limited"), 1);
+    }
+
+    #[test]
+    fn without_an_exception_path_there_are_no_frames() {
+        let wiring = Wiring::new(2, 0, 0, 1_000_000_000);
+        assert_eq!((wiring.punts.len(), wiring.idle.len()), (2, 0));
     }
 }

@@ -16,6 +16,7 @@ use dpdk::{ArrayVec, BURST, Burst, Mbuf, PacketPool, RxQueue, lcore, mbuf};
 use hugepages::generation::{WorkerAck, monotonic_ns};
 use hugepages::spsc;
 use weir_abi::columns::{ExceptionColumn, PortColumn, WorkerColumn};
+use weir_abi::probes::Probe;
 use weir_l4::engine::Engine;
 use weir_l4::rate::TICKS_PER_SECOND;
 use weir_l4::{Delivery, DropReason, Lookup, Owner, Spread, Verdict};
@@ -239,6 +240,10 @@ impl Worker {
 
     #[cold]
     fn kernel_frame(&mut self, frame: &Frame) {
+        if let Some(probe) = frame.probe {
+            self.probe(frame, probe);
+            return;
+        }
         let port = usize::from(frame.port);
         let vlan = self.output.ports.get(port).and_then(|out| out.vlan);
         let packet = self.pools.get(port).and_then(PacketPool::alloc).map(Packet);
@@ -254,6 +259,40 @@ impl Worker {
                 self.output.send(frame.port, packet.0, &self.books);
             }
             None => self.books.exception(port, ExceptionColumn::KernelRefused, 1),
+        }
+    }
+
+    /// A health check of one backend, as a client's packet would reach it.
+    fn probe(&mut self, frame: &Frame, Probe { listener, backend }: Probe) {
+        let mut packet = match self.pools.get(usize::from(frame.port)).and_then(PacketPool::alloc).map(Packet)
+        {
+            Some(packet) => packet,
+            None => return self.books.exception(frame.port.into(), ExceptionColumn::KernelRefused, 1),
+        };
+        let mut parsed = Parsed::default();
+        if !packet.0.fill(frame.bytes())
+            || parse_into(packet.data(), &ParseOptions::default(), &mut parsed).is_err()
+        {
+            return self.books.exception(frame.port.into(), ExceptionColumn::KernelRefused, 1);
+        }
+        self.books.add(WorkerColumn::Generated, 1);
+        self.books.exception(frame.port.into(), ExceptionColumn::FromKernel, 1);
+        let books = &mut self.books;
+        match self.engine.probe(&mut packet, &parsed, listener, backend, tick_now(), books) {
+            Verdict::ToBackend(delivery) => match self.links.of_id(NeighbourId(delivery.next_hop)) {
+                Some(mac) => self.output.forward(delivery.egress, packet, delivery.l3, mac, &self.books),
+                None => self.hold_for_backend(packet, delivery),
+            },
+            Verdict::Reply => match self.punt(&packet, &Parsed { vlan: None, ..parsed }, frame.port) {
+                // too long for the way: the kernel will send shorter ones
+                Ok(()) => self.books.add(WorkerColumn::Consumed, 1),
+                Err(reason) => self.drop_one(reason),
+            },
+            Verdict::Drop(reason) => self.drop_one(reason),
+            // none of these is for a packet without a flow that has a backend
+            Verdict::ToClient(_) | Verdict::Terminate(_) | Verdict::Local => {
+                self.drop_one(DropReason::NoListener);
+            }
         }
     }
 

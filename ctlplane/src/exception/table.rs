@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
+use weir_abi::probes;
 use weir_os::netlink::{Body, CREATE, EXCLUSIVE, Message, Netlink, REPLACE, attributes};
 use weir_os::{OsError, interface};
 
@@ -34,6 +35,10 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const RTM_GETRULE: u16 = 34;
@@ -60,6 +65,7 @@ mod rta {
     pub(super) const UNREACHABLE: u8 = 7;
     pub(super) const UNIVERSE: u8 = 0;
     pub(super) const LINK: u8 = 253;
+    pub(super) const ONLINK: u32 = 4;
 }
 
 mod fra {
@@ -155,6 +161,31 @@ fn address_body(index: u32, address: IpAddr, length: u8) -> Body {
         .with(ifa::ADDRESS, &bytes)
 }
 
+/// A next hop of a family that stands for the dataplane: nobody on the link has such an address.
+fn next_hop(family: IpAddr) -> IpAddr {
+    match family {
+        IpAddr::V4(_) => IpAddr::from([169, 254, 87, 1]),
+        IpAddr::V6(_) => IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0x5745, 0x4952]),
+    }
+}
+
+/// Makes the kernel know the link address of the next hops that probes go to. Nothing tells when somebody took them away, so they are
+/// put there each time.
+pub(super) fn keep_next_hops(netlink: &mut Netlink, index: u32, wanted: &Wanted) -> Result<(), OsError> {
+    let families =
+        [true, false].into_iter().filter_map(|v4| wanted.vips.iter().find(|vip| vip.is_ipv4() == v4));
+    for hop in families.map(|vip| next_hop(*vip)) {
+        let [a, b, c, d] = index.to_ne_bytes();
+        let [permanent, high] = NUD_PERMANENT.to_ne_bytes();
+        let body = Body::new(&[family_of(hop), 0, 0, 0, a, b, c, d, permanent, high, 0, 0])
+            .with(NDA_DST, &bytes_of(hop))
+            .with(NDA_LLADDR, &probes::NEXT_HOP);
+        let what = format!("add the neighbour {hop} to {}", wanted.interface);
+        netlink.change(RTM_NEWNEIGH, CREATE | REPLACE, &body, &what)?;
+    }
+    Ok(())
+}
+
 /// A route of an interface's table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct TableRoute {
@@ -171,7 +202,10 @@ impl TableRoute {
         let kind = if self.unreachable { rta::UNREACHABLE } else { rta::UNICAST };
         let near = self.gateway.is_none() && !self.unreachable && self.prefix.is_ipv4();
         let scope = if near { rta::LINK } else { rta::UNIVERSE };
-        let header = [family_of(self.prefix), self.length, 0, 0, 0, PROTOCOL, scope, kind, 0, 0, 0, 0];
+        let flags =
+            if self.gateway.is_some_and(|gateway| gateway == next_hop(gateway)) { rta::ONLINK } else { 0 };
+        let [a, b, c, d] = flags.to_ne_bytes();
+        let header = [family_of(self.prefix), self.length, 0, 0, 0, PROTOCOL, scope, kind, a, b, c, d];
         let mut body = Body::new(&header).with(rta::TABLE, &(FIRST_TABLE + index).to_ne_bytes());
         if self.length > 0 {
             body = body.with(rta::DST, &bytes_of(self.prefix));
@@ -224,6 +258,19 @@ fn routes_of(wanted: &Wanted) -> Vec<TableRoute> {
         let prefix = network(route.prefix, route.length);
         let (gateway, source) = (Some(route.gateway), source(route.gateway));
         push(TableRoute { prefix, length: route.length, gateway, source, unreachable: false });
+    }
+    for &vip in &wanted.vips {
+        let source = source(vip);
+        if source.is_some() {
+            let length = if vip.is_ipv4() { 32 } else { 128 };
+            push(TableRoute {
+                prefix: vip,
+                length,
+                gateway: Some(next_hop(vip)),
+                source,
+                unreachable: false,
+            });
+        }
     }
     for (address, _) in &wanted.addresses {
         let prefix = network(*address, 0);

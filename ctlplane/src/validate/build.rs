@@ -30,6 +30,8 @@ const DEFAULT_FLOWS_V4: u32 = 1_048_576;
 const DEFAULT_FLOWS_V6: u32 = 262_144;
 /// Backends, removed ones that still hold flows included.
 const DEFAULT_MAX_BACKENDS: u32 = 65_536;
+/// Those above are the kernel's own, for health checks.
+const DEFAULT_SNAT_PORTS: (u16, u16) = (1_024, weir_abi::probes::FIRST_PORT - 1);
 /// Connections of a worker's TCP engine.
 pub(super) const DEFAULT_TCP_CONNECTIONS: u32 = 65_536;
 /// Bytes that they hold at most.
@@ -77,7 +79,7 @@ pub(super) fn build(
         icmp_rate: or(&dataplane.icmp_rate, 1_000),
         exception_rate: or(&dataplane.exception_rate, 0),
         max_backends: or(&dataplane.max_backends, DEFAULT_MAX_BACKENDS),
-        snat_ports: dataplane.snat_ports.as_ref().map_or((1_024, 65_535), |ports| ports.value),
+        snat_ports: dataplane.snat_ports.as_ref().map_or(DEFAULT_SNAT_PORTS, |ports| ports.value),
         timeouts_ms,
         tcp_connections: or(&dataplane.tcp_connections, DEFAULT_TCP_CONNECTIONS),
         tcp_memory_bytes: dataplane.tcp_memory.as_ref().map_or(DEFAULT_TCP_MEMORY, |memory| memory.value),

@@ -9,6 +9,7 @@
 //! table-<id>             TableHeader, then the table's records        immutable, content-addressed
 //! counters               see [`counters`]                             one writer per column
 //! events-<worker>        records, see [`events`]                      one ring per worker
+//! probes                 see [`probes`]                               one writer, ctlplane
 //! ```
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod events;
 pub mod fuzz;
 pub mod http;
 pub mod image;
+pub mod probes;
 pub mod proxy;
 pub mod record;
 pub mod text;

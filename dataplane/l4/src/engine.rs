@@ -347,6 +347,31 @@ impl<M: Memory> Engine<M> {
         }
     }
 
+    /// A probe of Weir's own to a vip: sends it to that backend as a client's packet would go, without a flow. Only for modes whose
+    /// backends answer by themselves.
+    pub fn probe<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        listener: u16,
+        backend: u32,
+        now: u32,
+        accounts: &mut impl Accounts,
+    ) -> Verdict {
+        let (services, shared) = (&*self.services, &mut self.shared);
+        let direct = |mode| matches!(mode, Mode::Dsr | Mode::Ipip | Mode::Gue);
+        if !parsed.has_ports || !services.listener(listener).is_some_and(|listener| direct(listener.mode)) {
+            return Verdict::Drop(DropReason::NoListener);
+        }
+        if parsed.kind == Kind::Ipv4 {
+            Lane { services, shared, table: &mut self.v4, now, accounts }
+                .probe(packet, parsed, listener, backend)
+        } else {
+            Lane { services, shared, table: &mut self.v6, now, accounts }
+                .probe(packet, parsed, listener, backend)
+        }
+    }
+
     /// For fragments, at their home worker: a first one leaves its ports, a later one gets them. `false`: a later fragment
     /// whose first is unknown.
     pub fn follow_fragment(&mut self, frame: &[u8], parsed: &mut Parsed, now: u32) -> bool {

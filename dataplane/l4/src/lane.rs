@@ -536,6 +536,19 @@ where
         self.deliver_to(packet, parsed, listener, backend, way)
     }
 
+    /// See [`crate::Engine::probe`].
+    pub(crate) fn probe<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        listener: u16,
+        backend: u32,
+    ) -> Verdict {
+        let hash = tuple_of::<A>(packet.data(), parsed).hash(self.table.seed());
+        let way = Way { listener, backend, snat: NO_SNAT, snat_port: 0, hash, fallback: false };
+        self.deliver(packet, parsed, &way)
+    }
+
     /// Rewrites the packet for its backend, or encapsulates it.
     #[inline(always)]
     fn deliver_to<P: PacketBuf>(

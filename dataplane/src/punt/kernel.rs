@@ -12,7 +12,9 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use hugepages::segment::{Access, AtomicWords, SegmentDir};
 use weir_abi::columns::ExceptionColumn;
+use weir_abi::probes::{self, Probe};
 use weir_net::{Kind, Mac, ParseOptions, Parsed, Protocol, arp, eth, icmpv6, parse};
 use weir_os::tun::{self, Layer, Tun};
 use weir_os::{OsError, interface};
@@ -29,6 +31,8 @@ const IDLE_WAIT: Duration = Duration::from_millis(1);
 const AT_ONCE: usize = 64;
 /// Between two tries to have a missing interface.
 const RETRY: Duration = Duration::from_secs(2);
+/// Between two looks for the table of probes.
+const TABLE_RETRY: Duration = Duration::from_millis(100);
 /// In the instance's directory: names of the interfaces that were made, one a line.
 const LIST: &str = "exception-interfaces";
 
@@ -72,7 +76,8 @@ impl Exception {
             lanes,
             idle,
             attached,
-            own: own_addresses(&view),
+            ours: Ours::of(&view),
+            probes: ProbeTable { directory: directory.clone(), words: None, retry: Instant::now() },
             books,
             views: views_in,
             retry: Instant::now(),
@@ -159,8 +164,8 @@ struct Kernel {
     lanes: Vec<Lane>,
     idle: Vec<Frame>,
     attached: Attached,
-    /// Weir's own addresses: what the kernel may send from.
-    own: HashSet<IpAddr>,
+    ours: Ours,
+    probes: ProbeTable,
     books: Books,
     views: mpsc::Receiver<Arc<View>>,
     retry: Instant,
@@ -171,7 +176,7 @@ impl Kernel {
         let mut wait = BUSY_WAIT;
         while !stop.load(Ordering::Relaxed) {
             while let Ok(view) = self.views.try_recv() {
-                self.own = own_addresses(&view);
+                self.ours = Ours::of(&view);
             }
             let busy = self.to_kernel() | self.from_kernel();
             if busy {
@@ -253,7 +258,7 @@ impl Kernel {
     /// Reads what the kernel sends and hands it to the first worker.
     fn from_kernel(&mut self) -> bool {
         let mut gone = None;
-        let Self { lanes, ports, idle, own, books, .. } = self;
+        let Self { lanes, ports, idle, ours, probes, books, .. } = self;
         let Some(Lane { outgoing, used, .. }) = lanes.first_mut() else { return false };
         used.pop_burst(usize::MAX, |frame| idle.push(frame));
         let mut busy = false;
@@ -266,7 +271,9 @@ impl Kernel {
                     Ok(Some(length)) => {
                         busy = true;
                         (frame.port, frame.length) = (at as u16, length);
-                        if !may_leave(frame.bytes(), own) {
+                        let way = way_of(frame.bytes(), ours, probes);
+                        frame.probe = if let Way::Backend(probe) = way { Some(probe) } else { None };
+                        if way == Way::Nowhere {
                             books.exception(at, ExceptionColumn::KernelRefused, 1);
                             idle.push(frame);
                         } else if let Err(frame) = outgoing.push(frame) {
@@ -316,40 +323,100 @@ fn address(frame: &mut Frame, mac: Mac) {
     }
 }
 
-fn own_addresses(view: &View) -> HashSet<IpAddr> {
-    view.ports.iter().flat_map(|port| port.own.iter().map(|prefix| prefix.addr)).collect()
+/// Addresses of Weir's.
+#[derive(Debug, Default)]
+struct Ours {
+    /// What the kernel may send from.
+    own: HashSet<IpAddr>,
+    /// What probes go to.
+    vips: HashSet<IpAddr>,
 }
 
-/// Whether a frame of the kernel goes on the wire: it comes from an address of Weir's, and is no answer that the dataplane gives.
-fn may_leave(frame: &[u8], own: &HashSet<IpAddr>) -> bool {
-    let Ok(parsed) = parse(frame, &ParseOptions { l3_checksum_ok: true }) else { return false };
-    match parsed.kind {
-        Kind::Arp => arp::parse(frame, &parsed).is_ok_and(|message| {
-            message.operation == arp::Operation::Request && own.contains(&IpAddr::V4(message.sender_ip))
-        }),
-        Kind::Ipv4 | Kind::Ipv6 => may_ip_leave(frame, &parsed, own),
-        Kind::Other => false,
+impl Ours {
+    fn of(view: &View) -> Self {
+        Self {
+            own: view.ports.iter().flat_map(|port| port.own.iter().map(|prefix| prefix.addr)).collect(),
+            vips: view.vips.iter().map(|bits| weir_l4::address_of(*bits)).collect(),
+        }
     }
 }
 
-fn may_ip_leave(frame: &[u8], parsed: &Parsed, own: &HashSet<IpAddr>) -> bool {
-    /// RFC 3810 §5.2: version 2 of a report of groups.
-    const MLD_REPORT_2: u8 = 143;
+/// The control process's table of probes, once it is there.
+#[derive(Debug)]
+struct ProbeTable {
+    directory: PathBuf,
+    words: Option<AtomicWords>,
+    retry: Instant,
+}
+
+impl ProbeTable {
+    fn of(&mut self, port: u16) -> Option<Probe> {
+        if self.words.is_none() && Instant::now() >= self.retry {
+            self.retry = Instant::now() + TABLE_RETRY;
+            let directory = SegmentDir::open_existing(self.directory.clone()).ok()?;
+            self.words = directory.map_atomics(probes::NAME, probes::WORDS, Access::ReadOnly).ok();
+        }
+        let word = self.words.as_ref()?.get(usize::from(port))?;
+        Probe::of(word.load(Ordering::Acquire))
+    }
+}
+
+/// Where a frame of the kernel goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// On the wire as it is.
+    Wire,
+    /// To a backend, by a listener's mode.
+    Backend(Probe),
+    /// Not from an address of Weir's, or an answer that the dataplane gives.
+    Nowhere,
+}
+
+fn way_of(frame: &[u8], ours: &Ours, probes: &mut ProbeTable) -> Way {
+    let Ok(parsed) = parse(frame, &ParseOptions { l3_checksum_ok: true }) else { return Way::Nowhere };
+    let leaves = match parsed.kind {
+        Kind::Arp => arp::parse(frame, &parsed).is_ok_and(|message| {
+            message.operation == arp::Operation::Request && ours.own.contains(&IpAddr::V4(message.sender_ip))
+        }),
+        Kind::Ipv4 | Kind::Ipv6 => may_leave(frame, &parsed, &ours.own),
+        Kind::Other => false,
+    };
+    if !leaves {
+        return Way::Nowhere;
+    }
+    let to_vip = parsed.dst(frame).is_some_and(|address| ours.vips.contains(&address));
+    if to_vip
+        && parsed.has_ports
+        && let Some(probe) = probes.of(parsed.src_port)
+    {
+        return Way::Backend(probe);
+    }
+    if eth::destination(frame).0 == probes::NEXT_HOP { Way::Nowhere } else { Way::Wire }
+}
+
+fn may_leave(frame: &[u8], parsed: &Parsed, own: &HashSet<IpAddr>) -> bool {
+    /// RFC 2710 §3.
+    const LISTENER_REPORT_V1: u8 = 131;
     let Some(source) = parsed.src(frame) else { return false };
     let is_own = own.contains(&source);
-    let control =
-        parsed.kind == Kind::Ipv6 && parsed.protocol == Protocol::ICMPV6 && !parsed.is_later_fragment();
-    if !control {
+    let is_control = parsed.kind == Kind::Ipv6 && parsed.protocol == Protocol::ICMPV6;
+    if !is_control || parsed.is_later_fragment() {
         return is_own;
     }
-    let solicits = parsed.icmp_type == icmpv6::NEIGHBOR_SOLICITATION;
     // RFC 4861 §4: an interface's link-local address speaks to its link
-    let is_link_local = matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_unspecified());
+    let of_link = matches!(source, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_unspecified());
     match parsed.icmp_type {
-        icmpv6::NEIGHBOR_ADVERTISEMENT | 133 | 134 | 137 => false,
-        _ if is_own => true,
-        // RFC 2710 §3, RFC 3810 §5
-        131 | 132 | MLD_REPORT_2 => is_link_local,
-        _ => solicits && is_link_local && !eth::source(frame).is_zero(),
+        icmpv6::NEIGHBOR_ADVERTISEMENT
+        | icmpv6::ROUTER_SOLICITATION
+        | icmpv6::ROUTER_ADVERTISEMENT
+        | icmpv6::REDIRECT => false,
+        icmpv6::NEIGHBOR_SOLICITATION
+        | LISTENER_REPORT_V1
+        | icmpv6::LISTENER_DONE
+        | icmpv6::LISTENER_REPORT_V2 => is_own || of_link,
+        _ => is_own,
     }
 }
+
+#[cfg(test)]
+mod tests;
