@@ -2,22 +2,39 @@
 //!
 //! Every change goes one way: candidate state → compile → save → publish. A step that fails leaves the old state in force.
 
+mod apply;
+mod backend;
+mod backup;
+mod file;
+mod health;
+mod past;
+mod restart;
+
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weir_abi::record::AdminState;
+use serde::{Deserialize, Serialize};
 
+use crate::changes::Origin;
+use crate::changes::blast::Blast;
+use crate::changes::difference::Differences;
+use crate::changes::edit::EditError;
 use crate::compile::down::Down;
 use crate::compile::{self, CompileError, Compiled, TableCache};
 use crate::diagnostic::{Report, Severity, Source};
+use crate::history::History;
 use crate::machine::Machine;
-use crate::model::{Model, Node, Port};
+use crate::model::Model;
 use crate::publish::{PublishError, Published, Snapshots, instance_directory};
 use crate::retirement::QuietTimers;
-use crate::state::{Admin, IndexError, Override, State, reconcile_overrides};
+use crate::state::{Admin, IndexError, State};
 use crate::store::{Store, StoreError};
 use crate::validate::{self, Files};
+
+pub use self::apply::Manner;
+pub use self::backup::{Backup, BackupBody};
 
 /// Where everything of one instance is.
 #[derive(Clone, Debug)]
@@ -75,6 +92,61 @@ pub enum EngineError {
         /// A near name.
         suggestion: Option<String>,
     },
+    /// An edit that can't be made.
+    #[error(transparent)]
+    Edit(#[from] EditError),
+    /// An edit that can be made, but not by this argument.
+    #[error("{argument}: {message}")]
+    Argument {
+        /// As it was given.
+        argument: String,
+        /// What is wrong with it, and what to do.
+        message: String,
+        /// All that is wrong with the configuration that it makes.
+        reports: Vec<Report>,
+    },
+    /// A change that is not remembered.
+    #[error("change {number} is not in history, which has {first} to {last}; weir history shows them")]
+    UnknownChange {
+        /// Its number.
+        number: u64,
+        /// The oldest that is remembered.
+        first: u64,
+        /// The newest.
+        last: u64,
+    },
+    /// Nothing waits.
+    #[error("no change waits to be confirmed")]
+    NothingToConfirm,
+    /// Somebody else was faster.
+    #[error(
+        "the running configuration is at change {found}, not {expected}: somebody changed it meanwhile; look at weir history and ask again"
+    )]
+    Outpaced {
+        /// What the caller knew.
+        expected: u64,
+        /// What is in force.
+        found: u64,
+    },
+    /// The operator's file is not the one that was applied.
+    #[error("{} is not what was applied: it was edited since, or another file was applied; weir diff shows how it differs from what is in force, weir save --force overwrites it", path.display())]
+    FileChanged {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The operator's file can't be written.
+    #[error("cannot {action} {}: {source}; nothing was saved", path.display())]
+    Write {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Not a backup.
+    #[error("this is no backup that can be used: {0}; nothing was changed")]
+    Backup(String),
     /// A safeguard.
     #[error(
         "{pool}/{backend} is the last backend of its pool that takes new flows; make another ready first, or use --force"
@@ -92,7 +164,7 @@ fn errors(reports: &[Report]) -> usize {
 }
 
 /// What a change did.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Change {
     /// The generation in force; equal to the one before where nothing changed.
     pub generation: u64,
@@ -102,6 +174,21 @@ pub struct Change {
     pub warnings: Vec<Report>,
     /// Changes that the running dataplane can't adopt.
     pub needs_restart: Vec<String>,
+    /// Number of the last change in history.
+    pub number: u64,
+    /// When it is taken back unless it is confirmed, in Unix milliseconds.
+    pub confirm_by_unix_ms: Option<u64>,
+    /// What it would do, where it was only tried.
+    pub plan: Option<Plan>,
+}
+
+/// What a change would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// In the words of the file.
+    pub differences: Differences,
+    /// To traffic.
+    pub blast: Blast,
 }
 
 /// A runtime change of one backend.
@@ -140,6 +227,13 @@ pub struct Engine {
     quiet: QuietTimers,
     /// The last generation that [`Self::repair`] published or gave up.
     repaired: u64,
+    history: History,
+    /// A backup is being taken over: that is a change whatever it changes.
+    restored: bool,
+    /// Who asks for the next change.
+    origin: Option<Origin>,
+    /// Texts that were compared last, and how they differ: for the status.
+    compared: RefCell<Option<(Arc<str>, Arc<str>, Vec<String>)>>,
 }
 
 fn check(
@@ -160,13 +254,15 @@ impl Engine {
         let snapshots = Snapshots::open(&instance_directory(&options.shm_dir, &options.instance))?;
         let mut store = Store::open(options.state_dir.join(&options.instance))?;
         let loaded = store.load()?;
+        let is_first = loaded.is_none();
+        let history = History::open(store.directory());
         let (text, name) = match &loaded {
-            Some(state) => (state.config.to_string(), "the applied configuration".to_owned()),
+            Some(state) => (state.config.clone(), "the applied configuration".to_owned()),
             None => {
                 let path = options.config.clone();
                 let text =
                     std::fs::read_to_string(&path).map_err(|source| EngineError::Read { path, source })?;
-                (text, options.config.display().to_string())
+                (text.into(), options.config.display().to_string())
             }
         };
         // files that are gone since they were applied keep nobody from serving what they held
@@ -176,7 +272,10 @@ impl Engine {
             tracing::warn!("{}", report.render(false).trim_end());
         }
         let mut state = loaded.unwrap_or_default();
-        state.config = text.into();
+        if is_first {
+            state.config = text;
+            state.applied = state.config.clone();
+        }
         for difference in validate::differences(&state.bodies) {
             tracing::warn!("{difference}");
         }
@@ -195,7 +294,12 @@ impl Engine {
             snapshots,
             quiet: QuietTimers::default(),
             repaired: 0,
+            history,
+            restored: false,
+            origin: None,
+            compared: RefCell::new(None),
         };
+        engine.take_over_history(is_first);
         engine.resume()?;
         Ok(engine)
     }
@@ -227,181 +331,62 @@ impl Engine {
         compiled: &Compiled,
     ) -> Result<Published, EngineError> {
         state.generation = self.state.generation.max(self.snapshots.published()) + 1;
-        self.store.save(&state)?;
-        let published = self.snapshots.publish(compiled, state.generation)?;
+        self.keep(&mut state)?;
+        let published = match self.snapshots.publish(compiled, state.generation) {
+            Ok(published) => published,
+            Err(error) => {
+                self.keep_old();
+                return Err(error.into());
+            }
+        };
         tracing::info!(
             "generation {}: {} of {} tables written",
             published.generation,
             published.tables_written,
             published.tables
         );
-        self.state = state;
-        self.model = model;
+        self.adopt(state, model);
         Ok(published)
-    }
-
-    /// Checks `text` and puts it in force.
-    pub fn apply(&mut self, text: &str, name: &str) -> Result<Change, EngineError> {
-        self.apply_or_try(text, name, false)
-    }
-
-    /// What [`Self::apply`] would do, without doing it.
-    pub fn dry_run(&mut self, text: &str, name: &str) -> Result<Change, EngineError> {
-        self.apply_or_try(text, name, true)
-    }
-
-    fn apply_or_try(&mut self, text: &str, name: &str, dry_run: bool) -> Result<Change, EngineError> {
-        let mut files = Files::default();
-        let (model, warnings) = check(text, name, &self.options.machine, &mut files)?;
-        let mut state = self.state.clone();
-        state.config = text.into();
-        state.bodies = files.into_bodies().into();
-        reconcile_overrides(&mut state.overrides, Some(&self.model), &model);
-        state.indices.assign(&model, self.snapshots.published().max(state.generation) + 1)?;
-        let needs_restart = if self.snapshots.dataplane().is_alive {
-            static_differences(&self.model.node, &model.node)
-        } else {
-            Vec::new()
-        };
-        if dry_run {
-            compile::compile(&model, &state.overrides, &self.down, &state.indices, &mut self.cache.clone())?;
-            return Ok(Change { generation: self.generation(), published: None, warnings, needs_restart });
-        }
-        let compiled =
-            compile::compile(&model, &state.overrides, &self.down, &state.indices, &mut self.cache)?;
-        let published = self.put_in_force(state, model, &compiled)?;
-        Ok(Change { generation: self.generation(), published, warnings, needs_restart })
     }
 
     /// Publishes where the tables changed or their files are damaged, else only keeps the state.
     fn put_in_force(
         &mut self,
-        state: State,
+        mut state: State,
         model: Model,
         compiled: &Compiled,
     ) -> Result<Option<Published>, EngineError> {
         if !self.snapshots.needs_nothing(compiled) {
             return self.commit(state, model, compiled).map(Some);
         }
-        self.store.save(&state)?;
-        self.state = state;
-        self.model = model;
+        if state != self.state {
+            self.keep(&mut state)?;
+            self.adopt(state, model);
+        }
         Ok(None)
     }
 
-    /// Changes one backend at run time.
-    pub fn set_backend(
-        &mut self,
-        pool: &str,
-        backend: &str,
-        changes: &[BackendChange],
-        force: bool,
-    ) -> Result<Change, EngineError> {
-        let configured = self
-            .model
-            .pools
-            .iter()
-            .find(|p| p.name == pool)
-            .and_then(|p| p.backends.iter().find(|b| b.name == backend).cloned())
-            .ok_or_else(|| self.unknown_backend(pool, backend))?;
-        let mut state = self.state.clone();
-        let entry =
-            state.overrides.entry(pool.to_owned()).or_default().entry(backend.to_owned()).or_default();
-        for change in changes {
-            match *change {
-                BackendChange::Weight(weight) => {
-                    entry.weight = Some(weight).filter(|weight| *weight != configured.weight);
-                }
-                BackendChange::State(admin) => {
-                    entry.state = Some(admin).filter(|admin| AdminState::from(*admin) != configured.state);
-                }
-            }
-        }
-        prune(&mut state.overrides, pool);
-        let takes_flows = |state: &State, name: &str| {
-            let set = state.overrides.get(pool).and_then(|backends| backends.get(name));
-            let file = self.model.pools.iter().find(|p| p.name == pool);
-            let file = file.and_then(|p| p.backends.iter().find(|b| b.name == name));
-            file.is_some_and(|file| {
-                let (weight, admin) = compile::effective(file, set);
-                weight > 0 && admin == AdminState::Ready
-            })
-        };
-        let names = self.model.pools.iter().filter(|p| p.name == pool).flat_map(|p| &p.backends);
-        let left = names.filter(|b| takes_flows(&state, &b.name)).count();
-        if left == 0 && takes_flows(&self.state, backend) && !force {
-            return Err(EngineError::LastUsable { pool: pool.to_owned(), backend: backend.to_owned() });
-        }
-        let compiled =
-            compile::compile(&self.model, &state.overrides, &self.down, &state.indices, &mut self.cache)?;
-        let published = self.put_in_force(state, self.model.clone(), &compiled)?;
-        Ok(Change {
-            generation: self.generation(),
-            published,
-            warnings: Vec::new(),
-            needs_restart: Vec::new(),
+    /// Makes a state durable, with what history is to tell of it.
+    fn keep(&mut self, state: &mut State) -> Result<(), EngineError> {
+        self.record(state)?;
+        self.store.save(state).map_err(|error| {
+            self.keep_old();
+            error.into()
         })
     }
 
-    /// Takes over what health found, all of it as one generation. It is in force until the daemon ends and is never kept;
-    /// what is said of a backend that is not configured has no effect.
-    pub fn set_health(&mut self, changes: &[HealthChange]) -> Result<Change, EngineError> {
-        let before = self.down.clone();
-        for HealthChange { pool, backend, down, reason } in changes {
-            let of_pool = self.down.entry(pool.clone()).or_default();
-            let was = if *down {
-                of_pool.insert(backend.clone(), reason.clone()).is_some()
-            } else {
-                of_pool.remove(backend).is_some()
-            };
-            if was != *down {
-                let word = if *down { "down" } else { "up" };
-                tracing::info!("{pool}/{backend} is {word}: {reason}");
-            }
+    /// The state in force is what the next start finds, whatever came of a later one.
+    fn keep_old(&mut self) {
+        if let Err(error) = self.store.save(&self.state) {
+            tracing::error!("the state on disk may be that of a change that failed: {error}");
         }
-        self.down.retain(|_, backends| !backends.is_empty());
-        self.publish_again().inspect_err(|_| self.down = before)
     }
 
-    /// What health found: reasons by pool and backend.
-    pub fn down(&self) -> &Down {
-        &self.down
-    }
-
-    /// Compiles the state as it is and puts that in force where it differs.
-    fn publish_again(&mut self) -> Result<Change, EngineError> {
-        let State { overrides, indices, .. } = &self.state;
-        let compiled = compile::compile(&self.model, overrides, &self.down, indices, &mut self.cache)?;
-        let published = if self.snapshots.needs_nothing(&compiled) {
-            None
-        } else {
-            // nothing of it has to survive: no disk is waited for
-            let generation = self.state.generation.max(self.snapshots.published()) + 1;
-            let published = self.snapshots.publish(&compiled, generation)?;
-            self.state.generation = generation;
-            Some(published)
-        };
-        Ok(Change {
-            generation: self.generation(),
-            published,
-            warnings: Vec::new(),
-            needs_restart: Vec::new(),
-        })
-    }
-
-    fn unknown_backend(&self, pool: &str, backend: &str) -> EngineError {
-        let wanted = format!("{pool}/{backend}");
-        let all: Vec<String> = self
-            .model
-            .pools
-            .iter()
-            .flat_map(|p| p.backends.iter().map(move |b| format!("{}/{}", p.name, b.name)))
-            .collect();
-        let suggestion = crate::diagnostic::closest(&wanted, all.iter().map(String::as_str));
-        EngineError::UnknownBackend {
-            pool: pool.to_owned(),
-            backend: backend.to_owned(),
-            suggestion: suggestion.map(str::to_owned),
+    fn adopt(&mut self, state: State, model: Model) {
+        self.state = state;
+        self.model = model;
+        for entry in &self.state.pending {
+            self.history.push(entry.clone());
         }
     }
 
@@ -413,6 +398,8 @@ impl Engine {
             return self.resume();
         }
         self.snapshots.beat();
+        self.tidy();
+        self.expire(crate::changes::unix_ms())?;
         self.repair()?;
         let mut indices = self.state.indices.clone_if_leaving();
         let Some(indices) = indices.as_mut() else {
@@ -489,93 +476,10 @@ impl Engine {
         self.cache.slot_tables_built()
     }
 
-    /// How what is in force differs from the operator's file.
-    pub fn drift(&self) -> Vec<String> {
-        let mut drift = Vec::new();
-        match std::fs::read_to_string(&self.options.config) {
-            Ok(text) if *text == *self.state.config => {}
-            Ok(_) => drift.push(format!(
-                "{} differs from the applied configuration; weir apply puts it in force",
-                self.options.config.display()
-            )),
-            Err(error) => drift.push(format!("{} cannot be read: {error}", self.options.config.display())),
-        }
-        drift.extend(validate::differences(&self.state.bodies));
-        for (pool, backends) in &self.state.overrides {
-            for (backend, Override { weight, state }) in backends {
-                let weight = weight.map(|weight| format!("weight {weight}"));
-                let state = state.map(|state| format!("state {}", state.name()));
-                let set: Vec<String> = weight.into_iter().chain(state).collect();
-                drift.push(format!("{pool}/{backend} was set to {} at run time", set.join(", ")));
-            }
-        }
-        drift
-    }
-
     /// The options it was started with.
     pub fn options(&self) -> &Options {
         &self.options
     }
-}
-
-fn prune(overrides: &mut crate::state::Overrides, pool: &str) {
-    if let Some(backends) = overrides.get_mut(pool) {
-        backends.retain(|_, entry| *entry != Override::default());
-        if backends.is_empty() {
-            overrides.remove(pool);
-        }
-    }
-}
-
-/// What a running dataplane can't change.
-fn static_differences(old: &Node, new: &Node) -> Vec<String> {
-    let mut list = Vec::new();
-    let mut compare = |what: &str, old: String, new: String| {
-        if old != new {
-            list.push(format!("{what}: {old} to {new}"));
-        }
-    };
-    let cpus = |cpus: &[u16]| {
-        let names: Vec<String> = cpus
-            .iter()
-            .map(|cpu| if *cpu == u16::MAX { "any".to_owned() } else { cpu.to_string() })
-            .collect();
-        format!("CPUs {}", names.join(", "))
-    };
-    let idle = |adaptive: bool| if adaptive { "adaptive" } else { "spin" };
-    compare("workers", cpus(&old.worker_cpus), cpus(&new.worker_cpus));
-    compare("idle", idle(old.adaptive).to_owned(), idle(new.adaptive).to_owned());
-    compare("flow_table.ipv4", old.flows_ipv4.to_string(), new.flows_ipv4.to_string());
-    compare("flow_table.ipv6", old.flows_ipv6.to_string(), new.flows_ipv6.to_string());
-    compare("buffers", or_default(old.buffers), or_default(new.buffers));
-    compare("buffer_bytes", or_default(old.buffer_bytes), or_default(new.buffer_bytes));
-    compare("max_backends", old.max_backends.to_string(), new.max_backends.to_string());
-    compare("tcp_connections", old.tcp_connections.to_string(), new.tcp_connections.to_string());
-    port_differences(&old.ports, &new.ports, &mut compare);
-    list
-}
-
-/// Each field of each port that differs; ports are told apart by name.
-fn port_differences(old: &[Port], new: &[Port], compare: &mut impl FnMut(&str, String, String)) {
-    let named = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect::<Vec<_>>().join(", ");
-    let none = |names: String| if names.is_empty() { "none".to_owned() } else { names };
-    compare("ports", none(named(old)), none(named(new)));
-    for new in new {
-        let Some(old) = old.iter().find(|port| port.name == new.name) else { continue };
-        let mut field = |field: &str, old: String, new_value: String| {
-            compare(&format!("port {}: {field}", new.name), old, new_value);
-        };
-        field("device", old.device.clone(), new.device.clone());
-        field("mtu", old.mtu.to_string(), new.mtu.to_string());
-        field("queues", or_default(old.queues.into()), or_default(new.queues.into()));
-        let exception = |port: &Port| port.exception.clone().unwrap_or_else(|| "off".to_owned());
-        field("exception", exception(old), exception(new));
-        field("descriptors", or_default(old.descriptors.into()), or_default(new.descriptors.into()));
-    }
-}
-
-fn or_default(number: u32) -> String {
-    if number == 0 { "default".to_owned() } else { number.to_string() }
 }
 
 /// How long a change may wait for the dataplane.

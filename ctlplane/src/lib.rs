@@ -9,6 +9,7 @@
 
 pub mod access_log;
 pub mod api;
+pub mod changes;
 pub mod cli;
 pub mod client;
 pub mod compile;
@@ -18,7 +19,9 @@ pub mod diagnostic;
 pub mod engine;
 pub mod exception;
 pub mod explain;
+mod git;
 pub mod health;
+pub mod history;
 pub mod machine;
 pub mod model;
 pub mod plan;

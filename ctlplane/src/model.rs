@@ -23,6 +23,15 @@ pub struct Model {
     pub pools: Vec<Arc<Pool>>,
     /// Where exchanges are written down.
     pub access_log: Option<access_log::Settings>,
+    /// `[control]`.
+    pub control: Control,
+}
+
+/// How the daemon keeps the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// Commits the operator's file to the git work tree that it is in.
+    pub git: bool,
 }
 
 /// `[dataplane]`, `[timeouts]` and the ports.

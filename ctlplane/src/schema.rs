@@ -2,6 +2,7 @@
 //!
 //! Missing or wrong fields were reported already and are `None` here, so that validation can go on with the rest.
 
+pub mod control;
 pub mod exception;
 pub mod health;
 pub mod http;
@@ -42,6 +43,8 @@ pub struct Schema {
     pub routes: Vec<HttpRoute>,
     /// `[access_log]`.
     pub access_log: Option<AccessLog>,
+    /// `[control]`.
+    pub control: control::Control,
 }
 
 /// Which CPUs run workers.
@@ -235,6 +238,9 @@ pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Schema> {
     schema.routes = reader.tables("route", "route", route::read);
     reader.table("access_log", "[access_log]", "[access_log] and its fields below it", |table| {
         schema.access_log = Some(http::read_access_log(table));
+    });
+    reader.table("control", "[control]", "[control] and its fields below it", |table| {
+        schema.control = control::read(table);
     });
     reader.not_built("bgp", "remove [bgp]: route the vips to this node statically");
     reader.misplaced("health", "there is no [health]", "write [pool.health_check] below the pool");
@@ -524,7 +530,11 @@ fn read_backend(table: &mut TableReader<'_, '_>) -> Backend {
     let name = read_name(table);
     table.require("address", "\"198.18.1.11:8080\"");
     let states = [("ready", AdminState::Ready), ("drain", AdminState::Drain), ("maint", AdminState::Maint)];
-    table.misplaced("health", "health is not a field of a backend", "its pool's [pool.health_check] is for all its backends");
+    table.misplaced(
+        "health",
+        "health is not a field of a backend",
+        "its pool's [pool.health_check] is for all its backends",
+    );
     Backend {
         name,
         address: table.parsed(

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use weir_abi::record::{AdminState, MAX_LISTENERS, MAX_POOLS};
 
+use crate::history::Entry;
 use crate::model::Model;
 
 /// Everything that is kept.
@@ -25,12 +26,35 @@ pub struct State {
     pub generation: u64,
     /// Text of the configuration in force.
     pub config: Arc<str>,
+    /// Text of the file that was applied last; what is in force may have drifted from it.
+    pub applied: Arc<str>,
     /// What the files held that it names, when it was applied.
     pub bodies: Arc<Bodies>,
     /// Runtime overrides.
     pub overrides: Overrides,
     /// Who has which index.
     pub indices: Arc<Indices>,
+    /// Number of the last change in history.
+    pub number: u64,
+    /// Changes that are not safe in history's own file yet.
+    pub pending: Vec<Arc<Entry>>,
+    /// What comes back unless somebody confirms what is in force.
+    pub confirm: Option<Confirm>,
+}
+
+/// A change that waits to be confirmed, and what it replaced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Confirm {
+    /// By the wall clock, in Unix milliseconds: it passes while the machine is down, too.
+    pub deadline_unix_ms: u64,
+    /// Number of the change that comes back.
+    pub number: u64,
+    /// Its text,
+    pub config: Arc<str>,
+    /// what its files held
+    pub bodies: Arc<Bodies>,
+    /// and its overrides.
+    pub overrides: Overrides,
 }
 
 /// Contents of files, by their paths.

@@ -74,8 +74,23 @@ pub struct Status {
     pub drift: Option<bool>,
     /// How.
     pub drift_details: Vec<String>,
+    /// What the operator should know and no traffic depends on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// A change that is taken back unless it is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// What could not be read, and why.
     pub missing: Vec<String>,
+}
+
+/// A change that waits to be confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// The change that comes back.
+    pub back_to: u64,
+    /// When, in Unix milliseconds.
+    pub confirm_by_unix_ms: u64,
 }
 
 /// The packet process.

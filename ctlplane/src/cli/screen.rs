@@ -101,6 +101,17 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
     for complaint in status.complaints() {
         let _ = writeln!(text, "  ! {complaint}");
     }
+    if let Some(waiting) = &status.waiting {
+        let left = waiting.confirm_by_unix_ms.saturating_sub(status.unix_ms) / 1_000;
+        let _ = writeln!(
+            text,
+            "  waiting: back to change {} in {left} s unless weir confirm keeps what is in force",
+            waiting.back_to
+        );
+    }
+    for note in &status.notes {
+        let _ = writeln!(text, "  note: {note}");
+    }
     for drift in &status.drift_details {
         let _ = writeln!(text, "  drift: {drift}");
     }

@@ -101,7 +101,7 @@ pub(super) fn build(
         .map(|(at, listener)| build_listener(schema, &positions, listener, http.get(&at)))
         .collect::<Option<_>>()?;
     let pools = schema.pools.iter().map(build_pool).collect::<Option<_>>()?;
-    Some(Model { node, vips, listeners, pools, access_log })
+    Some(Model { node, vips, listeners, pools, access_log, control: schema.control.model() })
 }
 
 /// Positions by name; the first where there are two.
