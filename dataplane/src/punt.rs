@@ -26,11 +26,11 @@ use crate::books::Books;
 use crate::drops::WorkerReason;
 
 /// Frames on their way to the kernel, per worker.
-const UP_FRAMES: usize = 1_024;
+const UP_FRAMES: usize = 2_048;
 /// Frames on their way from the kernel.
 const DOWN_FRAMES: usize = 512;
 /// A burst is what comes in this part of a second, and no less than [`LEAST_BURST`].
-const BURST_PER_SECOND: u64 = 100;
+const BURST_PER_SECOND: u64 = 50;
 /// Packets of the smallest burst.
 const LEAST_BURST: u64 = 32;
 /// Link header with a tag.
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(taken(&mut bucket, 5_000_001), 0);
         assert_eq!(taken(&mut bucket, 3_600_000_000_000), 32, "no more than a burst is saved");
         let mut fast = Bucket::new(0, 2_000_000_000, 0);
-        assert_eq!(taken(&mut fast, 0), EXCEPTION_RATE as usize / 100);
+        assert_eq!(taken(&mut fast, 0), EXCEPTION_RATE as usize / 50);
     }
 
     #[test]

