@@ -2,6 +2,7 @@
 //!
 //! A table is rebuilt only when its input changed ([`TableCache`]): one weight among 500 pools costs one Maglev table.
 
+pub mod access;
 pub mod down;
 pub mod http;
 
@@ -25,7 +26,8 @@ use crate::model::{Model, Node, Pool};
 use crate::slots::{self, SlotsError};
 use crate::state::{Indices, Override, Overrides, Phase, PoolEntry};
 
-/// The tables of a generation, in the root's order: node, listeners, pools by index, listeners of HTTP by index.
+/// The tables of a generation, in the root's order: node, listeners, pools by index, listeners of HTTP by index, access, its
+/// lists.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// Encoded.
@@ -64,6 +66,7 @@ pub struct TableCache {
     listeners: Option<(ListenersInput, Arc<TableImage>)>,
     pools: BTreeMap<String, CachedPool>,
     https: HashMap<u32, CachedHttp>,
+    lists: access::ListCache,
     slot_tables_built: u64,
 }
 

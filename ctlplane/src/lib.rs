@@ -7,6 +7,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod access_list;
 pub mod access_log;
 pub mod api;
 pub mod changes;

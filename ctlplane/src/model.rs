@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use weir_abi::proxy::{ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{AdminState, Algorithm, Mode, OnDown, TIMEOUTS};
+use weir_access::{List, Prefix, Rate};
 use weir_l7::http::rules::{HttpListener, HttpPool};
 
 use crate::access_log;
@@ -25,6 +26,32 @@ pub struct Model {
     pub access_log: Option<access_log::Settings>,
     /// `[control]`.
     pub control: Control,
+    /// In the order of the file.
+    pub access_lists: Vec<Arc<AccessList>>,
+}
+
+/// Prefixes of clients, the longest of which decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessList {
+    /// Unique.
+    pub name: String,
+    /// What no prefix has is denied.
+    pub default_deny: bool,
+    /// Each once, with whether it is denied; by network, then length.
+    pub prefixes: Vec<(Prefix, bool)>,
+    /// Ready for look-ups.
+    pub built: List,
+}
+
+/// What a listener asks of new flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Position among the lists.
+    pub list: Option<usize>,
+    /// At most 64.
+    pub rates: Vec<Rate>,
+    /// Flows at once of a source; 0 = unlimited.
+    pub connections_per_source: u32,
 }
 
 /// How the daemon keeps the configuration.
@@ -141,6 +168,8 @@ pub struct Listener {
     pub proxy: Option<Proxy>,
     /// There exactly with protocol `http`; its pools are positions among the pools here.
     pub http: Option<Arc<HttpListener>>,
+    /// Who may begin flows.
+    pub access: Access,
 }
 
 /// What a proxy listener does.

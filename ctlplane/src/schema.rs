@@ -2,6 +2,7 @@
 //!
 //! Missing or wrong fields were reported already and are `None` here, so that validation can go on with the rest.
 
+pub mod access;
 pub mod control;
 pub mod exception;
 pub mod health;
@@ -43,6 +44,8 @@ pub struct Schema {
     pub routes: Vec<HttpRoute>,
     /// `[access_log]`.
     pub access_log: Option<AccessLog>,
+    /// `[[access_list]]`.
+    pub access_lists: Vec<access::AccessList>,
     /// `[control]`.
     pub control: control::Control,
 }
@@ -165,6 +168,8 @@ pub struct Listener {
     pub on_down: Option<Located<OnDown>>,
     /// What is for mode `proxy`.
     pub proxy: proxy::Proxy,
+    /// What it asks of new flows.
+    pub access: access::Access,
 }
 
 /// `[[pool]]`.
@@ -236,6 +241,7 @@ pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Schema> {
     schema.listeners = reader.tables("listener", "listener", read_listener);
     schema.pools = reader.tables("pool", "pool", read_pool);
     schema.routes = reader.tables("route", "route", route::read);
+    schema.access_lists = reader.tables("access_list", "access_list", access::read_list);
     reader.table("access_log", "[access_log]", "[access_log] and its fields below it", |table| {
         schema.access_log = Some(http::read_access_log(table));
     });
@@ -482,6 +488,7 @@ fn read_listener(table: &mut TableReader<'_, '_>) -> Listener {
         gue_variant: table.integer("gue_variant", 0, 1, ""),
         on_down: table.word("on_down", ON_DOWN, &[]),
         proxy: proxy::read_proxy(table),
+        access: access::read(table),
     }
 }
 

@@ -59,6 +59,7 @@ pub(super) fn build(
     worker_cpus: Vec<u16>,
     http: &HashMap<usize, Arc<HttpListener>>,
     access_log: Option<access_log::Settings>,
+    access: super::access::Access,
 ) -> Option<Model> {
     let dataplane = &schema.dataplane;
     let or = |field: &Option<Located<u32>>, default: u32| field.as_ref().map_or(default, |f| f.value);
@@ -98,10 +99,14 @@ pub(super) fn build(
         .listeners
         .iter()
         .enumerate()
-        .map(|(at, listener)| build_listener(schema, &positions, listener, http.get(&at)))
+        .map(|(at, listener)| {
+            let access = access.listeners.get(&at).cloned().unwrap_or_default();
+            Some(model::Listener { access, ..build_listener(schema, &positions, listener, http.get(&at))? })
+        })
         .collect::<Option<_>>()?;
     let pools = schema.pools.iter().map(build_pool).collect::<Option<_>>()?;
-    Some(Model { node, vips, listeners, pools, access_log, control: schema.control.model() })
+    let (access_lists, control) = (access.lists, schema.control.model());
+    Some(Model { node, vips, listeners, pools, access_log, control, access_lists })
 }
 
 /// Positions by name; the first where there are two.
@@ -186,6 +191,7 @@ fn build_listener(
         on_down,
         proxy: (mode == Mode::Proxy).then(|| build_proxy(&listener.proxy)),
         http: http.cloned(),
+        access: model::Access::default(),
     })
 }
 

@@ -1,4 +1,4 @@
-//! What is in the files that a configuration names: bodies of responses?
+//! What is in the files that a configuration names: bodies of responses, and prefix lists?
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use weir_abi::http::MAX_BODY_BYTES;
 
+use crate::access_list::MAX_FILE_BYTES;
 use crate::diagnostic::{Diagnostic, Located};
 use crate::state::Bodies;
 
@@ -39,11 +40,17 @@ impl Files {
 
     /// The content of a file, or what is wrong with it.
     pub(super) fn body(&mut self, path: &Located<String>) -> Result<Box<[u8]>, Box<Diagnostic>> {
-        let found = self.read.entry(path.value.clone()).or_insert_with(|| read(&path.value));
-        found
-            .as_deref()
-            .map(Box::from)
-            .map_err(|(message, help)| Box::new(Diagnostic::error(path.span, message.as_str()).help(*help)))
+        self.content(path, &BODY).map(|content| Box::from(&*content))
+    }
+
+    /// The content of a prefix list, or what is wrong with the file.
+    pub(super) fn list(&mut self, path: &Located<String>) -> Result<Arc<[u8]>, Box<Diagnostic>> {
+        self.content(path, &LIST)
+    }
+
+    fn content(&mut self, path: &Located<String>, kind: &Kind) -> Result<Arc<[u8]>, Box<Diagnostic>> {
+        let found = self.read.entry(path.value.clone()).or_insert_with(|| read(&path.value, kind));
+        found.clone().map_err(|(message, help)| Box::new(Diagnostic::error(path.span, message).help(help)))
     }
 }
 
@@ -51,7 +58,7 @@ impl Files {
 pub fn differences(bodies: &Bodies) -> Vec<String> {
     let mut list = Vec::new();
     for (path, kept) in bodies {
-        match read(path) {
+        match read(path, &LIST) {
             Ok(content) if content == *kept => {}
             Ok(_) => list.push(format!("{path} differs from what was applied; weir apply reads it again")),
             Err((message, _)) => {
@@ -62,7 +69,19 @@ pub fn differences(bodies: &Bodies) -> Vec<String> {
     list
 }
 
-fn read(path: &str) -> Content {
+/// What a file is for.
+struct Kind {
+    most: usize,
+    /// What it must not be larger than, and what to do then.
+    too_large: (&'static str, &'static str),
+}
+
+const BODY: Kind =
+    Kind { most: MAX_BODY_BYTES, too_large: ("64 KiB", "use a smaller body, or a backend that serves it") };
+const LIST: Kind =
+    Kind { most: MAX_FILE_BYTES, too_large: ("32 MiB", "join neighbours to shorter prefixes") };
+
+fn read(path: &str, kind: &Kind) -> Content {
     if !path.starts_with('/') {
         return Err((
             format!("\"{path}\" is not an absolute path"),
@@ -81,12 +100,10 @@ fn read(path: &str) -> Content {
     }
     let mut bytes = Vec::new();
     let open = fs::File::open(path).map_err(unreadable)?;
-    open.take(MAX_BODY_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
-    if bytes.len() > MAX_BODY_BYTES {
-        return Err((
-            format!("{path} is larger than 64 KiB"),
-            "use a smaller body, or a backend that serves it",
-        ));
+    open.take(kind.most as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() > kind.most {
+        let (size, help) = kind.too_large;
+        return Err((format!("{path} is larger than {size}"), help));
     }
     Ok(bytes.into())
 }

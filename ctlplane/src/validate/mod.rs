@@ -2,6 +2,7 @@
 //!
 //! All rules run even after errors: a rule skips what an earlier stage could not read.
 
+mod access;
 mod build;
 mod exception;
 mod files;
@@ -68,7 +69,8 @@ fn validate(
     let workers = rules.workers(machine);
     rules.proxy_capacity(workers.len());
     rules.data_fits(workers.len());
-    let model = build::build(&schema, workers, &http, access_log)?;
+    let access = rules.access(files);
+    let model = build::build(&schema, workers, &http, access_log, access)?;
     rules.machine_suffices(&model, machine);
     Some(model)
 }
