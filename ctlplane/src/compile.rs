@@ -6,7 +6,7 @@ pub mod access;
 pub mod down;
 pub mod http;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use weir_abi::http::HttpPoolRecord;
@@ -21,7 +21,7 @@ use weir_abi::text::{Name, Text};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, TableRef};
 use weir_l7::http::rules::HttpListener;
 
-use self::down::Down;
+use self::down::{Acting, Down, PoolHealth};
 use crate::model::{Model, Node, Pool};
 use crate::slots::{self, SlotsError};
 use crate::state::{Indices, Override, Overrides, Phase, PoolEntry};
@@ -89,7 +89,7 @@ struct ListenersInput {
 struct CachedPool {
     model: Option<Arc<Pool>>,
     overrides: Option<BTreeMap<String, Override>>,
-    down: BTreeSet<String>,
+    acting: Acting,
     revision: u64,
     image: Arc<TableImage>,
     slots: Arc<SlotTable>,
@@ -142,27 +142,27 @@ impl TableCache {
         name: &str,
         model: Option<&Arc<Pool>>,
         overrides: Option<&BTreeMap<String, Override>>,
-        down: Option<&BTreeMap<String, String>>,
+        health: Option<&PoolHealth>,
         entry: &PoolEntry,
     ) -> Result<Arc<TableImage>, CompileError> {
-        let down = model.map_or_else(BTreeSet::new, |pool| down::acting(pool, overrides, down));
+        let acting = model.map_or_else(Acting::default, |pool| down::acting(pool, overrides, health));
         let cached = self.pools.get(name);
         if let Some(cached) = cached
             && cached.revision == entry.revision
             && cached.overrides.as_ref() == overrides
-            && cached.down == down
+            && cached.acting == acting
             && same_pool(cached.model.as_ref(), model)
         {
             return Ok(cached.image.clone());
         }
         let old_slots = cached.map(|cached| cached.slots.clone());
-        let table = PoolInput { name, model, overrides, down: &down, entry };
+        let table = PoolInput { name, model, overrides, acting: &acting, entry };
         let (image, slots) = table.build(old_slots, &mut self.slot_tables_built)?;
         let image = Arc::new(image);
         let cached = CachedPool {
             model: model.cloned(),
             overrides: overrides.cloned(),
-            down,
+            acting,
             revision: entry.revision,
             image: image.clone(),
             slots,
@@ -218,7 +218,7 @@ pub fn compile(
     entries.sort_by_key(|(_, entry)| entry.index);
     for (name, entry) in &entries {
         let model = models.get(name.as_str()).copied();
-        tables.push(cache.pool(name, model, overrides.get(*name), down.get(*name), entry)?);
+        tables.push(cache.pool(name, model, overrides.get(*name), down.of(name), entry)?);
     }
     tables.extend(cache.https(model, indices)?);
     cache.pools.retain(|name, _| indices.pools.contains_key(name));
@@ -361,8 +361,8 @@ struct PoolInput<'a> {
     /// `None`: the pool left the configuration and lives on for its flows.
     model: Option<&'a Arc<Pool>>,
     overrides: Option<&'a BTreeMap<String, Override>>,
-    /// Names of backends that health keeps from new flows.
-    down: &'a BTreeSet<String>,
+    /// What health comes to.
+    acting: &'a Acting,
     entry: &'a PoolEntry,
 }
 
@@ -382,8 +382,9 @@ impl PoolInput<'_> {
             let set = self.overrides.and_then(|overrides| overrides.get(&backend.name));
             let (weight, state) = effective(backend, set);
             let key = crate::units::format_backend_address(backend.address, backend.port);
-            let is_down = self.down.contains(&backend.name);
-            weights.push((key, if state == AdminState::Ready && !is_down { u32::from(weight) } else { 0 }));
+            let is_down = self.acting.down.contains(&backend.name);
+            let is_ready = state == AdminState::Ready;
+            weights.push((key, if is_ready { self.acting.weight(&backend.name, weight) } else { 0 }));
             backends.push(BackendRecord {
                 name: Name::new(&backend.name),
                 index: *index,

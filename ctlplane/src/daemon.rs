@@ -110,7 +110,7 @@ impl Daemon {
             exceptions.set(exception::wanted(engine.model()));
         }
         if let Some(health) = self.health.borrow_mut().as_mut() {
-            health.set(targets(engine.model(), &engine.state().indices));
+            health.set(targets(engine.model(), &engine.state().indices), engine.down());
         }
     }
 

@@ -401,6 +401,9 @@ impl Engine {
         self.tidy();
         self.expire(crate::changes::unix_ms())?;
         self.repair()?;
+        if self.down.grow(now) {
+            self.publish_again()?;
+        }
         let mut indices = self.state.indices.clone_if_leaving();
         let Some(indices) = indices.as_mut() else {
             self.quiet = QuietTimers::default();

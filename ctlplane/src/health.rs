@@ -16,14 +16,13 @@ pub mod schedule;
 pub mod targets;
 mod tunnels;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use self::check::Target;
+use self::check::{BackendName, Target};
 use self::driver::{Command, Driver};
 use self::listing::Row;
 use self::outbox::Outbox;
@@ -45,29 +44,30 @@ impl Health {
         let (commands, receiver) = mpsc::unbounded_channel();
         let outbox = Arc::new(Outbox::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let believed: BTreeMap<(String, String), String> = down
-            .iter()
-            .flat_map(|(pool, backends)| {
-                backends.iter().map(|(name, reason)| ((pool.clone(), name.clone()), reason.clone()))
-            })
-            .collect();
         let put = Arc::clone(&outbox);
         thread::Builder::new().name("weir-health".to_owned()).spawn(move || {
             let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, Driver::run(receiver, put, believed));
+            local.block_on(&runtime, Driver::run(receiver, put));
         })?;
         let mut health = Self { commands, outbox, targets: Vec::new() };
-        health.set(targets);
+        health.send(targets, down);
         Ok(health)
     }
 
     /// Probes these from now on. What is known of targets that stay as they are stays known.
-    pub fn set(&mut self, targets: Vec<Target>) {
+    pub fn set(&mut self, targets: Vec<Target>, down: &Down) {
         if targets != self.targets {
-            self.targets.clone_from(&targets);
-            // the thread ends only with this value
-            drop(self.commands.send(Command::Set(targets)));
+            self.send(targets, down);
         }
+    }
+
+    fn send(&mut self, targets: Vec<Target>, down: &Down) {
+        self.targets.clone_from(&targets);
+        let believed = down.iter().map(|(pool, backend, reason)| {
+            (BackendName { pool: pool.into(), backend: backend.into() }, reason.to_owned())
+        });
+        // the thread ends only with this value
+        drop(self.commands.send(Command::Set(targets, believed.collect())));
     }
 
     /// What is known of each target, where the thread answers.

@@ -2,6 +2,7 @@
 //!
 //! Flow entries of a running dataplane pin those indices, so a daemon that lost its state takes them over.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use weir_abi::image::MAX_TABLE_BYTES;
@@ -9,6 +10,7 @@ use weir_abi::record::{AdminState, BackendRecord, Mode};
 use weir_abi::{ListenersTable, PoolTable, Root, TableKind, table_name};
 
 use crate::compile::down::Down;
+use crate::health::targets::begin_down;
 use crate::model::Model;
 use crate::publish::Snapshots;
 use crate::state::{BackendEntry, ListenerEntry, Phase, PoolEntry, State};
@@ -44,19 +46,20 @@ pub(crate) fn take_over_indices(snapshots: &Snapshots, state: &mut State) {
 
 /// What the published generation says of health, of pools that are probed: true until they are probed again.
 pub(crate) fn take_over_health(snapshots: &Snapshots, model: &Model) -> Down {
-    let mut down = Down::new();
-    let Some(root) = snapshots.current() else { return down };
+    let mut down = Down::default();
+    let tables = snapshots.current().map_or_else(Vec::new, |root| pools(snapshots, &root));
     let probed = |name: &str| model.pools.iter().any(|pool| pool.name == name && pool.health.is_some());
-    for (_, table) in pools(snapshots, &root) {
+    let mut known: HashSet<(&str, &str)> = HashSet::new();
+    for (_, table) in tables.iter().filter(|(_, table)| probed(table.pool.name.as_str())) {
         let pool = table.pool.name.as_str();
-        if !probed(pool) {
-            continue;
-        }
-        for backend in table.backends.iter().filter(|backend| backend.down != 0) {
-            let reason = "was down when weir-ctlplane started".to_owned();
-            down.entry(pool.to_owned()).or_default().insert(backend.name.as_str().to_owned(), reason);
+        for backend in &table.backends {
+            known.insert((pool, backend.name.as_str()));
+            if backend.down != 0 {
+                down.set_down(pool, backend.name.as_str(), "was down when weir-ctlplane started");
+            }
         }
     }
+    begin_down(&mut down, model, |pool, backend| known.contains(&(pool, backend)));
     down
 }
 

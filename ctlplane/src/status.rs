@@ -1,6 +1,7 @@
 //! How is the balancer? Read from shared memory alone, so that it can be answered with ctlplane down.
 
 pub mod exception;
+mod health;
 pub mod http;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use crate::publish::{instance_directory, read_root};
 use crate::units::format_backend_address;
 
 pub use self::exception::Exception;
+pub use self::health::BackendHealth;
 pub use self::http::{BackendHttp, Http, ListenerHttp};
 
 /// Version of the JSON form.
@@ -202,6 +204,9 @@ pub struct Backend {
     pub state: String,
     /// Down by health.
     pub down: bool,
+    /// What the checks say; absent where there are none, and while ctlplane, which knows, is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<BackendHealth>,
     /// Share of the pool's slots, 0 to 1.
     pub slot_share: f64,
     /// [`BackendColumn`]s.
@@ -515,6 +520,7 @@ impl Status {
                 list.push(format!("pool {} has no backend that takes new flows: make one ready", pool.name));
             }
         }
+        self.health_complaints(&mut list);
         self.http_complaints(&mut list);
         list.extend(self.missing.iter().cloned());
         list
@@ -551,6 +557,7 @@ fn pool(table: &PoolTable, counters: Option<&Counters>) -> Pool {
             weight: backend.weight,
             state: AdminState::from_u8(backend.admin).map_or("unknown", AdminState::name).to_owned(),
             down: backend.down != 0,
+            health: None,
             slot_share: f64::from(*taken) / (table.slots.len().max(1) as f64),
             counters: row(counters, BackendColumn::GROUP, backend.index),
             upstream: row(counters, UpstreamColumn::GROUP, backend.index),

@@ -212,6 +212,16 @@ pub fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
     prefix.is_ipv4() == address.is_ipv4() && network(prefix, length) == network(address, length)
 }
 
+/// A time as people say it: `5s`, `3m`, `2h`, `4d`.
+pub fn about_time(milliseconds: u64) -> String {
+    match milliseconds / 1_000 {
+        seconds @ 0..120 => format!("{seconds}s"),
+        seconds @ 120..7_200 => format!("{}m", seconds / 60),
+        seconds @ 7_200..172_800 => format!("{}h", seconds / 3_600),
+        seconds => format!("{}d", seconds / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 
 mod backend;
 mod explain;
+mod health;
 mod hugepages;
 mod screen;
 
@@ -24,6 +25,7 @@ use crate::{plan, socket, validate};
 
 pub use backend::BackendCommand;
 pub use explain::{ExplainCommand, RequestArguments};
+pub use health::HealthArguments;
 pub use hugepages::HugepagesCommand;
 
 /// Watch and steer a Weir load balancer.
@@ -64,6 +66,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What the health checks find. Exit code 0: all are up, 1: some are not.
+    Health(HealthArguments),
     /// Put a configuration file in force; a bad one changes nothing.
     Apply {
         /// The file; "-" reads standard input.
@@ -199,6 +203,7 @@ pub fn run(arguments: &Arguments) -> Exit {
         Command::Plan { file, cpus, json } => {
             budget(file, &cpus.clone().unwrap_or_else(Machine::detect), *json)
         }
+        Command::Health(arguments) => health::run(&client, arguments),
         Command::Status { json } => status(arguments, &client, *json),
         Command::Apply { file, dry_run, json } => apply(&client, file, *dry_run, *json),
         Command::Backend { command } => backend::run(&client, command),

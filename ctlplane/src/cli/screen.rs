@@ -9,21 +9,21 @@ use std::fmt::Write as _;
 use crate::status::{Columns, Health, Pool, Status};
 
 /// Columns of text, as wide as their widest cell; numbers to the right.
-struct Table {
+pub(super) struct Table {
     head: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(head: &[&'static str]) -> Self {
+    pub(super) fn new(head: &[&'static str]) -> Self {
         Self { head: head.to_vec(), rows: Vec::new() }
     }
 
-    fn row(&mut self, cells: Vec<String>) {
+    pub(super) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
-    fn render(&self, text: &mut String) {
+    pub(super) fn render(&self, text: &mut String) {
         if self.rows.is_empty() {
             return;
         }
@@ -217,7 +217,9 @@ pub(super) fn backends(pools: &[Pool]) -> String {
     for pool in pools {
         for backend in &pool.backends {
             let unreachable = backend.counters.get("unreachable").is_some_and(|value| *value != 0);
+            let by_checks = backend.health.as_ref().is_some_and(|health| health.state == "down");
             let state = match (backend.down, unreachable) {
+                (false, _) if by_checks => format!("{}, down but used", backend.state),
                 (true, _) => format!("{}, down", backend.state),
                 (false, true) => format!("{}, no neighbour", backend.state),
                 (false, false) => backend.state.clone(),

@@ -309,6 +309,10 @@ async fn status(daemon: &Daemon) -> Result<Status, Refused> {
     if let Some(log) = daemon.log.borrow().as_ref() {
         status.add_events(log);
     }
+    let probed = daemon.health.borrow().as_ref().map(Health::listing);
+    if let Some(probed) = probed {
+        status.add_health(probed.await);
+    }
     if let Some(exceptions) = &daemon.exceptions {
         status.add_exceptions(exceptions);
     }

@@ -12,6 +12,7 @@ use crate::changes::{Origin, blast, difference, unix_ms};
 use crate::compile;
 use crate::counters::Counters;
 use crate::diagnostic::{Report, Severity, Source};
+use crate::health::targets::begin_down;
 use crate::model::Model;
 use crate::publish::Published;
 use crate::state::{Admin, Bodies, Confirm, Overrides, State, reconcile_overrides};
@@ -165,8 +166,12 @@ impl Engine {
             let plan = Some(self.plan(&state, &model)?);
             return Ok(Change { warnings, needs_restart, plan, ..self.changed(None) });
         }
-        let compiled =
-            compile::compile(&model, &state.overrides, &self.down, &state.indices, &mut self.cache)?;
+        let mut down = self.down.clone();
+        begin_down(&mut down, &model, |pool, backend| {
+            let of_pool = self.model.pools.iter().find(|of| of.name == pool && of.health.is_some());
+            of_pool.is_some_and(|of_pool| of_pool.backends.iter().any(|known| known.name == backend))
+        });
+        let compiled = compile::compile(&model, &state.overrides, &down, &state.indices, &mut self.cache)?;
         if let Some(limit) = manner.confirm {
             let back = state.confirm.take().unwrap_or_else(|| Confirm {
                 deadline_unix_ms: 0,
@@ -183,6 +188,7 @@ impl Engine {
             state.confirm = is_change.then_some(Confirm { deadline_unix_ms, ..back });
         }
         let published = self.put_in_force(state, model, &compiled)?;
+        self.down = down;
         Ok(Change { warnings, needs_restart, ..self.changed(published) })
     }
 

@@ -26,11 +26,14 @@ const IDLE: Duration = Duration::from_secs(3_600);
 /// What the daemon wants of the thread.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// Probe these.
-    Set(Vec<Target>),
+    /// Probe these; what the engine believes of those that are new.
+    Set(Vec<Target>, Believed),
     /// Tell what is known.
     List(oneshot::Sender<Vec<Row>>),
 }
+
+/// Who is down, and why.
+pub(super) type Believed = BTreeMap<BackendName, String>;
 
 /// A target and what is known of it.
 struct Entry {
@@ -59,8 +62,6 @@ pub(super) struct Driver {
     names: BTreeMap<BackendName, TargetId>,
     entries: HashMap<TargetId, Entry>,
     outbox: Arc<Outbox>,
-    /// What the engine believed at the start of backends that have no target yet.
-    believed: BTreeMap<(String, String), String>,
     tools: Rc<Tools>,
     /// The loop sleeps until then.
     sleeps_until_us: u64,
@@ -73,11 +74,7 @@ fn unix_ms() -> u64 {
 
 impl Driver {
     /// Runs until the daemon hangs up.
-    pub(super) async fn run(
-        mut commands: mpsc::UnboundedReceiver<Command>,
-        outbox: Arc<Outbox>,
-        believed: BTreeMap<(String, String), String>,
-    ) {
+    pub(super) async fn run(mut commands: mpsc::UnboundedReceiver<Command>, outbox: Arc<Outbox>) {
         let tools = Tools {
             interfaces: super::interfaces::Interfaces::default(),
             tunnels: super::tunnels::Tunnels::default(),
@@ -90,7 +87,6 @@ impl Driver {
             names: BTreeMap::new(),
             entries: HashMap::new(),
             outbox,
-            believed,
             tools: Rc::new(tools),
             sleeps_until_us: 0,
             warned: None,
@@ -100,7 +96,7 @@ impl Driver {
             let until = Self::let_out(&driver, &sooner);
             tokio::select! {
                 command = commands.recv() => match command {
-                    Some(Command::Set(targets)) => driver.borrow_mut().set(targets),
+                    Some(Command::Set(targets, believed)) => driver.borrow_mut().set(targets, believed),
                     // who asked may be gone
                     Some(Command::List(answer)) => drop(answer.send(driver.borrow().listing())),
                     None => return,
@@ -144,13 +140,14 @@ impl Driver {
         self.origin.elapsed().as_micros() as u64
     }
 
-    fn set(&mut self, targets: Vec<Target>) {
+    fn set(&mut self, targets: Vec<Target>, mut believed: Believed) {
         let mut connectors = Connectors::default();
         let mut gone = std::mem::take(&mut self.names);
         let now_us = self.now_us();
         for target in targets {
             let name = target.name.clone();
             let before = gone.remove(&name);
+            let kept = believed.remove(&name);
             let tls = connectors.of(&target);
             if let Some(id) = before
                 && let Some(entry) = self.entries.get_mut(&id)
@@ -164,16 +161,11 @@ impl Driver {
                 self.schedule.remove(id);
                 self.entries.remove(&id)
             });
-            let kept = self.believed.remove(&(name.pool.to_string(), name.backend.to_string()));
-            let (down, reason, is_news) = match (old, kept) {
-                (Some(old), _) => (old.down, old.reason, false),
-                (None, Some(reason)) => (true, reason, false),
-                (None, None) if target.check.initially_down => (true, "not probed yet".to_owned(), true),
-                (None, None) => (false, "not probed yet".to_owned(), false),
+            let (down, reason) = match (old, kept) {
+                (Some(old), _) => (old.down, old.reason),
+                (None, Some(reason)) => (true, reason),
+                (None, None) => (false, "not probed yet".to_owned()),
             };
-            if is_news {
-                self.outbox.put(name.clone(), down, reason.clone());
-            }
             let id = self.schedule.insert(target.check.rhythm(), now_us);
             let entry = Entry {
                 target: Rc::new(target),
@@ -191,11 +183,10 @@ impl Driver {
         for (name, id) in gone {
             self.schedule.remove(id);
             if self.entries.remove(&id).is_some_and(|entry| entry.down) {
-                self.outbox.put(name, false, "no longer checked".to_owned());
+                believed.insert(name, String::new());
             }
         }
-        for ((pool, backend), _) in std::mem::take(&mut self.believed) {
-            let name = BackendName { pool: pool.into(), backend: backend.into() };
+        for (name, _) in believed {
             self.outbox.put(name, false, "no longer checked".to_owned());
         }
     }

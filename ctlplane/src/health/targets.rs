@@ -6,6 +6,7 @@ use std::sync::Arc;
 use weir_abi::record::Mode;
 
 use super::check::{BackendName, Check, Kind, Target, Through, Tunnel};
+use crate::compile::down::Down;
 use crate::model::{Backend, Listener, Model, Node, Pool, Port};
 use crate::state::{Indices, Phase};
 use crate::units::covers;
@@ -23,6 +24,16 @@ pub fn targets(model: &Model, indices: &Indices) -> Vec<Target> {
         }
     }
     list
+}
+
+/// Takes those as down that may not serve before they were probed: backends of such pools that `before` does not know.
+pub fn begin_down(down: &mut Down, model: &Model, before: impl Fn(&str, &str) -> bool) {
+    let is_cautious = |pool: &&Arc<Pool>| pool.health.as_ref().is_some_and(|check| check.initially_down);
+    for pool in model.pools.iter().filter(is_cautious) {
+        for backend in pool.backends.iter().filter(|backend| !before(&pool.name, &backend.name)) {
+            down.set_down(&pool.name, &backend.name, "not probed yet");
+        }
+    }
 }
 
 fn target(

@@ -294,17 +294,13 @@ fn build_pool(pool: &schema::Pool) -> Option<Arc<model::Pool>> {
         Algorithm::Maglev | Algorithm::SourceHash => DEFAULT_SLOTS,
     };
     let slow_start_ms = pool.slow_start.as_ref().map_or(0, |time| milliseconds(time.value));
-    let mut http = HttpPool { backups, ..pool.upstream.http.rules.clone() };
-    if http.slow_start_ms == 0 {
-        http.slow_start_ms = slow_start_ms;
-    }
     Some(Arc::new(model::Pool {
         name: pool.name.as_ref()?.value.clone(),
         algorithm,
         slots: pool.slots.as_ref().map_or(default_slots, |slots| slots.value),
         upstream: build_tcp(&pool.upstream.tcp, TcpRecord::POOL),
         send_proxy: pool.upstream.send_proxy.as_ref().map_or(SendProxy::Off, |send| send.value),
-        http,
+        http: HttpPool { backups, ..pool.upstream.http.rules.clone() },
         health: match &pool.health_check {
             Some(check) => Some(Arc::new(build_check(check)?)),
             None => None,

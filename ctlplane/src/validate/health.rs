@@ -42,6 +42,7 @@ impl Rules<'_> {
                 continue;
             };
             self.check_times(check);
+            self.check_slow_start(pool);
             self.check_addresses(pool, check);
             self.check_way(pool, check);
             if !files.is_kept() {
@@ -56,6 +57,22 @@ impl Rules<'_> {
             let message = "fast_interval is longer than the interval";
             let help = format!("use at most {}", crate::units::format_duration(interval));
             self.push(Diagnostic::error(fast.span, message).help(help));
+        }
+    }
+
+    /// One weight can't grow in two ways at once.
+    fn check_slow_start(&mut self, pool: &Pool) {
+        let is_set = pool.slow_start.as_ref().filter(|slow_start| slow_start.value > Duration::ZERO);
+        if let Some(slow_start) = is_set
+            && pool.upstream.http.rules.slow_start_ms > 0
+        {
+            let place = pool.upstream.http.span.unwrap_or(slow_start.span);
+            let message = "the pool has slow_start, and its [pool.http] too";
+            self.push(
+                Diagnostic::error(slow_start.span, message)
+                    .related(place, "here")
+                    .help("keep the one of the pool, which is for all listeners; that of [pool.http] also follows breakers"),
+            );
         }
     }
 
