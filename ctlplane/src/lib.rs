@@ -7,7 +7,6 @@
 //! ```
 #![forbid(unsafe_code)]
 
-pub mod access_list;
 pub mod access_log;
 pub mod api;
 pub mod changes;

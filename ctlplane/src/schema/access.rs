@@ -4,9 +4,9 @@ use std::net::IpAddr;
 
 use weir_abi::access::{MAX_CONNECTIONS_PER_SOURCE, MAX_RATES};
 use weir_access::Per;
+use weir_access::file::parse_prefix;
 use weir_access::rate::{MAX_PER_SECOND, MAX_PER_SECOND_OF_SOURCE};
 
-use crate::access_list::parse_prefix;
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::reader::TableReader;
 

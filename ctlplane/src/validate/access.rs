@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use weir_abi::image::MAX_TABLE_BYTES;
+use weir_access::file::{self, Entry, MAX_PREFIXES};
 use weir_access::rate::MAX_FILL_SECONDS;
 use weir_access::{List, Per, Prefix, Rate};
 
 use super::Rules;
 use super::files::Files;
-use crate::access_list::{self, Entry, MAX_PREFIXES};
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::model;
 use crate::schema::access::{AccessList, FlowRate};
@@ -188,7 +188,7 @@ impl Rules<'_> {
                 return None;
             }
         };
-        let (entries, faults) = access_list::parse(&content, deny);
+        let (entries, faults) = file::parse(&content, deny);
         for fault in &faults {
             let message = format!("{}:{}:{}: {}", path.value, fault.line, fault.column, fault.message);
             let line = if deny.is_none() { "\"allow PREFIX\" or \"deny PREFIX\"" } else { "a prefix" };

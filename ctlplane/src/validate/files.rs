@@ -6,8 +6,8 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use weir_abi::http::MAX_BODY_BYTES;
+use weir_access::file::MAX_FILE_BYTES;
 
-use crate::access_list::MAX_FILE_BYTES;
 use crate::diagnostic::{Diagnostic, Located};
 use crate::state::Bodies;
 

@@ -15,6 +15,7 @@
 
 pub mod build;
 pub mod counts;
+pub mod file;
 pub mod hash;
 pub mod list;
 pub mod policy;

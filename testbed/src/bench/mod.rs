@@ -9,10 +9,12 @@
 //! live       latency/MODE, restart (a lab of namespaces)       result           figures and targets
 //! tcp        echo/CONNS, churn, idle, bulk-*, relay-bulk
 //! http       memory/*, testbed/*
+//! control    acl-100k/FAMILY/KIND
 //! ```
 
 mod capture;
 mod check;
+mod control;
 mod forward;
 mod goodput;
 mod http;
@@ -217,6 +219,7 @@ pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
             tables::run(&mut bench, "weight-to-ack");
             bench.case("apply", tables::apply_all);
             bench.case("memory", tables::memory);
+            control::run(&mut bench);
             live::restart(&mut bench);
             "control"
         }

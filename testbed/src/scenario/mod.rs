@@ -3,6 +3,7 @@
 //! A scenario is a function that fails with words. After each, the rig checks what must hold after every test: packets
 //! are conserved, no buffer is owned, no process has crashed.
 
+mod access;
 mod capture;
 mod carry;
 mod change;
@@ -93,6 +94,7 @@ impl Choice {
 fn all() -> Vec<Scenario> {
     let groups = [
         carry::scenarios(),
+        access::scenarios(),
         capture::scenarios(),
         reach::scenarios(),
         size::scenarios(),

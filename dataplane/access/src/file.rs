@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use crate::units::family_bits;
+use crate::build::Prefix;
+use crate::list::List;
 
 /// Largest list file.
 pub const MAX_FILE_BYTES: usize = 32 << 20;
@@ -44,7 +45,7 @@ pub fn parse_prefix(text: &str) -> Result<(IpAddr, u8), String> {
     };
     let address: IpAddr =
         address.parse().map_err(|_| format!("\"{}\" is not an IP address", quoted(address)))?;
-    let bits = family_bits(address);
+    let bits = if address.is_ipv4() { 32 } else { 128 };
     let Some(length) = length else { return Ok((address, bits)) };
     match length.parse::<u8>() {
         Ok(number) if number <= bits && !length.starts_with('+') => Ok((address, number)),
@@ -119,6 +120,39 @@ fn entry(line: &str, deny: Option<bool>) -> Result<Found, (usize, String)> {
             Err((at(more), format!("\"{}\" follows the prefix; one stands in a line", quoted(more))))
         }
     }
+}
+
+/// What any file may do to its reader: for fuzzing. Whatever is understood makes a list that agrees with its prefixes.
+pub fn fuzz(bytes: &[u8]) {
+    for deny in [None, Some(false), Some(true)] {
+        let (entries, faults) = parse(bytes, deny);
+        assert!(faults.len() <= MOST_FAULTS + 1, "too many faults are told");
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count() + 1;
+        assert!(faults.iter().all(|fault| (1..=lines).contains(&fault.line) && fault.column >= 1), "a place");
+        let prefixes: Vec<_> = entries
+            .iter()
+            .take(64)
+            .map(|entry| (Prefix::new(entry.prefix.0, entry.prefix.1), entry.deny))
+            .collect();
+        let Ok(list) = List::build(&prefixes, false) else { continue };
+        for (prefix, _) in &prefixes {
+            // of two for one prefix the later decides
+            let of = |wanted: &Prefix| prefixes.iter().rev().find(|(other, _)| other == wanted);
+            let around = prefixes.iter().filter(|(other, _)| other.contains(prefix.network));
+            let longest = around.max_by_key(|(other, _)| other.length).and_then(|(longest, _)| of(longest));
+            assert_eq!(Some(list.denies_address(prefix.network)), longest.map(|(_, deny)| *deny), "{prefix}");
+        }
+    }
+}
+
+/// Files to begin from.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let files = [
+        "# clients\nallow 198.18.0.0/16\ndeny 198.18.7.0/24 # some\ndeny 2001:db8::/32\n",
+        "198.18.0.0/16\r\n198.18.7.1\n\n2001:db8::1/128\n::/0\n0.0.0.0/0\n",
+        "deny\nallow 1/2/3\ndeny ::/129 ::\n",
+    ];
+    files.map(|file| file.as_bytes().to_vec()).to_vec()
 }
 
 #[cfg(test)]
