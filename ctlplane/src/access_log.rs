@@ -15,6 +15,7 @@ mod names;
 mod reader;
 mod sink;
 
+pub(crate) use self::format::format_time;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::api::Failure;
+use crate::api::{COMMAND_HEADER, COMMENT_HEADER, Failure, percent_encode};
 use crate::socket;
 
 /// Longest wait for the answer to a change: longer than the daemon waits for acks.
@@ -51,12 +51,20 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+    /// What history is to tell of changes: the command, and the operator's words.
+    command: Option<String>,
+    comment: Option<String>,
 }
 
 impl Client {
     /// The daemon that listens on `path`.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), command: None, comment: None }
+    }
+
+    /// The same, for changes that history tells so.
+    pub fn described(self, command: String, comment: Option<String>) -> Self {
+        Self { command: Some(command), comment, ..self }
     }
 
     /// `GET` of a path under the socket.
@@ -129,12 +137,14 @@ impl Client {
             .await
             .map_err(|error| self.protocol(error.to_string()))?;
         let driver = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(hyper::header::HOST, "weir")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| self.protocol(error.to_string()))?;
+        let mut request = Request::builder().method(method).uri(path).header(hyper::header::HOST, "weir");
+        for (name, words) in [(COMMAND_HEADER, &self.command), (COMMENT_HEADER, &self.comment)] {
+            if let Some(words) = words {
+                request = request.header(name, percent_encode(words));
+            }
+        }
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|error| self.protocol(error.to_string()))?;
         let response =
             sender.send_request(request).await.map_err(|error| self.protocol(error.to_string()))?;
         let status = response.status();

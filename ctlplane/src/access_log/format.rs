@@ -401,7 +401,7 @@ impl Civil {
     }
 }
 
-fn format_time(unix_us: u64) -> String {
+pub(crate) fn format_time(unix_us: u64) -> String {
     let Civil { year, month, day, hour, minute, second } = Civil::of(unix_us / 1_000_000);
     let us = unix_us % 1_000_000;
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{us:06}Z")

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 use clap::Subcommand;
 use weir_abi::columns::{BackendColumn, UpstreamColumn};
 
+use super::changes::{self, Manner};
 use super::{Exit, complain, failed, print, print_json, report, screen};
 use crate::api::{Applied, BackendRequest, Backends, percent_encode};
+use crate::changes::edit::{Kind, Operation};
 use crate::client::{Client, ClientError};
 use crate::state::Admin;
 use crate::units::{format_duration, parse_duration};
@@ -19,6 +21,47 @@ pub enum BackendCommand {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Add one to a pool.
+    Add {
+        /// POOL/NAME.
+        backend: String,
+        /// Its address, with a port or without: 198.18.1.5:8080.
+        #[arg(long)]
+        address: Option<String>,
+        /// 0 to 65535.
+        #[arg(long)]
+        weight: Option<u16>,
+        /// More fields as in the file, KEY=VALUE.
+        fields: Vec<String>,
+        /// How.
+        #[command(flatten)]
+        manner: Manner,
+    },
+    /// Change fields of one.
+    Set {
+        /// POOL/NAME, or NAME where unique.
+        backend: String,
+        /// Fields as in the file, KEY=VALUE; KEY= takes a field away.
+        #[arg(required = true)]
+        fields: Vec<String>,
+        /// Also for the last backend of its pool that takes new flows.
+        #[arg(long)]
+        force: bool,
+        /// How.
+        #[command(flatten)]
+        manner: Manner,
+    },
+    /// Remove one; its flows end by themselves.
+    Remove {
+        /// POOL/NAME, or NAME where unique.
+        backend: String,
+        /// Also the last backend of its pool that takes new flows.
+        #[arg(long)]
+        force: bool,
+        /// How.
+        #[command(flatten)]
+        manner: Manner,
     },
     /// Change the share of new flows.
     Weight {
@@ -62,6 +105,18 @@ pub enum BackendCommand {
 pub(super) fn run(client: &Client, command: &BackendCommand) -> Exit {
     let result = match command {
         BackendCommand::List { json } => list(client, *json),
+        BackendCommand::Add { backend, address, weight, fields, manner } => {
+            let address = address.as_ref().map(|address| ("address".to_owned(), address.as_str().into()));
+            let weight = weight.map(|weight| ("weight".to_owned(), weight.into()));
+            let given = address.into_iter().chain(weight).collect();
+            Ok(changes::edit(client, Operation::Add, Kind::Backend, backend, fields, given, false, manner))
+        }
+        BackendCommand::Set { backend, fields, force, manner } => {
+            edit(client, Operation::Set, backend, fields, *force, manner)
+        }
+        BackendCommand::Remove { backend, force, manner } => {
+            edit(client, Operation::Remove, backend, &[], *force, manner)
+        }
         BackendCommand::Weight { backend, weight, force } => {
             let request = BackendRequest { weight: Some(*weight), state: None, force: *force };
             change(client, backend, &request)
@@ -77,6 +132,19 @@ pub(super) fn run(client: &Client, command: &BackendCommand) -> Exit {
         BackendCommand::Maint { backend, force } => change(client, backend, &set(Admin::Maint, *force)),
     };
     result.unwrap_or_else(|error| failed(&error))
+}
+
+fn edit(
+    client: &Client,
+    op: Operation,
+    wanted: &str,
+    fields: &[String],
+    force: bool,
+    manner: &Manner,
+) -> Result<Exit, ClientError> {
+    let Some((pool, backend)) = resolve(client, wanted)? else { return Ok(Exit::Bad) };
+    let name = format!("{pool}/{backend}");
+    Ok(changes::edit(client, op, Kind::Backend, &name, fields, Vec::new(), force, manner))
 }
 
 fn set(state: Admin, force: bool) -> BackendRequest {

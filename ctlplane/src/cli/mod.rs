@@ -3,6 +3,7 @@
 //! 0 ok · 1 an error in what was asked, or degraded · 2 unreachable, or a wrong command line.
 
 mod backend;
+mod changes;
 mod explain;
 mod health;
 mod hugepages;
@@ -15,7 +16,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::api::{Applied, MAX_BODY_BYTES, Outcome, percent_encode};
+use crate::api::MAX_BODY_BYTES;
+use crate::changes::edit::Kind;
 use crate::client::{Client, ClientError};
 use crate::diagnostic::{self, Report, Source};
 use crate::machine::Machine;
@@ -24,6 +26,8 @@ use crate::units::parse_cpu_list;
 use crate::{plan, socket, validate};
 
 pub use backend::BackendCommand;
+pub(crate) use changes::report;
+pub use changes::{Manner, SectionCommand};
 pub use explain::{ExplainCommand, RequestArguments};
 pub use health::HealthArguments;
 pub use hugepages::HugepagesCommand;
@@ -41,6 +45,9 @@ pub struct Arguments {
     /// Where shared memory is.
     #[arg(long, global = true, default_value = "/dev/shm")]
     pub shm_dir: PathBuf,
+    /// Kept in history with a change.
+    #[arg(long, global = true, value_name = "TEXT")]
+    pub comment: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -71,13 +78,96 @@ pub enum Command {
     /// Put a configuration file in force; a bad one changes nothing.
     Apply {
         /// The file; "-" reads standard input.
-        file: PathBuf,
-        /// Only say what would happen.
+        #[arg(required_unless_present = "revision", conflicts_with = "revision")]
+        file: Option<PathBuf>,
+        /// weir-ctlplane's own file as it was in this revision of its git work tree.
         #[arg(long)]
-        dry_run: bool,
+        revision: Option<String>,
+        /// How.
+        #[command(flatten)]
+        manner: Manner,
+    },
+    /// Keep what was changed with --confirm.
+    Confirm {
         /// The answer as JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Write what is in force to weir-ctlplane's file; its comments stay.
+    Save {
+        /// Also over a file that was edited since it was applied.
+        #[arg(long)]
+        force: bool,
+        /// The answer as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go back to what was applied, without what was changed at run time since.
+    Discard {
+        /// The answer as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Who changed what, when and how; newest first.
+    History {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// What differs: from weir-ctlplane's file to what is in force, or between two changes of history.
+    Diff {
+        /// From this change; from the file where it is left out.
+        from: Option<u64>,
+        /// To this one; to what is in force where it is left out.
+        to: Option<u64>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put in force what a change of history left.
+    Rollback {
+        /// Its number in weir history.
+        to: u64,
+        /// How.
+        #[command(flatten)]
+        manner: Manner,
+    },
+    /// Write configuration, history, states and indices to one file.
+    Backup {
+        /// The file; "-" writes to standard output.
+        file: PathBuf,
+    },
+    /// Take over everything of a backup.
+    Restore {
+        /// The file; "-" reads standard input.
+        file: PathBuf,
+        /// The answer as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change vips at run time.
+    Vip {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: SectionCommand,
+    },
+    /// Change listeners at run time.
+    Listener {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: SectionCommand,
+    },
+    /// Change pools at run time.
+    Pool {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: SectionCommand,
+    },
+    /// Change routes of HTTP at run time; they need names.
+    Route {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: SectionCommand,
     },
     /// Say why something is as it is.
     Explain {
@@ -116,6 +206,9 @@ pub enum Command {
     /// Print the manual page.
     Man,
 }
+
+/// Most characters of a command line that history is told.
+const MOST_COMMAND: usize = 500;
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +287,11 @@ pub(crate) fn failed(error: &ClientError) -> Exit {
 
 /// Runs a command.
 pub fn run(arguments: &Arguments) -> Exit {
-    let client = Client::new(&socket::socket_path(&arguments.run_dir, &arguments.instance));
+    let command: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let command: String = format!("weir {}", command.join(" ")).chars().take(MOST_COMMAND).collect();
+    let client = Client::new(&socket::socket_path(&arguments.run_dir, &arguments.instance))
+        .described(command, arguments.comment.clone());
     match &arguments.command {
         Command::Check { file, cpus, json } => {
             check(file, &cpus.clone().unwrap_or_else(Machine::detect), *json)
@@ -205,7 +302,26 @@ pub fn run(arguments: &Arguments) -> Exit {
         }
         Command::Health(arguments) => health::run(&client, arguments),
         Command::Status { json } => status(arguments, &client, *json),
-        Command::Apply { file, dry_run, json } => apply(&client, file, *dry_run, *json),
+        Command::Apply { file, revision, manner } => {
+            changes::apply(&client, file.as_deref(), revision.as_deref(), manner)
+        }
+        Command::Confirm { json } => changes::answered(client.post_text("/v1/confirm", ""), *json),
+        Command::Save { force, json } => {
+            changes::answered(client.post_text(&format!("/v1/save?force={force}"), ""), *json)
+        }
+        Command::Discard { json } => changes::answered(client.post_text("/v1/discard", ""), *json),
+        Command::History { json } => changes::history(&client, *json),
+        Command::Diff { from, to, json } => changes::differences(&client, *from, *to, *json),
+        Command::Rollback { to, manner } => {
+            let path = format!("/v1/rollback?to={to}&{}", manner.query());
+            changes::answered(client.post_text(&path, ""), manner.json)
+        }
+        Command::Backup { file } => changes::backup(&client, file),
+        Command::Restore { file, json } => changes::restore(&client, file, *json),
+        Command::Vip { command } => changes::section(&client, Kind::Vip, command),
+        Command::Listener { command } => changes::section(&client, Kind::Listener, command),
+        Command::Pool { command } => changes::section(&client, Kind::Pool, command),
+        Command::Route { command } => changes::section(&client, Kind::Route, command),
         Command::Backend { command } => backend::run(&client, command),
         Command::Hugepages { command } => hugepages::run(command),
         Command::Completion { shell } => {
@@ -227,8 +343,12 @@ pub fn run(arguments: &Arguments) -> Exit {
 }
 
 fn read_file(file: &Path) -> Result<(String, String), Exit> {
+    read_up_to(file, MAX_BODY_BYTES, "a configuration")
+}
+
+fn read_up_to(file: &Path, most: usize, what: &str) -> Result<(String, String), Exit> {
     // one byte more tells a file that is too large
-    let limit = MAX_BODY_BYTES as u64 + 1;
+    let limit = most as u64 + 1;
     let mut bytes = Vec::new();
     let (name, read) = if file == Path::new("-") {
         ("<stdin>".to_owned(), std::io::stdin().take(limit).read_to_end(&mut bytes))
@@ -236,9 +356,9 @@ fn read_file(file: &Path) -> Result<(String, String), Exit> {
         let read = std::fs::File::open(file).and_then(|open| open.take(limit).read_to_end(&mut bytes));
         (file.display().to_string(), read)
     };
-    if read.is_ok() && bytes.len() > MAX_BODY_BYTES {
+    if read.is_ok() && bytes.len() > most {
         complain(&format!(
-            "{name} is larger than the limit of {MAX_BODY_BYTES} bytes for a configuration; remove what it does not need"
+            "{name} is larger than the limit of {most} bytes for {what}; remove what it does not need"
         ));
         return Err(Exit::Bad);
     }
@@ -331,69 +451,5 @@ fn status(arguments: &Arguments, client: &Client, json: bool) -> Exit {
         Health::Good => Exit::Good,
         Health::Degraded => Exit::Bad,
         Health::Unreachable => Exit::Unreachable,
-    }
-}
-
-fn apply(client: &Client, file: &Path, dry_run: bool, json: bool) -> Exit {
-    let (text, name) = match read_file(file) {
-        Ok(read) => read,
-        Err(exit) => return exit,
-    };
-    let path = format!("/v1/apply?name={}&dry_run={dry_run}", percent_encode(&name));
-    match client.post_text::<Applied>(&path, &text) {
-        Ok(applied) => {
-            if !json {
-                print(&diagnostic::render(&applied.diagnostics, std::io::stdout().is_terminal()));
-            }
-            report(&applied, json)
-        }
-        Err(ClientError::Refused(failure)) if json => {
-            print_json(&failure);
-            Exit::Bad
-        }
-        Err(error) => failed(&error),
-    }
-}
-
-/// Tells what became of a change.
-pub(crate) fn report(applied: &Applied, json: bool) -> Exit {
-    if json {
-        print_json(applied);
-    } else {
-        print(&format!("{}\n", describe(applied)));
-        for change in &applied.needs_restart {
-            print(&format!("  needs a restart of weir-dataplane: {change}\n"));
-        }
-    }
-    match applied.outcome {
-        Outcome::Refused { .. } | Outcome::Pending { .. } => Exit::Bad,
-        _ => Exit::Good,
-    }
-}
-
-fn describe(applied: &Applied) -> String {
-    let generation = applied.generation;
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
-    match &applied.outcome {
-        Outcome::DryRun => "the file is good; nothing was changed".to_owned(),
-        Outcome::Unchanged => format!("nothing to change: generation {generation} is in force"),
-        Outcome::Acked { workers, microseconds } => {
-            let milliseconds = *microseconds as f64 / 1_000.0;
-            format!(
-                "generation {generation} acked by {workers} worker{} in {milliseconds:.1} ms",
-                plural(*workers)
-            )
-        }
-        Outcome::NoDataplane => {
-            format!(
-                "generation {generation} published; weir-dataplane is not running and will adopt it at its start"
-            )
-        }
-        Outcome::Refused { text } => format!(
-            "generation {generation} was refused by weir-dataplane, which goes on with the one before: {text}"
-        ),
-        Outcome::Pending { acked, workers } => format!(
-            "generation {generation} published, but only {acked} of {workers} workers acked it within 5 s; see weir status"
-        ),
     }
 }
