@@ -1,5 +1,5 @@
 //! `testbed/fixed-10k`, `testbed/fixed-20k`: what a request costs the whole machine at a fixed rate. `testbed/keep-alive`,
-//! `testbed/close`: how many there are at most.
+//! `testbed/close`: how many there are at most. All of `testbed/…` share one stage.
 
 use std::time::{Duration, Instant};
 
@@ -7,13 +7,14 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::super::result::Figure;
 use super::super::{Bench, Context};
-use super::rivals::{BODY, PROXY, Rival, Stage};
+use super::rivals::{BODY, OTHERS, PROXY, Rival, Stage};
+use super::slow;
 use crate::command;
 use crate::interrupt;
 use crate::traffic::rate::Outcome;
 
 /// Connections of clients.
-const CONNECTIONS: usize = 64;
+pub(super) const CONNECTIONS: usize = 64;
 /// Cases at a fixed rate.
 const RATES: [(&str, u32); 2] = [("testbed/fixed-10k", 10_000), ("testbed/fixed-20k", 20_000)];
 /// Cases without one: name, what requests say of the connection.
@@ -35,7 +36,7 @@ struct Run {
 /// Runs the cases that are wanted.
 pub(super) fn run(bench: &mut Bench<'_>) {
     let all = RATES.iter().map(|(case, _)| case).chain(SATURATED.iter().map(|(case, _)| case));
-    if !all.into_iter().any(|case| bench.wants(case)) || interrupt::arrived() {
+    if !all.chain([&slow::CASE]).any(|case| bench.wants(case)) || interrupt::arrived() {
         return;
     }
     let stage = match Stage::start(&bench.context) {
@@ -48,14 +49,19 @@ pub(super) fn run(bench: &mut Bench<'_>) {
     for (case, token) in SATURATED {
         bench.case(case, |context| saturated(context, &stage, case, token));
     }
+    bench.case(slow::CASE, |context| slow::slow(context, &stage));
     if let Err(error) = stage.finish() {
         bench.failed("testbed", &error);
     }
 }
 
 /// Windows of all in turn.
-fn race(context: &Context, mut one: impl FnMut(Rival) -> Result<Run>) -> Result<Vec<(Rival, Vec<Run>)>> {
-    let mut runs: Vec<(Rival, Vec<Run>)> = Rival::ALL.map(|rival| (rival, Vec::new())).to_vec();
+pub(super) fn race<T>(
+    context: &Context,
+    rivals: &[Rival],
+    mut one: impl FnMut(Rival) -> Result<T>,
+) -> Result<Vec<(Rival, Vec<T>)>> {
+    let mut runs: Vec<(Rival, Vec<T>)> = rivals.iter().map(|rival| (*rival, Vec::new())).collect();
     for _ in 0..context.runs {
         for (rival, runs) in &mut runs {
             interrupt::check()?;
@@ -65,19 +71,24 @@ fn race(context: &Context, mut one: impl FnMut(Rival) -> Result<Run>) -> Result<
     Ok(runs)
 }
 
+/// Requests at a fixed rate, by a process on the CPU of clients.
+pub(super) fn ask(stage: &Stage, rival: Rival, rate: u32, length: Duration) -> Result<Outcome> {
+    let program = std::env::current_exe()?.display().to_string();
+    let (target, rate) = (rival.place().to_string(), rate.to_string());
+    let (connections, ms) = (CONNECTIONS.to_string(), length.as_millis().to_string());
+    let mut command = stage.client_command(&program);
+    let said = command::run(command.args(["peer", "rate", &target, &rate, &connections, &ms]))?;
+    serde_json::from_str(said.trim()).context(said)
+}
+
 fn fixed(context: &Context, stage: &Stage, case: &str, rate: u32) -> Result<Vec<Figure>> {
     let length = length(context);
-    let runs = race(context, |rival| {
+    let runs = race(context, &Rival::ALL, |rival| {
         stage.only(rival)?;
         let (busy, used, start) = (busy()?, stage.used(rival)?, Instant::now());
-        let program = std::env::current_exe()?.display().to_string();
-        let mut command = stage.client_command(&program);
-        let (target, rate_word) = (rival.place().to_string(), rate.to_string());
-        let (connections, ms) = (CONNECTIONS.to_string(), length.as_millis().to_string());
-        let said = command::run(command.args(["peer", "rate", &target, &rate_word, &connections, &ms]))?;
+        let outcome = ask(stage, rival, rate, length)?;
         let took = start.elapsed();
         let (busy, used) = (self::busy()? - busy, minus(stage.used(rival)?, used));
-        let outcome: Outcome = serde_json::from_str(said.trim()).context(said)?;
         ensure!(
             outcome.missing == 0,
             "{} of {} requests were not answered",
@@ -145,7 +156,7 @@ fn beside_the_better(case: &str, runs: &[(Rival, Vec<Run>)], setup: &str) -> Vec
 
 fn saturated(context: &Context, stage: &Stage, case: &str, token: &str) -> Result<Vec<Figure>> {
     let length = length(context);
-    let runs = race(context, |rival| {
+    let runs = race(context, &Rival::ALL, |rival| {
         stage.only(rival)?;
         let seconds = format!("{}s", length.as_secs().max(1));
         let url = format!("http://{}/", rival.place());
@@ -189,7 +200,7 @@ fn saturated(context: &Context, stage: &Stage, case: &str, token: &str) -> Resul
     Ok(figures)
 }
 
-fn figure(
+pub(super) fn figure(
     case: &str,
     rival: Rival,
     metric: &'static str,
@@ -207,9 +218,9 @@ fn figure(
     }
 }
 
-fn setup() -> String {
+pub(super) fn setup() -> String {
     format!(
-        "bodies of {BODY} B from three nginx; clients and backends on CPU 0, the proxy on CPU {PROXY}, one thread or worker, no log; Weir over \
+        "bodies of {BODY} B from three nginx; clients and backends on CPU {OTHERS}, the proxy on CPU {PROXY}, one thread or worker, no log; Weir over \
          AF_XDP on veths with adaptive idling, its empty polls included, the others over the kernel's TCP on the same bridges; direct: one \
          nginx over a veth of its own; who is not asked is stopped"
     )

@@ -5,12 +5,14 @@
 //! memory  the cases and their figures      peers   clients and backends: what they say next, their frames
 //! worker  engine, proxy and rules          wire    what the worker sends, and whether it is right
 //! beside  testbed/*                        rivals  servers and proxies of the lab, and what their CPUs did
+//! slow    testbed/slow-attack, its attackers
 //! ```
 
 mod beside;
 mod memory;
 mod peers;
 mod rivals;
+mod slow;
 mod wire;
 mod worker;
 

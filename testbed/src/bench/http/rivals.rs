@@ -2,6 +2,7 @@
 //! else on CPU 0.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -17,11 +18,16 @@ use crate::traffic::http;
 use crate::weir::Weir;
 
 /// CPU of clients and backends.
-const OTHERS: &str = "0";
+pub(super) const OTHERS: usize = 0;
 /// CPU of the proxy.
 pub(super) const PROXY: usize = 1;
 /// Bytes of a body.
 pub(super) const BODY: usize = 1_024;
+/// A path that answers with a large file, and its size.
+pub(super) const LARGE: &str = "/large";
+pub(super) const LARGE_BYTES: usize = 256 << 10;
+/// A path that answers once it has a whole body.
+pub(super) const UPLOAD: &str = "/upload";
 /// Port of the backends.
 const SERVER: u16 = 8_080;
 /// Where HAProxy and nginx listen, on the router between both segments.
@@ -89,16 +95,20 @@ impl Stage {
         lab.backends[0].ip(&format!("addr add {DIRECT}/24 dev direct\n"))?;
         lab.client.plain_frames(&["direct"])?;
         lab.backends[0].plain_frames(&["direct"])?;
+        let root = run.path("servers");
+        std::fs::write(root.join("large"), vec![b'x'; LARGE_BYTES])
+            .with_context(|| format!("could not write in {}", root.display()))?;
+        let text = server(&root);
         let servers = (1..=BACKENDS)
             .map(|number| {
                 let server =
-                    nginx(&run, &format!("server-{number}"), OTHERS, &lab.backends[number - 1], &server())?;
+                    nginx(&run, &format!("server-{number}"), OTHERS, &lab.backends[number - 1], &text)?;
                 ready(&lab.backends[number - 1], SocketAddr::new(backend(Family::Ipv4, number), SERVER))?;
                 Ok(server)
             })
             .collect::<Result<Vec<_>>>()?;
         let haproxy = haproxy(&run, &lab.router)?;
-        let nginx = nginx(&run, "nginx-proxy", &PROXY.to_string(), &lab.router, &reverse())?;
+        let nginx = nginx(&run, "nginx-proxy", PROXY, &lab.router, &reverse())?;
         let mut config = Config::new([lab.device("wan"), lab.device("lan")], Vec::new());
         config.dataplane = config.dataplane.replace("workers = 1", &format!("workers = [{PROXY}]"));
         config.more = listener();
@@ -112,8 +122,13 @@ impl Stage {
     /// A command on the CPU of clients, in their namespace.
     pub(super) fn client_command(&self, program: &str) -> std::process::Command {
         let mut command = self.lab.client.command("taskset");
-        command.args(["-c", OTHERS, program]);
+        command.args(["-c", &OTHERS.to_string(), program]);
         command
+    }
+
+    /// The namespace of clients.
+    pub(super) fn client(&self) -> &Namespace {
+        &self.lab.client
     }
 
     /// Seconds of CPU that a proxy has used: outside system calls, and all.
@@ -171,7 +186,7 @@ fn ready(from: &Namespace, place: SocketAddr) -> Result<()> {
     })
 }
 
-fn nginx(run: &Run, name: &str, cpu: &str, namespace: &Namespace, http: &str) -> Result<Process> {
+fn nginx(run: &Run, name: &str, cpu: usize, namespace: &Namespace, http: &str) -> Result<Process> {
     let root = run.path("servers");
     let path = |kind: &str| root.join(format!("{name}-{kind}")).display().to_string();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -188,12 +203,19 @@ fn nginx(run: &Run, name: &str, cpu: &str, namespace: &Namespace, http: &str) ->
         ),
     )?;
     let arguments = ["-c", &path("conf"), "-e", "stderr", "-p", &root.display().to_string()];
-    Process::start(Program::new(name, "nginx", &arguments).within(namespace).on_cpus(cpu), &run.logs())
+    Process::start(
+        Program::new(name, "nginx", &arguments).within(namespace).on_cpus(&cpu.to_string()),
+        &run.logs(),
+    )
 }
 
-fn server() -> String {
-    let body = "x".repeat(BODY);
-    format!("server {{ listen {SERVER} backlog=4096; location / {{ return 200 \"{body}\"; }} }}\n")
+/// A backend. nginx passes a request on once it has all of its body: that nobody is where those of [`UPLOAD`] go is never found out.
+fn server(root: &Path) -> String {
+    let (body, root) = ("x".repeat(BODY), root.display());
+    format!(
+        "server {{ listen {SERVER} backlog=4096; location / {{ return 200 \"{body}\"; }}\n\
+         location = {LARGE} {{ root {root}; }}\nlocation = {UPLOAD} {{ proxy_pass http://127.0.0.1:9; }} }}\n"
+    )
 }
 
 fn backends(line: impl Fn(usize, SocketAddr) -> String) -> String {
