@@ -79,7 +79,7 @@ impl Daemon {
     fn new(engine: Engine) -> Self {
         let options = engine.options();
         let directory = instance_directory(&options.shm_dir, &options.instance);
-        let mut log = AccessLog::start(directory)
+        let mut log = AccessLog::start(directory.clone())
             .map_err(|error| tracing::error!("no access log and no changes of breakers: {error}"))
             .ok();
         if let Some(log) = &mut log {
@@ -88,7 +88,8 @@ impl Daemon {
         let exceptions = Exceptions::start(exception::wanted(engine.model()))
             .map_err(|error| tracing::error!("the exception path is not kept in order: {error}"))
             .ok();
-        let health = Health::start(targets(engine.model(), &engine.state().indices), engine.down())
+        let found = targets(engine.model(), &engine.state().indices);
+        let health = Health::start(found, engine.down(), Some(directory))
             .map_err(|error| tracing::error!("no health checks: {error}"))
             .ok();
         Self {

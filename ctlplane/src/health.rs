@@ -16,6 +16,7 @@ pub mod schedule;
 pub mod targets;
 mod tunnels;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use self::check::{BackendName, Target};
 use self::driver::{Command, Driver};
 use self::listing::Row;
 use self::outbox::Outbox;
+use self::tunnels::Tunnels;
 use crate::compile::down::Down;
 use crate::engine::{Engine, HealthChange};
 
@@ -39,15 +41,16 @@ pub struct Health {
 }
 
 impl Health {
-    /// Starts probing `targets`; `down` is what the engine believes.
-    pub fn start(targets: Vec<Target>, down: &Down) -> std::io::Result<Self> {
+    /// Starts probing `targets`; `down` is what the engine believes, `directory` the instance's shared memory.
+    pub fn start(targets: Vec<Target>, down: &Down, directory: Option<PathBuf>) -> std::io::Result<Self> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let outbox = Arc::new(Outbox::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let put = Arc::clone(&outbox);
         thread::Builder::new().name("weir-health".to_owned()).spawn(move || {
+            let tunnels = Tunnels::open(directory.as_deref());
             let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, Driver::run(receiver, put));
+            local.block_on(&runtime, Driver::run(receiver, put, tunnels));
         })?;
         let mut health = Self { commands, outbox, targets: Vec::new() };
         health.send(targets, down);

@@ -15,6 +15,7 @@ use super::listing::Row;
 use super::outbox::Outbox;
 use super::probe::{Connectors, Outcome, Tools, probe};
 use super::schedule::{Ended, Schedule, Standing, TargetId};
+use super::tunnels::Tunnels;
 
 /// Commands that run at once; more wait, within their timeout.
 const MAX_COMMANDS: usize = 32;
@@ -74,10 +75,14 @@ fn unix_ms() -> u64 {
 
 impl Driver {
     /// Runs until the daemon hangs up.
-    pub(super) async fn run(mut commands: mpsc::UnboundedReceiver<Command>, outbox: Arc<Outbox>) {
+    pub(super) async fn run(
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        outbox: Arc<Outbox>,
+        tunnels: Tunnels,
+    ) {
         let tools = Tools {
             interfaces: super::interfaces::Interfaces::default(),
-            tunnels: super::tunnels::Tunnels::default(),
+            tunnels: Rc::new(tunnels),
             commands: Semaphore::new(MAX_COMMANDS),
         };
         let driver = Rc::new(RefCell::new(Self {

@@ -38,7 +38,7 @@ type Steps<T> = Result<T, Outcome>;
 /// What probes share.
 pub(super) struct Tools {
     pub(super) interfaces: Interfaces,
-    pub(super) tunnels: Tunnels,
+    pub(super) tunnels: Rc<Tunnels>,
     /// Commands at once.
     pub(super) commands: Semaphore,
 }
@@ -98,23 +98,50 @@ async fn connect(target: &Target, tools: &Tools) -> Steps<Connection> {
     }
     .map_err(here)?;
     socket.set_zero_linger().map_err(here)?;
-    let interface = target.interface.as_deref().filter(|name| tools.interfaces.exists(name));
-    if let Some(interface) = interface {
+    // probes to different backends may leave from one port
+    socket.set_reuseaddr(true).map_err(here)?;
+    let way = Way::of(target, tools)?;
+    if let Some(interface) = way.interface {
         socket.bind_device(Some(interface.as_bytes())).map_err(|error| no_interface(interface, &error))?;
     }
-    if let Some(source) = source_of(target, interface.is_some()) {
+    if let Some(source) = way.source {
         socket.bind(source).map_err(|error| no_source(source, &error))?;
     }
-    let registered = register(target, tools, || socket.local_addr())?;
     let stream = socket.connect(target.to).await.map_err(|error| failed("connect", &error))?;
-    Ok(Connection { stream, _registered: registered })
+    Ok(Connection { stream, _registered: way.registered })
 }
 
-/// The address to bind: the configured one, or the NIC's own while the kernel has its interface.
-fn source_of(target: &Target, has_interface: bool) -> Option<SocketAddr> {
-    let source =
-        target.check.source.or(target.source.filter(|_| has_interface || target.tunnel.is_some()))?;
-    Some(SocketAddr::new(source, 0))
+/// How a probe leaves.
+struct Way<'a> {
+    /// The kernel's interface of the NIC, where it is there.
+    interface: Option<&'a str>,
+    /// What to bind; none where the kernel shall choose.
+    source: Option<SocketAddr>,
+    registered: Option<Registered>,
+}
+
+impl<'a> Way<'a> {
+    fn of(target: &'a Target, tools: &Tools) -> Steps<Self> {
+        let interface = target.interface.as_deref().filter(|name| tools.interfaces.exists(name));
+        if let Some(tunnel) = target.tunnel {
+            if interface.is_none() {
+                let name = target.interface.as_deref().unwrap_or("the port's exception interface");
+                let text = format!("{name} is not there: probes through the tunnel need it");
+                return Err(Outcome::Untold(text));
+            }
+            let source = target.source.ok_or_else(|| {
+                Outcome::Untold(format!("no port has an address of the family of {}", target.to.ip()))
+            })?;
+            let registered = tools.tunnels.register(tunnel).map_err(Outcome::Untold)?;
+            let source = SocketAddr::new(source, registered.port);
+            return Ok(Self { interface, source: Some(source), registered: Some(registered) });
+        }
+        // ports of the dataplane's own flows from the same address must not be met
+        let port = if interface.is_some() { tools.tunnels.port() } else { 0 };
+        let source = target.check.source.or(target.source.filter(|_| interface.is_some()));
+        let source = source.map(|source| SocketAddr::new(source, port));
+        Ok(Self { interface, source, registered: None })
+    }
 }
 
 fn no_interface(interface: &str, error: &io::Error) -> Outcome {
@@ -123,17 +150,6 @@ fn no_interface(interface: &str, error: &io::Error) -> Outcome {
 
 fn no_source(source: SocketAddr, error: &io::Error) -> Outcome {
     Outcome::Untold(format!("cannot send probes from {}: {error}", source.ip()))
-}
-
-/// Tells the dataplane which backend a probe to a vip is for.
-fn register(
-    target: &Target,
-    tools: &Tools,
-    local: impl FnOnce() -> io::Result<SocketAddr>,
-) -> Steps<Option<Registered>> {
-    let Some(tunnel) = target.tunnel else { return Ok(None) };
-    let local = local().map_err(|error| Outcome::Untold(format!("no port for a probe: {error}")))?;
-    tools.tunnels.register(local.port(), tunnel).map(Some).map_err(Outcome::Untold)
 }
 
 /// What an error of the network says.
@@ -155,13 +171,12 @@ fn failed(action: &str, error: &io::Error) -> Outcome {
 
 async fn datagrams(target: &Target, tools: &Tools, rules: &Udp) -> Steps<()> {
     let here = |error: io::Error| Outcome::Untold(format!("no socket for a probe: {error}"));
-    let interface = target.interface.as_deref().filter(|name| tools.interfaces.exists(name));
-    let source = source_of(target, interface.is_some()).unwrap_or_else(|| unspecified(target.to));
+    let way = Way::of(target, tools)?;
+    let source = way.source.unwrap_or_else(|| unspecified(target.to));
     let socket = UdpSocket::bind(source).await.map_err(|error| no_source(source, &error))?;
-    if let Some(interface) = interface {
+    if let Some(interface) = way.interface {
         socket.bind_device(Some(interface.as_bytes())).map_err(|error| no_interface(interface, &error))?;
     }
-    let _registered = register(target, tools, || socket.local_addr())?;
     socket.connect(target.to).await.map_err(here)?;
     socket.send(&rules.payload).await.map_err(|error| failed("send", &error))?;
     let mut answer = vec![0; MAX_DATAGRAM_BYTES];

@@ -86,6 +86,11 @@ fn tunnel(
     }
     let is_of_mode = |listener: &&&Listener| matches!(listener.mode, Mode::Dsr | Mode::Ipip | Mode::Gue);
     let listener = listeners.iter().find(is_of_mode)?;
+    // without the kernel's interface there is no way into the tunnel
+    let has_way = leaves_by(&model.node, backend.address).is_some_and(|port| port.exception.is_some());
+    if is_asked && !has_way {
+        return None;
+    }
     let vip = model.vips.get(listener.vip)?.address;
     let index = indices.listeners.iter().find(|entry| {
         let is_active = entry.phase == Phase::Active;

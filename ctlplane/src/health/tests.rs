@@ -59,7 +59,7 @@ fn listing(health: &Health) -> Vec<Row> {
 fn a_backend_that_stops_listening_is_down_until_it_listens() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let health = Health::start(vec![named("a", &address, check(Kind::Tcp))], &Down::default()).unwrap();
+    let health = Health::start(vec![named("a", &address, check(Kind::Tcp))], &Down::default(), None).unwrap();
     let started = Instant::now();
     while listing(&health)[0].state != "up" {
         assert!(started.elapsed() < Duration::from_secs(5));
@@ -103,7 +103,7 @@ fn what_hangs_is_down_by_the_first_probe_and_what_was_believed_stays_until_probe
             requests.send(String::from_utf8_lossy(&request[..length]).into_owned()).ok();
         }
     });
-    let health = Health::start(vec![hangs, good], &down).unwrap();
+    let health = Health::start(vec![hangs, good], &down, None).unwrap();
     let mut list = verdicts(&health, 3);
     list.sort();
     assert_eq!(list[0], ("gone".to_owned(), false, "no longer checked".to_owned()));
@@ -146,7 +146,7 @@ fn datagrams_and_commands() {
             },
         ),
     ];
-    let health = Health::start(targets, &Down::default()).unwrap();
+    let health = Health::start(targets, &Down::default(), None).unwrap();
     let mut list = verdicts(&health, 3);
     list.sort();
     assert_eq!(list[0].2, "exec check: /bin/sh: exit status: 3");
@@ -168,6 +168,6 @@ fn what_may_not_serve_before_it_was_probed() {
     let cautious = named("a", &address, Check { initially_down: true, ..check(Kind::Tcp) });
     // as the engine does, so that there is no moment in between
     down.set_down("p", "a", "not probed yet");
-    let health = Health::start(vec![cautious], &down).unwrap();
+    let health = Health::start(vec![cautious], &down, None).unwrap();
     assert_eq!(verdicts(&health, 1), [("a".to_owned(), false, "tcp check passed".to_owned())]);
 }
