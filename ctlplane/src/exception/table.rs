@@ -3,6 +3,7 @@
 //! Numbers are those of linux/rtnetlink.h, linux/if_addr.h and linux/fib_rules.h.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::IpAddr;
 
 use weir_abi::probes;
@@ -188,7 +189,7 @@ pub(super) fn keep_next_hops(netlink: &mut Netlink, index: u32, wanted: &Wanted)
 
 /// A route of an interface's table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct TableRoute {
+pub(super) struct TableRoute {
     prefix: IpAddr,
     length: u8,
     gateway: Option<IpAddr>,
@@ -236,8 +237,22 @@ impl TableRoute {
     }
 }
 
+impl fmt::Display for TableRoute {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unreachable = if self.unreachable { "unreachable " } else { "" };
+        write!(out, "{unreachable}{}/{}", self.prefix, self.length)?;
+        if let Some(gateway) = self.gateway {
+            write!(out, " via {gateway}")?;
+        }
+        match self.source {
+            Some(source) => write!(out, " src {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// The routes of a port's table: its networks, its routes, and an end.
-fn routes_of(wanted: &Wanted) -> Vec<TableRoute> {
+pub(super) fn routes_of(wanted: &Wanted) -> Vec<TableRoute> {
     let source = |family: IpAddr| {
         let same = |(address, _): &&(IpAddr, u8)| address.is_ipv4() == family.is_ipv4();
         wanted.addresses.iter().find(same).map(|(address, _)| *address)
@@ -304,14 +319,11 @@ pub(super) fn keep_routes(netlink: &mut Netlink, index: u32, wanted: &Wanted) ->
         }
     }
     for route in there.iter().filter(|route| !routes.contains(route)) {
-        let what = format!("remove the route to {}/{} from table {table}", route.prefix, route.length);
+        let what = format!("remove the route {route} from table {table}");
         netlink.change(RTM_DELROUTE, 0, &route.body(index), &what)?;
     }
     for route in routes.iter().filter(|route| !there.contains(*route)) {
-        let what = format!(
-            "add the route to {}/{} by {} to table {table}",
-            route.prefix, route.length, wanted.interface
-        );
+        let what = format!("add the route {route} by {} to table {table}", wanted.interface);
         netlink.change(RTM_NEWROUTE, CREATE | REPLACE, &route.body(index), &what)?;
     }
     Ok(())
