@@ -15,7 +15,6 @@ pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-
 /// The daemon ends by its own will.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);

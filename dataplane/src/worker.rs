@@ -156,8 +156,8 @@ impl Worker {
     pub fn run(mut self, tsc_hz: u64) {
         // flows that were recovered
         self.books.settle();
-        self.ack.ack(self.view.generation);
         self.engine.set_clock(monotonic_ns());
+        self.ack.ack(self.view.generation);
         let period_tsc = (tsc_hz / 1_000_000_000 * HOUSEKEEPING_NS).max(tsc_hz / 1_000);
         let now = lcore::tsc();
         let mut clock = Clock { tick: tick_now(), housekeeping_tsc: now, period_tsc, start_tsc: now };
@@ -971,10 +971,6 @@ pub(crate) fn destination_bits(frame: &[u8], parsed: &Parsed) -> u128 {
     }
 }
 
-/// The engine's clock: ticks of CLOCK_MONOTONIC, which goes on across processes.
-pub fn tick_now() -> u32 {
-    (monotonic_ns() / TICK_NS) as u32
-}
 #[inline]
 pub(crate) fn source_bits(frame: &[u8], parsed: &Parsed) -> u128 {
     match parsed.kind {
@@ -983,3 +979,7 @@ pub(crate) fn source_bits(frame: &[u8], parsed: &Parsed) -> u128 {
     }
 }
 
+/// The engine's clock: ticks of CLOCK_MONOTONIC, which goes on across processes.
+pub fn tick_now() -> u32 {
+    (monotonic_ns() / TICK_NS) as u32
+}
