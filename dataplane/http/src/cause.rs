@@ -98,6 +98,8 @@ causes! {
     TunnelTimeout = 33, "tunnel-timeout", 0;
     /// The backend was taken out of service within the exchange.
     BackendDown = 34, "backend-down", 502;
+    /// The backend sent more interim responses (1xx) than are passed on, and no final one.
+    ResponseInterim = 35, "response-interim", 502;
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Where does a message's body end? RFC 9112 §6, without what two recipients could read in two ways.
 //!
-//! Refused, though RFC 9112 would let us repair it: several `Content-Length` (equal ones too, as fields or as a list), both
-//! `Content-Length` and `Transfer-Encoding`, `Transfer-Encoding` under HTTP/1.0, any transfer coding but one `chunked`.
+//! Refused in requests, though RFC 9112 would let us repair it: several `Content-Length` (equal ones too, as fields or as a list), both
+//! `Content-Length` and `Transfer-Encoding`, `Transfer-Encoding` under HTTP/1.0, any transfer coding but one `chunked`. Of responses the
+//! first two are repaired (§6.3): what goes on has one meaning, and a connection whose response had both lengths isn't used again.
 
 use crate::head::{Body, Fields, Method, Refusal, Version};
 use crate::name::{Known, is_token};
@@ -17,7 +18,15 @@ pub(crate) fn request(
     method: Method,
     version: Version,
 ) -> Result<Body, Refusal> {
-    let body = declared(fields, head, version)?.unwrap_or(Body::None);
+    if fields.has(Known::TransferEncoding) && fields.has(Known::ContentLength) {
+        return Err(Refusal::BothLengths);
+    }
+    let body = match coded(fields, head, version)? {
+        None if !fields.has(Known::ContentLength) => Body::None,
+        None if fields.is_repeated(Known::ContentLength) => return Err(Refusal::ContentLength),
+        None => Body::Length(content_length(fields.value(Known::ContentLength, head))?),
+        Some(body) => body,
+    };
     if method == Method::Connect && body != Body::None {
         return Err(Refusal::BodyForbidden);
     }
@@ -33,39 +42,53 @@ pub(crate) fn response(
     method: Method,
     version: Version,
 ) -> Result<Body, Refusal> {
-    let declared = declared(fields, head, version)?;
+    let coded = coded(fields, head, version)?;
+    let length = if coded.is_none() { told_length(fields, head)? } else { None };
     Ok(match status {
         100..=199 | 204 | 304 => Body::None,
         200..=299 if method == Method::Connect => Body::None,
         _ if method == Method::Head => Body::None,
-        _ => declared.unwrap_or(Body::UntilClose),
+        _ => coded.or(length.map(Body::Length)).unwrap_or(Body::UntilClose),
     })
 }
 
-/// What the fields say.
+/// Whether a response has both lengths, of which the coding wins (RFC 9112 §6.3): who sent it may mean something else.
 #[inline]
-fn declared(fields: &Fields, head: &[u8], version: Version) -> Result<Option<Body>, Refusal> {
-    let (has_length, has_coding) = (fields.has(Known::ContentLength), fields.has(Known::TransferEncoding));
-    if has_coding {
-        if has_length {
-            return Err(Refusal::BothLengths);
-        }
-        if version == Version::Http10 {
-            return Err(Refusal::TransferEncoding10);
-        }
-        if fields.is_repeated(Known::TransferEncoding) {
-            return Err(Refusal::TransferEncoding);
-        }
-        transfer_encoding(fields.value(Known::TransferEncoding, head))?;
-        return Ok(Some(Body::Chunked));
-    }
-    if !has_length {
+pub(crate) fn is_doubtful(fields: &Fields) -> bool {
+    fields.has(Known::TransferEncoding) && fields.has(Known::ContentLength)
+}
+
+/// The length that a response tells; the same one several times, as fields or as a list, is one (RFC 9112 §6.3).
+pub(crate) fn told_length(fields: &Fields, head: &[u8]) -> Result<Option<u64>, Refusal> {
+    if !fields.has(Known::ContentLength) {
         return Ok(None);
     }
-    if fields.is_repeated(Known::ContentLength) {
-        return Err(Refusal::ContentLength);
+    let told = fields.iter().filter(|field| field.known == Known::ContentLength);
+    let mut values =
+        told.flat_map(|field| field.value.of(head).split(|&byte| byte == b',').map(<[u8]>::trim_ascii));
+    let length = content_length(values.next().unwrap_or_default())?;
+    for value in values {
+        if content_length(value)? != length {
+            return Err(Refusal::ContentLength);
+        }
     }
-    content_length(fields.value(Known::ContentLength, head)).map(|length| Some(Body::Length(length)))
+    Ok(Some(length))
+}
+
+/// The body that `Transfer-Encoding` tells, if it is there.
+#[inline]
+fn coded(fields: &Fields, head: &[u8], version: Version) -> Result<Option<Body>, Refusal> {
+    if !fields.has(Known::TransferEncoding) {
+        return Ok(None);
+    }
+    if version == Version::Http10 {
+        return Err(Refusal::TransferEncoding10);
+    }
+    if fields.is_repeated(Known::TransferEncoding) {
+        return Err(Refusal::TransferEncoding);
+    }
+    transfer_encoding(fields.value(Known::TransferEncoding, head))?;
+    Ok(Some(Body::Chunked))
 }
 
 /// RFC 9110 §8.6: digits, and nothing else.

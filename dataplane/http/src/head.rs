@@ -3,7 +3,8 @@
 //! A head is parsed where it lies and remembered as [`Span`]s; nothing is copied or allocated. The record of a
 //! [`Request`] or [`Response`] is used again and again.
 //!
-//! Refused in any head: lines that don't end in CR LF, CR or NUL or other controls anywhere, folded lines, names that aren't tokens, white
+//! Refused in any head: lines that don't end in CR LF, CR or NUL or other controls anywhere, folded lines (of responses
+//! [`unfold`] mends them), names that aren't tokens, white
 //! space before a colon, and (RFC 9112 §2.2, §5) white space before the first field. Bytes above 127 pass in values only.
 
 mod connection;
@@ -15,7 +16,7 @@ use crate::cause::Cause;
 pub use connection::Connection;
 pub use fields::{Field, Fields, MAX_FIELDS};
 pub use request::{Forwards, Host, Request};
-pub use response::Response;
+pub use response::{Response, unfold};
 
 /// A part of a head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +55,7 @@ impl Span {
     }
 }
 
-/// A version of HTTP. Others are refused, those that RFC 9110 §2.5 would let us take for 1.1 included: nobody sends them but to
-/// see what happens.
+/// A version of HTTP. A request of 1.2 to 1.9 is taken for 1.1 (RFC 9110 §2.5); others are refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Version {
     /// 1.0.
@@ -286,9 +286,9 @@ pub fn head_end(bytes: &[u8], from: usize) -> Option<usize> {
     })
 }
 
-/// Whether this is the one empty line that may come before a request.
+/// Whether these are empty lines that may come before a request.
 fn is_leading(before: &[u8]) -> bool {
-    matches!(before, b"\r\n" | b"\n")
+    before.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
 }
 
 #[cfg(test)]
@@ -301,6 +301,7 @@ mod tests {
         assert_eq!(head_end(b"GET / HTTP/1.1\r\nA: b\r\n\r", 0), None);
         assert_eq!(head_end(b"GET / HTTP/1.1\n\nx", 0), Some(16));
         assert_eq!(head_end(b"\r\nGET / HTTP/1.1\r\n\r\n", 0), Some(20));
+        assert_eq!(head_end(b"\r\n\r\n\r\nGET / HTTP/1.1\r\n\r\n", 0), Some(24));
         assert_eq!(head_end(b"", 0), None);
         assert_eq!(head_end(b"\r\n", 7), None);
     }

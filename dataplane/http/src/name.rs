@@ -16,6 +16,8 @@ pub(crate) mod class {
     pub(crate) const HOST: u8 = 32;
     /// Never percent-encoded (RFC 3986 §2.3).
     pub(crate) const UNRESERVED: u8 = 64;
+    /// `"`, `<` and `>`: browsers and others send them in queries as they are.
+    pub(crate) const QUERY_ONLY: u8 = 128;
 }
 
 static CLASSES: [u8; 256] = classes();
@@ -58,6 +60,7 @@ const fn classes() -> [u8; 256] {
             b'_' => class::UNDERSCORE,
             b'?' => class::QUERY,
             b'\\' => class::BACKSLASH,
+            b'"' | b'<' | b'>' => class::QUERY_ONLY,
             _ => 0,
         };
         table[at] = bits;

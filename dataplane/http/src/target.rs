@@ -1,6 +1,6 @@
 //! What is a request about? Forms of targets (RFC 9112 §3.2), paths for matching, parameters of the query.
 //!
-//! A target is ASCII without controls, spaces, `#`, `"`, `<` and `>`; `\` may stand in the query only. Other characters that
+//! A target is ASCII without controls, spaces and `#`; `\`, `"`, `<` and `>` may stand in the query only. Other characters that
 //! RFC 3986 wants encoded are tolerated (browsers send `|`, `{` and `^` as they are) and go on as they came.
 
 use crate::head::{Method, Refusal, Span};
@@ -110,26 +110,31 @@ pub enum PathError {
     /// `%5c`: some take it for a `/`.
     #[error("an encoded backslash")]
     Backslash,
+    /// `//..`: some resolve the `..` first, others merge the slashes first, and come to different paths.
+    #[error("a .. behind an empty segment")]
+    Empty,
     /// The caller's buffer is shorter than the path.
     #[error("the path is longer than the buffer")]
     TooLong,
 }
 
 /// The path as routes see it (RFC 3986 §6.2.2): `%xx` of unreserved characters decoded, others in capitals, `.` and `..` segments resolved (`..`
-/// at the root stays there). `%2f` stays, empty segments stay. Borrows the path where nothing is to be done, else writes into the buffer, which
+/// at the root stays there), and several slashes merged into one, as many servers do. `%2f` stays. Borrows the path where nothing is to be done, else writes into the buffer, which
 /// must be as long as the path.
 pub fn normalise<'a>(path: &'a [u8], buffer: &'a mut [u8]) -> Result<&'a [u8], PathError> {
-    if memchr::memchr(b'%', path).is_none() && !has_dot_segment(path) {
+    if memchr::memchr(b'%', path).is_none() && !has_odd_segment(path) {
         return Ok(path);
     }
     let buffer = buffer.get_mut(..path.len()).ok_or(PathError::TooLong)?;
     let length = decode(path, buffer)?;
-    let length = resolve(buffer, length);
+    let length = resolve(buffer, length)?;
+    let length = merge(buffer, length);
     Ok(buffer.get(..length).unwrap_or_default())
 }
 
-fn has_dot_segment(path: &[u8]) -> bool {
-    memchr::memchr_iter(b'.', path).any(|at| at > 0 && path.get(at - 1) == Some(&b'/'))
+/// Whether a segment is empty or begins with a dot.
+fn has_odd_segment(path: &[u8]) -> bool {
+    memchr::memchr_iter(b'/', path).any(|at| matches!(path.get(at + 1), Some(b'.' | b'/')))
 }
 
 /// Decodes what is unreserved; the bytes written.
@@ -181,8 +186,25 @@ pub(crate) const fn digit(value: u8) -> u8 {
     if value < 10 { b'0' + value } else { b'A' + value - 10 }
 }
 
+/// Merges slashes in place; the bytes left.
+fn merge(path: &mut [u8], length: usize) -> usize {
+    let (mut to, mut last) = (0, 0);
+    for from in 0..length {
+        let Some(&byte) = path.get(from) else { break };
+        if byte == b'/' && last == b'/' {
+            continue;
+        }
+        if let Some(place) = path.get_mut(to) {
+            *place = byte;
+        }
+        to += 1;
+        last = byte;
+    }
+    to
+}
+
 /// Resolves `.` and `..` segments in place (RFC 3986 §5.2.4); the bytes left.
-fn resolve(path: &mut [u8], length: usize) -> usize {
+fn resolve(path: &mut [u8], length: usize) -> Result<usize, PathError> {
     let (mut from, mut to) = (0, 0);
     // `from` and `to` stand at a slash, or at the beginning of a path without one.
     while from < length {
@@ -194,6 +216,9 @@ fn resolve(path: &mut [u8], length: usize) -> usize {
         match segment {
             b"/." | b"/.." => {
                 if segment == b"/.." {
+                    if to > 0 && path.get(to - 1) == Some(&b'/') {
+                        return Err(PathError::Empty);
+                    }
                     to = path.get(..to).and_then(|kept| memchr::memrchr(b'/', kept)).unwrap_or(0);
                 }
                 // The last one leaves its slash.
@@ -211,7 +236,7 @@ fn resolve(path: &mut [u8], length: usize) -> usize {
         }
         from = end;
     }
-    to
+    Ok(to)
 }
 
 /// The parameters of a query: names and values as they were sent, not decoded. A parameter without `=` has an empty value.
@@ -246,8 +271,11 @@ mod tests {
             ("/../../a", "/a"),
             ("/a/../..", "/"),
             ("/.", "/"),
-            ("/a//b/../c", "/a//c"),
-            ("/a//../c", "/a/c"),
+            ("/a//b/../c", "/a/c"),
+            ("//a///b//", "/a/b/"),
+            ("//", "/"),
+            ("/a/.//b", "/a/b"),
+            ("/x/..//a", "/a"),
             ("/%61%2D%7e", "/a-~"),
             ("/%2e%2e/admin", "/admin"),
             ("/x/%2E%2e/admin", "/admin"),
@@ -273,6 +301,10 @@ mod tests {
             ("/a%0d%0ab", PathError::Control),
             ("/a%7f", PathError::Control),
             ("/a%5c..%5cb", PathError::Backslash),
+            ("/a//../c", PathError::Empty),
+            ("/a//%2e%2e/c", PathError::Empty),
+            ("/a//b/../../c", PathError::Empty),
+            ("//..", PathError::Empty),
         ] {
             assert_eq!(normal(path), Err(expected), "{path}");
         }

@@ -51,6 +51,13 @@ fn requests_read_the_same() {
         if request.parse(&input, &LIMITS) != Ok(Progress::Complete) {
             continue;
         }
+        // a higher minor version is 1.1 here, and nothing there
+        if matches!(
+            input.get(request.target.whole.start as usize + usize::from(request.target.whole.len) + 8),
+            Some(b'2'..=b'9')
+        ) {
+            continue;
+        }
         ours += 1;
         let text = input.escape_ascii();
         assert_eq!(end, Ok(httparse::Status::Complete(request.len)), "{text}");

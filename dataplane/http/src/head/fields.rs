@@ -6,8 +6,8 @@ use super::{Limits, Refusal, Span};
 use crate::name::{self, Known, class};
 use crate::scan;
 
-/// Fields that a head may have at most, whatever the limits say.
-pub const MAX_FIELDS: usize = 128;
+/// Fields that a head may have at most, whatever the limits say; listeners allow requests fewer.
+pub const MAX_FIELDS: usize = 256;
 
 /// A field of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

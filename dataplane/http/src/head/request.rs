@@ -8,6 +8,8 @@ use crate::target::{Form, Target};
 
 /// Bytes that a method may have; registered ones have at most 17.
 const MAX_METHOD: usize = 32;
+/// Empty lines that may come before a request: RFC 9112 §2.2 wants at least one tolerated.
+const MAX_LEADING: usize = 8;
 
 /// The host that a request is for: of its target where that has one, else of its `Host`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub struct Request {
     pub version: Version,
     /// Its fields.
     pub fields: Fields,
-    /// Bytes of the head, its empty line and an empty line before it included.
+    /// Bytes of the head, its empty line and empty lines before it included.
     pub len: usize,
     /// How its body ends.
     pub body: Body,
@@ -166,19 +168,29 @@ fn is_upgrade_allowed(protocol: &[u8]) -> bool {
     !starts(b"h2") && !starts(b"http/") && !starts(b"tls/")
 }
 
-/// Where the first line begins: behind one empty line, which RFC 9112 §2.2 wants tolerated; `None`: more must come.
+/// Where the first line begins: behind empty lines, if there are some; `None`: more must come.
 #[inline(always)]
 fn leading(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
     match bytes.first() {
-        Some(b'\r') => match bytes.get(1) {
-            Some(b'\n') if bytes.len() > 2 => Ok(Some(2)),
-            Some(b'\n') | None => Ok(None),
-            Some(_) => Err(Refusal::BareCr),
-        },
-        Some(b'\n') => Err(Refusal::BareLf),
+        Some(b'\r' | b'\n') => empty_lines(bytes),
         Some(_) => Ok(Some(0)),
         None => Ok(None),
     }
+}
+
+#[cold]
+fn empty_lines(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+    for at in 0..=MAX_LEADING {
+        match (bytes.get(2 * at), bytes.get(2 * at + 1)) {
+            (Some(b'\r'), Some(b'\n')) if at == MAX_LEADING => return Err(Refusal::Method),
+            (Some(b'\r'), Some(b'\n')) => {}
+            (None, _) | (Some(b'\r'), None) => return Ok(None),
+            (Some(b'\r'), _) => return Err(Refusal::BareCr),
+            (Some(b'\n'), _) => return Err(Refusal::BareLf),
+            (Some(_), _) => return Ok(Some(2 * at)),
+        }
+    }
+    Err(Refusal::Method)
 }
 
 /// The end of the method, where a space follows it.
@@ -213,7 +225,7 @@ fn target(bytes: &[u8], start: usize, limits: &Limits) -> Result<Option<(Span, u
             break;
         }
         let class = name::class_of(byte);
-        if class & class::TARGET != 0 {
+        if class & class::TARGET != 0 || class & class::QUERY_ONLY != 0 && seen & class::QUERY != 0 {
             seen |= class;
             at += 1;
             continue;
@@ -235,22 +247,27 @@ fn version(bytes: &[u8], start: usize) -> Result<Option<(Version, usize)>, Refus
     match rest.first_chunk::<10>() {
         Some(b"HTTP/1.1\r\n") => Ok(Some((Version::Http11, start + 10))),
         Some(b"HTTP/1.0\r\n") => Ok(Some((Version::Http10, start + 10))),
-        _ => odd_version(rest),
+        _ => odd_version(rest, start),
     }
 }
 
-/// Refuses what isn't the beginning of a version that we know.
+/// A higher minor version is taken for 1.1 (RFC 9110 §2.5); what isn't the beginning of one that we know is refused.
 #[cold]
-fn odd_version<T>(rest: &[u8]) -> Result<Option<T>, Refusal> {
+fn odd_version(rest: &[u8], start: usize) -> Result<Option<(Version, usize)>, Refusal> {
     let line = memchr::memchr2(b'\r', b'\n', rest).map_or(rest, |end| rest.get(..end).unwrap_or(rest));
-    let there = line.len().min(8);
-    if line.get(..there) == b"HTTP/1.1".get(..there) || line.get(..there) == b"HTTP/1.0".get(..there) {
-        return match rest.get(there..) {
-            Some([] | [b'\r']) => Ok(None),
-            Some([b'\n', ..]) => Err(Refusal::BareLf),
-            Some([b'\r', ..]) if there == 8 => Err(Refusal::BareCr),
-            _ => Err(Refusal::Version),
-        };
+    let form = b"HTTP/1.";
+    let there = line.len().min(form.len());
+    let is_one = line.get(..there) == form.get(..there);
+    match (line.get(form.len()..), rest.get(line.len()..)) {
+        (None, Some([])) if is_one => return Ok(None),
+        (Some([] | [b'0'..=b'9']), Some([])) if is_one => return Ok(None),
+        (Some([b'0'..=b'9']), Some([b'\n', ..])) if is_one => return Err(Refusal::BareLf),
+        (Some([b'0'..=b'9']), Some([b'\r'])) if is_one => return Ok(None),
+        (Some([b'2'..=b'9']), Some([b'\r', b'\n', ..])) if is_one => {
+            return Ok(Some((Version::Http11, start + line.len() + 2)));
+        }
+        (Some([b'0'..=b'9']), Some([b'\r', ..])) if is_one => return Err(Refusal::BareCr),
+        _ => {}
     }
     let is_whole = line.len() < rest.len();
     let digits = |bytes: &[u8]| bytes.iter().all(u8::is_ascii_digit);

@@ -79,16 +79,18 @@ impl Response {
         let is_meaningless = self.status < 200
             || self.status == 204
             || (method == Method::Connect && matches!(self.status, 200..=299));
-        self.content_length = match self.fields.find(Known::ContentLength) {
-            Some(field) if !is_meaningless => Some(framing::content_length(field.value.of(head))?),
-            _ => None,
-        };
+        let is_doubtful = framing::is_doubtful(&self.fields);
+        self.content_length = None;
+        if !is_meaningless && !is_doubtful {
+            self.content_length = framing::told_length(&self.fields, head)?;
+        }
         self.connection = Connection::default();
         if self.fields.has(Known::Connection) {
             self.connection = Connection::read(&mut self.fields, head, false)?;
         }
         let is_11 = self.version == Version::Http11;
         self.keep_alive = !self.connection.close
+            && !is_doubtful
             && (is_11 || self.connection.keep_alive)
             && self.body != Body::UntilClose
             && self.status != 101;
@@ -98,6 +100,24 @@ impl Response {
     /// Whether another response follows (RFC 9110 §15.2); 101 is the last one.
     pub const fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
+    }
+}
+
+/// Replaces folds of the fields of a response, or of what is there of it, by spaces (RFC 9112 §5.2); bytes behind its empty line stay. A
+/// line of white space before the first field stays as well, and is refused.
+pub fn unfold(head: &mut [u8]) {
+    let Some(first) = memchr::memchr(b'\n', head) else { return };
+    let mut at = first + 1;
+    while let Some(end) = head.get(at..).and_then(|rest| memchr::memchr(b'\n', rest)).map(|end| at + end) {
+        match head.get(at..=end) {
+            Some(b"\r\n" | b"\n") => return,
+            Some([.., b'\r', b'\n']) if matches!(head.get(end + 1), Some(b' ' | b'\t')) => {
+                if let Some(fold) = head.get_mut(end - 1..end + 2) {
+                    fold.fill(b' ');
+                }
+            }
+            _ => at = end + 1,
+        }
     }
 }
 

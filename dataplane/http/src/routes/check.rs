@@ -89,8 +89,10 @@ pub enum Flaw {
     /// Blanks, control characters, `?` or `#`.
     #[error("holds `{0}`, which no path holds")]
     PathCharacter(char),
-    /// `.` or `..` as a segment, or an unreserved character written as `%xx`: requests are compared without.
-    #[error("never matches: `.` and `..` segments and `%xx` of letters, digits, `-._~` are resolved before")]
+    /// `.` or `..` as a segment, an unreserved character written as `%xx`, or `//`: requests are compared without.
+    #[error(
+        "never matches: `.` and `..` segments, `%xx` of letters, digits, `-._~`, and `//` are resolved before"
+    )]
     NotNormal,
     /// Too many segments.
     #[error("has more than {0} segments")]
@@ -273,7 +275,10 @@ fn path_text(field: &'static str, path: &str) -> Result<(), Refusal<'static>> {
     if let Some(character) = path.chars().find(is_strange) {
         return refuse(field, path, Flaw::PathCharacter(character));
     }
-    if path.split('/').any(|segment| segment == "." || segment == "..") || has_needless_escape(path) {
+    // slashes are merged before routes see a path, not behind them
+    let is_split = field == "path" && path.contains("//");
+    let is_dotted = path.split('/').any(|segment| segment == "." || segment == "..");
+    if is_split || is_dotted || has_needless_escape(path) {
         return refuse(field, path, Flaw::NotNormal);
     }
     Ok(())
@@ -500,6 +505,7 @@ mod tests {
             (Box::new(|r| r.path = Path::Exact("/a b".into())), "holds ` `"),
             (Box::new(|r| r.path = Path::Exact("/ü".into())), "holds `ü`"),
             (Box::new(|r| r.path = Path::Exact("/a/../b".into())), "never matches"),
+            (Box::new(|r| r.path = Path::Prefix("//b".into())), "never matches"),
             (Box::new(|r| r.path = Path::Exact("/%41".into())), "never matches"),
             (Box::new(|r| r.path = Path::Exact("/%2F".into())), "fine"),
             (Box::new(move |r| r.path = Path::Prefix(deep.into())), "more than 31 segments"),

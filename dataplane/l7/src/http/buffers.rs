@@ -132,6 +132,11 @@ impl Buffers {
         self.places.get(held.0 as usize).map_or(&[], |place| &place.bytes)
     }
 
+    /// The bytes, to be changed.
+    pub fn bytes_mut(&mut self, held: &Held) -> &mut [u8] {
+        self.places.get_mut(held.0 as usize).map_or(&mut [], |place| &mut place.bytes)
+    }
+
     /// Lets go of what is behind so many bytes.
     pub fn truncate(&mut self, held: &Held, len: usize) {
         if let Some(place) = self.places.get_mut(held.0 as usize) {

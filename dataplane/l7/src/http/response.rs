@@ -1,7 +1,7 @@
 //! How does a response get to its client? Interim ones and the final one's head written anew, its body as it comes.
 
 use weir_http::cause::Cause;
-use weir_http::head::{self, Limits, Method, Progress, Version};
+use weir_http::head::{self, Limits, Method, Progress, Refusal, Version};
 use weir_http::name::Known;
 use weir_http::write::{self, ResponseOut, StickyCookie, Variables};
 use weir_l4::address_of;
@@ -156,7 +156,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let parsed = http.response.parse(piece, &Limits::WIDEST, method);
         match parsed {
             Ok(Progress::Complete) => {}
-            Ok(Progress::Incomplete) => return self.gather_response(slot, handle, is_finished),
+            // a folded line is mended in a copy
+            Ok(Progress::Incomplete) | Err(Refusal::Folded) => {
+                return self.gather_response(slot, handle, is_finished);
+            }
             Err(refusal) => {
                 self.attempt_failed(slot, refusal.response_cause());
                 return Read::Gone;
@@ -190,7 +193,11 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             self.fail(slot, Cause::Memory);
             return Read::Gone;
         }
-        let parsed = http.response.parse(http.store.bytes(&held), &Limits::WIDEST, method);
+        let mut parsed = http.response.parse(http.store.bytes(&held), &Limits::WIDEST, method);
+        if parsed == Err(Refusal::Folded) {
+            head::unfold(http.store.bytes_mut(&held));
+            parsed = http.response.parse(http.store.bytes(&held), &Limits::WIDEST, method);
+        }
         let read = match parsed {
             Ok(Progress::Complete) => {
                 let len = http.response.len;
@@ -267,7 +274,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let Some(client) = http.clients.at_mut(slot) else { return Read::Gone };
         client.exchange.interim = client.exchange.interim.saturating_add(1);
         if client.exchange.interim > INTERIM {
-            self.attempt_failed(slot, Cause::ResponseMalformed);
+            self.attempt_failed(slot, Cause::ResponseInterim);
             return Read::Gone;
         }
         // RFC 9110 §15.2: never to a 1.0 client; 100 only to who waits for it

@@ -180,6 +180,7 @@ fn outcome_of(cause: Cause, is_stale: bool) -> Outcome {
         | Cause::ConnectTimeout
         | Cause::ResponseMalformed
         | Cause::ResponseTooLarge
+        | Cause::ResponseInterim
         | Cause::ResponseTimeout => Outcome::Failure,
         Cause::ResponseMissing if !is_stale => Outcome::Failure,
         _ => Outcome::Aborted,

@@ -160,7 +160,7 @@ fn interim_responses_pass_in_bounds() {
     let mut world = World::new(plan());
     let (client, upstream) = world.exchange(&get("/"));
     world.says(upstream, &"HTTP/1.1 103 Early Hints\r\n\r\n".repeat(40));
-    assert_eq!(world.last_cause(), Some(Cause::ResponseMalformed));
+    assert_eq!(world.last_cause(), Some(Cause::ResponseInterim));
     assert!(world.got(client).contains("HTTP/1.1 502 "));
     world.ends();
 }

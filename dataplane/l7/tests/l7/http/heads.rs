@@ -165,3 +165,36 @@ fn backends_are_told_what_the_first_proxy_was_asked() {
     assert!(world.got(upstream).starts_with(&format!("PROXY TCP4 198.18.9.9 {VIP} 1 80\r\n")));
     world.ends();
 }
+
+#[test]
+fn folded_lines_of_responses_become_one_line() {
+    for step in [1, 3, 1_000] {
+        let mut world = World::new(plan());
+        let (client, upstream) = world.exchange(&get("/"));
+        let response = "HTTP/1.1 200 OK\r\nX-A: 1\r\n 2\r\n\t3\r\nContent-Length: 7\r\n\r\na\r\n b\r\n";
+        for piece in response.as_bytes().chunks(step) {
+            world.arrives(upstream, piece);
+        }
+        let expected = "HTTP/1.1 200 OK\r\nX-A: 1   2   3\r\nContent-Length: 7\r\n\r\na\r\n b\r\n";
+        assert_eq!(world.got(client), expected, "in pieces of {step}");
+        world.ends();
+    }
+    let mut world = World::new(plan());
+    let (client, upstream) = world.exchange(&get("/"));
+    world.says(upstream, "HTTP/1.1 200 OK\r\n X: y\r\n\r\n");
+    assert!(world.got(client).starts_with("HTTP/1.1 502 "), "before the first field it isn't one");
+    world.ends();
+}
+
+#[test]
+fn a_backend_with_two_lengths_is_not_asked_again_on_its_connection() {
+    let mut world = World::new(Plan { backends: 1, ..plan() });
+    let (client, upstream) = world.exchange(&get("/"));
+    world.says(
+        upstream,
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+    );
+    assert_eq!(world.got(client), "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n");
+    assert!(world.fake.connections[upstream].is_released && !world.is_shut(client));
+    world.ends();
+}
