@@ -6,6 +6,7 @@
 //! | `POST /v1/check?name=FILE` | text of a file | [`Applied`] without effect |
 //! | `POST /v1/apply?name=FILE` | text of a file | [`Applied`] |
 //! | `POST /v1/apply?name=FILE&dry_run=true` | text of a file | [`Applied`] without effect |
+//! | `GET /v1/explain/access/LISTENER/ADDRESS` | | [`crate::explain::AccessExplanation`] |
 //! | `POST /v1/explain` | [`crate::explain::Request`] | [`crate::explain::Explanation`] |
 //! | `GET /v1/backends` | | [`Backends`] |
 //! | `POST /v1/backends/POOL/NAME` | [`BackendRequest`] | [`Applied`] |

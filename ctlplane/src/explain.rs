@@ -1,5 +1,9 @@
 //! Which route and which backends would a request get, and why not others? Asked of a model, with the packet path's own parser and routes.
 
+mod access;
+
+pub use self::access::{AccessExplanation, UnknownListener, explain_access, render_access};
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 

@@ -5,6 +5,10 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use weir_abi::buffers::Buffers;
 use weir_abi::columns::{BackendColumn, HttpBackendColumn, UpstreamColumn};
+use weir_access::Per;
+use weir_access::counts::Counts;
+use weir_access::policy::{RATED_SOURCES, counted_sources};
+use weir_access::rate::Buckets;
 use weir_l7::http::footprint::{RATE_KEYS, footprint as http_footprint};
 use weir_tcp::{EngineConfig, Handle};
 
@@ -40,6 +44,9 @@ pub struct Plan {
     pub huge_pages: u64,
     /// Bytes of ordinary memory, of all workers.
     pub ordinary: u64,
+    /// What the workers share; part of the ordinary memory.
+    #[serde(default)]
+    pub shared: Vec<Part>,
 }
 
 /// Something that takes memory.
@@ -147,6 +154,7 @@ pub fn plan(model: &Model) -> Plan {
             per_worker.push(part(what, bytes, "http_memory", about_size(bytes)));
         }
     }
+    let shared = shared(model, (u64::from(node.flows_ipv4) + u64::from(node.flows_ipv6)) * workers);
     let huge: u64 = per_worker.iter().filter(|part| part.is_huge).map(|part| part.bytes).sum();
     let ordinary: u64 = per_worker.iter().filter(|part| !part.is_huge).map(|part| part.bytes).sum();
     let pages = |bytes: u64| bytes.div_ceil(HUGE_PAGE);
@@ -162,8 +170,39 @@ pub fn plan(model: &Model) -> Plan {
         packet_buffers,
         flow_tables: huge * workers,
         huge_pages,
-        ordinary: ordinary * workers,
+        ordinary: ordinary * workers + shared.iter().map(|part| part.bytes).sum::<u64>(),
+        shared,
     }
+}
+
+/// Access: lists that some listener names, once each, and what remembers sources.
+fn shared(model: &Model, flows: u64) -> Vec<Part> {
+    let part = |what: String, bytes: usize, by: String| Part {
+        what,
+        bytes: bytes as u64,
+        is_huge: false,
+        field: String::new(),
+        by,
+    };
+    let named = |at: usize| model.listeners.iter().any(|listener| listener.access.list == Some(at));
+    let lists = model.access_lists.iter().enumerate().filter(|(at, _)| named(*at));
+    let mut parts: Vec<Part> = lists
+        .map(|(_, list)| {
+            let by = format!("{} prefixes", list.prefixes.len());
+            part(format!("access list {}", list.name), list.built.bytes(), by)
+        })
+        .collect();
+    let mut access = model.listeners.iter().map(|listener| &listener.access);
+    if access.clone().any(|access| access.connections_per_source != 0) {
+        let sources = counted_sources(flows);
+        let by = format!("{sources} sources at most");
+        parts.push(part("counts of flows by source".to_owned(), Counts::bytes(sources), by));
+    }
+    if access.any(|access| access.rates.iter().any(|rate| rate.per == Per::Source)) {
+        let by = format!("{RATED_SOURCES} sources at once");
+        parts.push(part("rates of new flows by source".to_owned(), Buckets::bytes(RATED_SOURCES), by));
+    }
+    parts
 }
 
 fn states(
@@ -233,6 +272,12 @@ pub fn render(plan: &Plan) -> String {
         let place = if part.is_huge { "huge pages" } else { "memory" };
         let _ =
             writeln!(text, "  {:<36} {:>10}  {place:<10}  {}", part.what, about_size(part.bytes), part.by);
+    }
+    if !plan.shared.is_empty() {
+        let _ = writeln!(text, "the workers share");
+    }
+    for part in &plan.shared {
+        let _ = writeln!(text, "  {:<36} {:>10}  memory      {}", part.what, about_size(part.bytes), part.by);
     }
     if !plan.per_connection.is_empty() {
         let _ = writeln!(text, "a connection takes, of that and of its ceilings");

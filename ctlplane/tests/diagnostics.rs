@@ -97,7 +97,7 @@ fn the_reference_knows_every_field() {
                 rate_limit = [{ x = 1 }] }\n[[route]]\nx = 1\nsplit = [{ x = 1 }]\nredirect = { x = 1 }\nrespond = { x = 1 }\n\
                 mirror = { x = 1 }\nrequest_headers = { x = 1 }\nresponse_headers = { x = 1 }\nrewrite = { x = 1 }\n\
                 timeouts = { x = 1 }\n[[pool]]\nx = 1\ntcp = { x = 1 }\nhttp = { x = 1, sticky = { x = 1 }, retry = { x = 1 }, \
-                breaker = { x = 1 } }\n[[pool.backend]]\nx = 1\n";
+                breaker = { x = 1 } }\nhealth_check = { type = \"https\", x = 1 }\n[[pool.backend]]\nx = 1\n[[access_list]]\nx = 1\n";
     let source = Source { name: "all", text };
     let (_, diagnostics) = validate::load(source, &Machine::with_cpus(vec![0]));
     let reference = include_str!("../../docs/configuration.md");
@@ -128,5 +128,5 @@ fn the_reference_knows_every_field() {
             assert!(shown, "docs/weir.example.toml does not show {field} of {}", report.message);
         }
     }
-    assert_eq!(sections, 33);
+    assert_eq!(sections, 36);
 }

@@ -1,4 +1,4 @@
-//! `weir explain request`: what the daemon, or a file, says would become of it.
+//! `weir explain request|access`: what the daemon, or a file, says would become of it.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -7,9 +7,11 @@ use clap::{Args, Subcommand};
 
 use super::{Exit, complain, failed, print, print_json, read_file};
 use crate::client::{Client, ClientError};
+use crate::api::percent_encode;
 use crate::diagnostic::{self, Source};
-use crate::explain::{self, Explanation, Request};
+use crate::explain::{self, AccessExplanation, Explanation, Request};
 use crate::machine::Machine;
+use crate::model::Model;
 use crate::validate;
 
 /// What is to be explained.
@@ -17,6 +19,22 @@ use crate::validate;
 pub enum ExplainCommand {
     /// Which route and which backends a request would get, and why not others.
     Request(RequestArguments),
+    /// Whether a client may begin flows at a listener, and which prefix says so.
+    Access(AccessArguments),
+}
+
+/// The client.
+#[derive(Debug, Args)]
+pub struct AccessArguments {
+    /// Name of the listener.
+    pub listener: String,
+    /// The client's address.
+    pub address: IpAddr,
+    /// By this file instead of the running configuration; "-" reads standard input.
+    pub file: Option<PathBuf>,
+    /// The answer as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The request.
@@ -53,7 +71,10 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
 
 /// Runs it.
 pub(super) fn run(client: &Client, command: &ExplainCommand) -> Exit {
-    let ExplainCommand::Request(arguments) = command;
+    let arguments = match command {
+        ExplainCommand::Request(arguments) => arguments,
+        ExplainCommand::Access(arguments) => return access(client, arguments),
+    };
     let request = Request {
         listener: arguments.listener.clone(),
         url: arguments.url.clone(),
@@ -83,7 +104,36 @@ pub(super) fn run(client: &Client, command: &ExplainCommand) -> Exit {
     Exit::Good
 }
 
+fn access(client: &Client, arguments: &AccessArguments) -> Exit {
+    let AccessArguments { listener, address, file, json } = arguments;
+    let explained = match file {
+        Some(file) => model_of(file).and_then(|model| {
+            explain::explain_access(&model, listener, *address).map_err(|error| {
+                complain(&error.to_string());
+                Exit::Bad
+            })
+        }),
+        None => {
+            let path = format!("/v1/explain/access/{}/{address}", percent_encode(listener));
+            client.get::<AccessExplanation>(&path).map_err(|error| failed(&error))
+        }
+    };
+    match explained {
+        Ok(explained) if *json => print_json(&explained),
+        Ok(explained) => print(&explain::render_access(&explained)),
+        Err(exit) => return exit,
+    }
+    Exit::Good
+}
+
 fn by_file(file: &std::path::Path, request: &Request) -> Result<Explanation, Exit> {
+    explain::explain(&model_of(file)?, &Default::default(), &|_, _| None, request).map_err(|error| {
+        complain(&error.to_string());
+        Exit::Bad
+    })
+}
+
+fn model_of(file: &std::path::Path) -> Result<Model, Exit> {
     let (text, name) = read_file(file)?;
     let source = Source { name: &name, text: &text };
     let (model, diagnostics) = validate::load(source, &Machine::detect());
@@ -92,8 +142,5 @@ fn by_file(file: &std::path::Path, request: &Request) -> Result<Explanation, Exi
         complain(&format!("{name} has errors; weir check tells them"));
         return Err(Exit::Bad);
     };
-    explain::explain(&model, &Default::default(), &|_, _| None, request).map_err(|error| {
-        complain(&error.to_string());
-        Exit::Bad
-    })
+    Ok(model)
 }

@@ -126,6 +126,16 @@ async fn route(daemon: &Daemon, request: Request<Incoming>, uid: Option<u32>) ->
             })?;
             changes::apply(daemon, &text, &query, &manner, origin(&parts, uid)?).await
         }
+        (&Method::GET, ["v1", "explain", "access", listener, address]) => {
+            let (listener, address) = (decode(listener)?, decode(address)?);
+            let address = address.parse().map_err(|_| {
+                let message = format!("\"{address}\" is not an IP address");
+                Refused::new(StatusCode::BAD_REQUEST, message)
+            })?;
+            explain::explain_access(engine.lock().await.model(), &listener, address)
+                .map(|explanation| json(StatusCode::OK, &explanation))
+                .map_err(|error| Refused::new(StatusCode::NOT_FOUND, error.to_string()))
+        }
         (&Method::POST, ["v1", "explain"]) => {
             let request =
                 serde_json::from_slice::<explain::Request>(&read_body(body).await?).map_err(|error| {
