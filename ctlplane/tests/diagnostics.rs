@@ -92,7 +92,7 @@ fn any_text_gives_findings_or_a_model() {
 #[test]
 fn the_reference_knows_every_field() {
     let text = "x = 1\n[dataplane]\nx = 1\nflow_table = { x = 1 }\n[timeouts]\nx = 1\n[access_log]\nx = 1\n[[port]]\nx = 1\n\
-                [[port.route]]\nx = 1\n[[vip]]\nx = 1\n[[listener]]\nx = 1\ntcp = { x = 1, keep_alive = { x = 1 } }\n\
+                [[port.route]]\nx = 1\n[[vip]]\nx = 1\n[[listener]]\nx = 1\nrate = [{ x = 1 }]\ntcp = { x = 1, keep_alive = { x = 1 } }\n\
                 timeouts = { x = 1 }\nqueue = { x = 1 }\nhttp = { x = 1, limits = { x = 1 }, access_log = { x = 1 }, \
                 rate_limit = [{ x = 1 }] }\n[[route]]\nx = 1\nsplit = [{ x = 1 }]\nredirect = { x = 1 }\nrespond = { x = 1 }\n\
                 mirror = { x = 1 }\nrequest_headers = { x = 1 }\nresponse_headers = { x = 1 }\nrewrite = { x = 1 }\n\

@@ -166,7 +166,7 @@ fn read_check(table: &mut TableReader<'_, '_>) -> HealthCheck {
 fn refuse_others(table: &mut TableReader<'_, '_>, kind: Type) {
     let word = TYPES.iter().find(|(_, each)| *each == kind).map_or("", |(word, _)| word);
     let of = [
-        (&OF_HTTP[..], &[Type::Http, Type::Https][..], "http or https"),
+        (&OF_HTTP[..], &[Type::Http, Type::Https][..], "http\" or \"https"),
         (&OF_HTTPS[..], &[Type::Https][..], "https"),
         (&OF_UDP[..], &[Type::Udp][..], "udp"),
         (&OF_EXEC[..], &[Type::Exec][..], "exec"),
