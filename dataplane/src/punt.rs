@@ -189,7 +189,7 @@ impl Punts {
 
     /// The kernel's next frame, to be given back by [`Punts::sent`].
     #[inline]
-    pub fn next(&mut self) -> Option<Frame> {
+    pub fn take(&mut self) -> Option<Frame> {
         self.outgoing.pop()
     }
 

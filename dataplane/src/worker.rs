@@ -230,7 +230,7 @@ impl Worker {
     #[inline]
     fn kernel_frames(&mut self) -> bool {
         let mut found = false;
-        while let Some(frame) = self.punts.next() {
+        while let Some(frame) = self.punts.take() {
             found = true;
             self.kernel_frame(&frame);
             self.punts.sent(frame);

@@ -178,7 +178,7 @@ impl Kernel {
             while let Ok(view) = self.views.try_recv() {
                 self.ours = Ours::of(&view);
             }
-            let busy = self.to_kernel() | self.from_kernel();
+            let busy = self.write() | self.read();
             if busy {
                 wait = BUSY_WAIT;
                 continue;
@@ -232,7 +232,7 @@ impl Kernel {
     }
 
     /// Writes what the workers handed over.
-    fn to_kernel(&mut self) -> bool {
+    fn write(&mut self) -> bool {
         let Self { lanes, ports, books, .. } = self;
         let mut busy = false;
         for Lane { full, spare, .. } in lanes {
@@ -256,7 +256,7 @@ impl Kernel {
     }
 
     /// Reads what the kernel sends and hands it to the first worker.
-    fn from_kernel(&mut self) -> bool {
+    fn read(&mut self) -> bool {
         let mut gone = None;
         let Self { lanes, ports, idle, ours, probes, books, .. } = self;
         let Some(Lane { outgoing, used, .. }) = lanes.first_mut() else { return false };

@@ -30,7 +30,7 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 /// Who answers at the vip's port, asked from that local port by the backends' network.
 fn ask(rig: &Rig, service: &Service, from: u16) -> Result<String> {
-    let answer = rig.lab.lb.run(|| -> Result<String> {
+    rig.lab.lb.run(|| -> Result<String> {
         let domain = if service.family == Family::Ipv4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
@@ -44,8 +44,7 @@ fn ask(rig: &Rig, service: &Service, from: u16) -> Result<String> {
         socket.read_to_string(&mut text)?;
         let body = text.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned());
         body.with_context(|| format!("{text:?} has no body"))
-    })?;
-    answer
+    })?
 }
 
 fn indices(rig: &Rig, service: &Service) -> Result<(u16, Vec<u32>)> {
