@@ -10,6 +10,8 @@
 //! | `POST /v1/explain` | [`crate::explain::Request`] | [`crate::explain::Explanation`] |
 //! | `GET /v1/backends` | | [`Backends`] |
 //! | `POST /v1/backends/POOL/NAME` | [`BackendRequest`] | [`Applied`] |
+//! | `POST /v1/listeners/NAME` | [`StateRequest`] | [`Applied`] |
+//! | `POST /v1/node` | [`StateRequest`] | [`Applied`] |
 //!
 //! | `POST /v1/changes` | [`ChangeRequest`] | [`Applied`]: all of them or none |
 //! | `POST /v1/confirm`, `/v1/discard`, `/v1/save?force=true` | | [`Applied`] |
@@ -69,6 +71,9 @@ pub struct Applied {
     pub diagnostics: Vec<Report>,
     /// Changes that need a restart of weir-dataplane.
     pub needs_restart: Vec<String>,
+    /// What else went wrong, without keeping the change from being made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Number of the last change in history.
     #[serde(default)]
     pub number: u64,
@@ -201,6 +206,14 @@ pub struct BackendRequest {
     /// Also for the last backend of a pool that takes new flows.
     #[serde(default)]
     pub force: bool,
+}
+
+/// Body of `POST /v1/listeners/NAME` and of `POST /v1/node`.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateRequest {
+    /// ready, drain or maint.
+    pub state: Admin,
 }
 
 /// Answer to `GET /v1/backends`.

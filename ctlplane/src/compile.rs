@@ -13,7 +13,7 @@ use weir_abi::http::HttpPoolRecord;
 use weir_abi::image::TableImage;
 use weir_abi::proxy::{ProxyRecord, SendProxy, TcpRecord};
 use weir_abi::record::{
-    Address, AddressUse, AdminState, Algorithm, Application, BackendRecord, IDLE_ADAPTIVE, IDLE_SPIN,
+    Address, AddressUse, AdminState, Algorithm, Application, BackendRecord, Drain, IDLE_ADAPTIVE, IDLE_SPIN,
     InterfaceAddressRecord, ListenerRecord, MAX_WORKERS, NO_INDEX, NO_POSITION, NodeRecord, PoolRecord,
     PortRecord, PortRouteRecord, VipRecord,
 };
@@ -22,9 +22,10 @@ use weir_abi::{ListenersTable, NodeTable, PoolTable, TableRef};
 use weir_l7::http::rules::HttpListener;
 
 use self::down::{Acting, Down, PoolHealth};
+use crate::drain;
 use crate::model::{Model, Node, Pool};
 use crate::slots::{self, SlotsError};
-use crate::state::{Indices, Override, Overrides, Phase, PoolEntry};
+use crate::state::{Admin, Indices, Override, Overrides, Phase, PoolEntry};
 
 /// The tables of a generation, in the root's order: node, listeners, pools by index, listeners of HTTP by index, access, its
 /// lists.
@@ -121,9 +122,18 @@ impl TableCache {
         image
     }
 
-    fn listeners(&mut self, model: &Model, indices: &Indices) -> Result<Arc<TableImage>, CompileError> {
+    fn listeners(
+        &mut self,
+        model: &Model,
+        overrides: &Overrides,
+        indices: &Indices,
+    ) -> Result<Arc<TableImage>, CompileError> {
+        let mut listeners = model.listeners.clone();
+        for listener in &mut listeners {
+            listener.state = drain::effective(listener, overrides);
+        }
         let input = ListenersInput {
-            listeners: model.listeners.clone(),
+            listeners,
             vips: model.vips.clone(),
             indices: listener_indices(model, indices)?,
         };
@@ -211,7 +221,7 @@ pub fn compile(
     indices: &Indices,
     cache: &mut TableCache,
 ) -> Result<Compiled, CompileError> {
-    let mut tables = vec![cache.node(&model.node), cache.listeners(model, indices)?];
+    let mut tables = vec![cache.node(&model.node), cache.listeners(model, overrides, indices)?];
     let models: HashMap<&str, &Arc<Pool>> = model.pools.iter().map(|p| (p.name.as_str(), p)).collect();
     let mut entries: Vec<_> =
         indices.pools.iter().filter(|(_, entry)| !matches!(entry.phase, Phase::Quarantined(_))).collect();
@@ -268,7 +278,7 @@ fn node_table(node: &Node) -> NodeTable {
         buffer_bytes: node.buffer_bytes,
         idle: if node.adaptive { IDLE_ADAPTIVE } else { IDLE_SPIN },
         keyed_hash: u8::from(node.hash_key.is_some()),
-        reserved: [0; 2],
+        drain_grace: (node.drain_grace_ms / 10).min(u32::from(u16::MAX)) as u16,
         exception_rate: node.exception_rate,
         icmp_rate: node.icmp_rate,
         hash_key: node.hash_key.unwrap_or_default(),
@@ -311,6 +321,15 @@ fn node_table(node: &Node) -> NodeTable {
     table
 }
 
+/// What the dataplane is told of a listener's state.
+fn drain_of(state: Admin) -> Drain {
+    match state {
+        Admin::Ready => Drain::No,
+        Admin::Drain => Drain::Yes,
+        Admin::Maint => Drain::Cut,
+    }
+}
+
 fn listeners_table(input: &ListenersInput) -> ListenersTable {
     let vips = input
         .vips
@@ -342,7 +361,7 @@ fn listeners_table(input: &ListenersInput) -> ListenersTable {
             on_down: listener.on_down as u8,
             gue_port: listener.gue_port,
             application: listener.http.as_ref().map_or(Application::None, |_| Application::Http) as u8,
-            reserved: 0,
+            drain: drain_of(listener.state) as u8,
             proxy: settings(listener),
         })
         .collect();

@@ -15,6 +15,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Mutex, Semaphore};
 
 use crate::access_log::AccessLog;
+use crate::announcements;
 use crate::changes::{Origin, Who};
 use crate::engine::{Engine, EngineError, Manner, Options};
 use crate::exception::{self, Exceptions};
@@ -23,6 +24,7 @@ use crate::health::targets::targets;
 use crate::health::{self, Health};
 use crate::publish::instance_directory;
 use crate::socket::{Access, Groups, SocketError, Sockets, socket_path};
+use crate::state::Admin;
 use crate::supervisor;
 
 /// How often the engine ticks: heartbeat, releases, retired files.
@@ -71,6 +73,8 @@ struct Daemon {
     health: RefCell<Option<Health>>,
     /// The operator's file.
     config: PathBuf,
+    /// The node changes its state once at a time, for the network is told about it.
+    node: Mutex<()>,
     /// Why the last commit of that file failed.
     git_trouble: RefCell<Option<String>>,
 }
@@ -98,6 +102,7 @@ impl Daemon {
             log: RefCell::new(log),
             exceptions,
             health: RefCell::new(health),
+            node: Mutex::new(()),
             git_trouble: RefCell::new(None),
         }
     }
@@ -112,6 +117,31 @@ impl Daemon {
         }
         if let Some(health) = self.health.borrow_mut().as_mut() {
             health.set(targets(engine.model(), &engine.state().indices), engine.down());
+        }
+    }
+
+    /// Tells the network whether traffic may come; what went wrong.
+    async fn tell(&self, may_come: bool) -> Option<String> {
+        let announcements = {
+            let engine = self.engine.lock().await;
+            announcements::of(engine.model(), &engine.options().instance)
+        };
+        let tell = move || if may_come { announcements.announce() } else { announcements.withdraw() };
+        let failed = match tokio::task::spawn_blocking(tell).await {
+            Ok(Ok(())) => return None,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("{failed}");
+        Some(failed)
+    }
+
+    /// A daemon that died while the network was told may not have told it.
+    async fn tell_again(&self) {
+        let _alone = self.node.lock().await;
+        if self.engine.lock().await.node() != Admin::Ready {
+            tracing::warn!("the node is drained; weir ready takes it back");
+            self.tell(false).await;
         }
     }
 
@@ -182,6 +212,10 @@ async fn serve(engine: Engine, run_dir: &Path, groups: &Groups) -> Result<(), Da
     if let Some(verdicts) = verdicts {
         let daemon = daemon.clone();
         tokio::task::spawn_local(async move { health::follow(&daemon.engine, &verdicts).await });
+    }
+    {
+        let daemon = daemon.clone();
+        tokio::task::spawn_local(async move { daemon.tell_again().await });
     }
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut ticks = tokio::time::interval(TICK);

@@ -5,6 +5,7 @@
 mod apply;
 mod backend;
 mod backup;
+mod drain;
 mod file;
 mod health;
 mod past;
@@ -92,6 +93,14 @@ pub enum EngineError {
         /// A near name.
         suggestion: Option<String>,
     },
+    /// No such listener.
+    #[error("there is no listener {name}{}", suggestion.as_ref().map_or(String::new(), |s| format!("; did you mean {s}?")))]
+    UnknownListener {
+        /// Its name.
+        name: String,
+        /// A near name.
+        suggestion: Option<String>,
+    },
     /// An edit that can't be made.
     #[error(transparent)]
     Edit(#[from] EditError),
@@ -174,6 +183,8 @@ pub struct Change {
     pub warnings: Vec<Report>,
     /// Changes that the running dataplane can't adopt.
     pub needs_restart: Vec<String>,
+    /// What else went wrong, without keeping the change from being made.
+    pub notes: Vec<String>,
     /// Number of the last change in history.
     pub number: u64,
     /// When it is taken back unless it is confirmed, in Unix milliseconds.

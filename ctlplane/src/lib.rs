@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access_log;
+pub mod announcements;
 pub mod api;
 pub mod changes;
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod compile;
 pub mod counters;
 pub mod daemon;
 pub mod diagnostic;
+pub mod drain;
 pub mod engine;
 pub mod exception;
 pub mod explain;

@@ -10,6 +10,7 @@ use weir_l7::http::rules::{HttpListener, HttpPool};
 
 use crate::access_log;
 use crate::health::check::Check;
+use crate::state::Admin;
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,10 @@ pub struct Model {
     pub control: Control,
     /// In the order of the file.
     pub access_lists: Vec<Arc<AccessList>>,
+    /// `[drain]`: what is run when the node is drained, and when it is ready again.
+    pub on_drain: Option<Vec<String>>,
+    /// As above.
+    pub on_ready: Option<Vec<String>>,
 }
 
 /// Prefixes of clients, the longest of which decides.
@@ -86,6 +91,8 @@ pub struct Node {
     pub max_backends: u32,
     /// First and last.
     pub snat_ports: (u16, u16),
+    /// How long proxied connections may take to end in order when the dataplane is told to end.
+    pub drain_grace_ms: u32,
     /// By [`weir_abi::record::Timeout`].
     pub timeouts_ms: [u32; TIMEOUTS],
     /// Connections of the TCP engine, per worker.
@@ -164,6 +171,8 @@ pub struct Listener {
     pub gue_variant: u8,
     /// Flows of a backend that is down.
     pub on_down: OnDown,
+    /// As the file says.
+    pub state: Admin,
     /// There exactly in mode `proxy`.
     pub proxy: Option<Proxy>,
     /// There exactly with protocol `http`; its pools are positions among the pools here.

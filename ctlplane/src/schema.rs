@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod control;
+pub mod drain;
 pub mod exception;
 pub mod health;
 pub mod http;
@@ -23,6 +24,7 @@ use self::http::AccessLog;
 use self::route::HttpRoute;
 use crate::diagnostic::{Diagnostic, Diagnostics, Located, Span};
 use crate::reader::TableReader;
+use crate::state::Admin;
 use crate::units;
 
 /// The whole file.
@@ -48,6 +50,8 @@ pub struct Schema {
     pub access_lists: Vec<access::AccessList>,
     /// `[control]`.
     pub control: control::Control,
+    /// `[drain]`.
+    pub drain: drain::Drain,
 }
 
 /// Which CPUs run workers.
@@ -166,6 +170,8 @@ pub struct Listener {
     pub gue_variant: Option<Located<u32>>,
     /// `on_down`.
     pub on_down: Option<Located<OnDown>>,
+    /// `state`.
+    pub state: Option<Located<Admin>>,
     /// What is for mode `proxy`.
     pub proxy: proxy::Proxy,
     /// What it asks of new flows.
@@ -247,6 +253,9 @@ pub fn parse(text: &str, diagnostics: &mut Diagnostics) -> Option<Schema> {
     });
     reader.table("control", "[control]", "[control] and its fields below it", |table| {
         schema.control = control::read(table);
+    });
+    reader.table("drain", "[drain]", "[drain] and its fields below it", |table| {
+        schema.drain = drain::read(table);
     });
     reader.not_built("bgp", "remove [bgp]: route the vips to this node statically");
     reader.misplaced("health", "there is no [health]", "write [pool.health_check] below the pool");
@@ -487,6 +496,7 @@ fn read_listener(table: &mut TableReader<'_, '_>) -> Listener {
         gue_port: table.integer("gue_port", 1, 65_535, "(a UDP port)"),
         gue_variant: table.integer("gue_variant", 0, 1, ""),
         on_down: table.word("on_down", ON_DOWN, &[]),
+        state: drain::read_state(table),
         proxy: proxy::read_proxy(table),
         access: access::read(table),
     }

@@ -60,7 +60,7 @@ pub struct Confirm {
 /// Contents of files, by their paths.
 pub type Bodies = BTreeMap<String, Arc<[u8]>>;
 
-/// By pool, then by backend.
+/// By pool, then by backend; listeners and the node have names that no pool can have ([`crate::drain`]).
 pub type Overrides = BTreeMap<String, BTreeMap<String, Override>>;
 
 /// What the operator set at run time, over the file.
@@ -76,14 +76,15 @@ pub struct Override {
 }
 
 /// [`AdminState`] as the operator writes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Admin {
     /// Takes new flows.
+    #[default]
     Ready,
     /// No new flows.
     Drain,
-    /// No new flows; established ones by `on_down`.
+    /// No new flows; established ones by `on_down`, those of a listener end.
     Maint,
 }
 
@@ -390,8 +391,9 @@ pub fn reconcile_overrides(overrides: &mut Overrides, old: Option<&Model>, new: 
     if overrides.is_empty() {
         return;
     }
+    crate::drain::reconcile(overrides, old, new);
     let (before, after) = (old.map(index).unwrap_or_default(), index(new));
-    for (pool, backends) in overrides.iter_mut() {
+    for (pool, backends) in overrides.iter_mut().filter(|(pool, _)| crate::drain::is_pool(pool)) {
         backends.retain(|backend, entry| {
             let key = (pool.clone(), backend.clone());
             let Some((weight, state)) = after.get(&key) else { return false };

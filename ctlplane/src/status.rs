@@ -17,7 +17,7 @@ use weir_abi::columns::{
     TcpColumn, UpstreamColumn, WorkerColumn,
 };
 use weir_abi::image::MAX_TABLE_BYTES;
-use weir_abi::record::{AdminState, Algorithm, Application, Mode};
+use weir_abi::record::{AdminState, Algorithm, Application, Drain, Mode};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, Root, TableKind, table_name};
 
 use crate::counters::Counters;
@@ -72,6 +72,9 @@ pub struct Status {
     pub tcp: Option<Tcp>,
     /// Packets dropped, by reason; all workers.
     pub drops: Columns,
+    /// ready, drain or maint: the whole node's; absent while ctlplane, which knows, is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Whether what is in force differs from the operator's file; `null` while ctlplane, which knows, is down.
     pub drift: Option<bool>,
     /// How.
@@ -155,6 +158,9 @@ pub struct Listener {
     pub port: String,
     /// Mode.
     pub mode: String,
+    /// ready, drain or maint.
+    #[serde(default)]
+    pub state: String,
     /// Name of the pool.
     pub pool: String,
     /// [`ListenerColumn`]s.
@@ -451,6 +457,13 @@ impl Status {
                 },
                 port: format_ports((listener.port_first, listener.port_last)),
                 mode: Mode::from_u8(listener.mode).map_or("unknown", Mode::name).to_owned(),
+                state: match Drain::from_u8(listener.drain) {
+                    Some(Drain::No) => "ready",
+                    Some(Drain::Yes) => "drain",
+                    Some(Drain::Cut) => "maint",
+                    None => "unknown",
+                }
+                .to_owned(),
                 pool: pool.map_or_else(String::new, |pool| pool.name.clone()),
                 counters: row(counters, ListenerColumn::GROUP, listener.index),
                 proxy: if listener.mode == Mode::Proxy as u8 {

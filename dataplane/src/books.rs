@@ -349,6 +349,10 @@ impl Accounts for Books {
         self.backend.add(backend as usize, BackendColumn::Resets as usize, 1);
     }
 
+    fn drained(&mut self, listener: u16, _answered: bool) {
+        self.listener.add(usize::from(listener), ListenerColumn::Drained as usize, 1);
+    }
+
     fn no_backend(&mut self, listener: u16) {
         self.listener.add(usize::from(listener), ListenerColumn::NoBackend as usize, 1);
     }

@@ -14,7 +14,7 @@ use hugepages::generation::{Adopter, WorkerAck};
 use hugepages::segment::{Access, SegmentDir};
 use hugepages::spsc;
 use weir_abi::buffers::Buffers;
-use weir_abi::counters::Layout;
+use weir_abi::counters::{Layout, Reader};
 use weir_abi::record::{IDLE_ADAPTIVE, NodeRecord};
 use weir_l4::snat::ReplyOwner;
 use weir_l4::{Engine, Spread};
@@ -133,6 +133,8 @@ pub struct Running {
     pub foundry: Foundry,
     /// The management thread's counters.
     pub books: Books,
+    /// Everybody's counters.
+    pub counted: Reader<Words>,
     /// Between workers and the kernel.
     pub exception: Option<Exception>,
     /// DPDK; must be dropped last.
@@ -199,6 +201,7 @@ pub fn launch(
     let words = open_counters(place.shared, &layout)?;
     let macs: Vec<Mac> = parts.iter().map(|part| part.mac).collect();
     let books = Books::open(&layout, &words, workers).ok_or_else(|| failed("counters")(&"no area"))?;
+    let counted = Reader::open(words.clone()).map_err(|error| failed("counters")(&error))?;
     let mut wiring = Wiring::new(&eal.handle(), workers)?;
     let mut lots: Vec<Lot> = (0..workers).map(|_| Lot::default()).collect();
     for (index, part) in parts.iter_mut().enumerate() {
@@ -249,7 +252,7 @@ pub fn launch(
     let exception = Exception::start(wanted.collect(), directory, wiring, Arc::clone(view), kernel_books)
         .map_err(|error| failed("exception path")(&error))?;
     let ports = parts.into_iter().map(|part| part.port).collect();
-    Ok(Running { workers: handles, ports, macs, foundry, books, exception, eal, _locks: locks })
+    Ok(Running { workers: handles, ports, macs, foundry, books, counted, exception, eal, _locks: locks })
 }
 
 fn start_eal(place: &Place<'_>, devices: &[DeviceSpec], buffers: Buffers) -> Result<Eal, LaunchError> {

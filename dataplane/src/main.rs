@@ -5,10 +5,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use clap::Parser;
 use hugepages::segment::SegmentDir;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use weir_dataplane::{launch, management};
 
 /// Weir's packet process. It reads no configuration file: weir-ctlplane publishes what it runs.
@@ -58,10 +60,14 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     if !std::arch::is_x86_feature_detected!("avx2") {
         return Err("this CPU has no AVX2: Weir is built for x86-64-v3 (any server CPU since 2013)".into());
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
+    let stop = Arc::new(AtomicU32::new(0));
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    let told = Arc::clone(&stop);
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for _ in signals.forever() {
+            told.fetch_add(1, Ordering::Relaxed);
+        }
+    })?;
     let own = format!("weir-{}", arguments.instance);
     let shared = SegmentDir::open(arguments.shm_dir.join(&own))?;
     let tables = if arguments.no_huge { None } else { Some(hugepages_dir(arguments)?.join(&own)) };

@@ -6,13 +6,14 @@
 use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hugepages::generation::{Adopter, RunState, monotonic_ns};
 use hugepages::segment::SegmentDir;
-use weir_abi::columns::{HttpWorkerColumn, PortColumn};
+use weir_abi::columns::{HttpWorkerColumn, PortColumn, ProxyColumn, TcpColumn};
 use weir_abi::record::Timeout;
+use weir_l4::Mode;
 use weir_l7::Ledger;
 use weir_net::arp::NeighborFrame;
 use weir_net::{Mac, arp, ndp};
@@ -37,8 +38,9 @@ const REFUSED_INVALID: u64 = 1;
 const REFUSED_RESTART: u64 = 2;
 const REFUSED_LAUNCH: u64 = 3;
 
-/// Runs the dataplane until `stop`; the process's exit depends on the result.
-pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
+/// Runs the dataplane until it is told to `stop`, which counts how often it was: from the first time on proxied connections may
+/// end in order, the second ends at once. The process's exit depends on the result.
+pub fn run(place: &Place<'_>, stop: &AtomicU32) -> Result<(), LaunchError> {
     let mut adopter = Adopter::open(place.shared).map_err(LaunchError::control)?;
     let mut supervisor = Supervisor::default();
     let first = first_snapshot(place.shared, &mut adopter, &mut supervisor, stop);
@@ -70,6 +72,7 @@ pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
         rates: Vec::new(),
         terminates,
         refused: 0,
+        is_ending: false,
         announced: HashSet::new(),
         announcements: VecDeque::new(),
         next_statistics_ms: 0,
@@ -77,7 +80,7 @@ pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
     let view = Arc::clone(&management.view);
     management.limit(&view);
     management.announce();
-    while !stop.load(Ordering::Relaxed) {
+    while stop.load(Ordering::Relaxed) == 0 {
         management.round();
         let Management { adopter, snapshot, .. } = &management;
         supervisor.running(now_ms(), monotonic_ns(), snapshot.generation, || adopter.control().dataplane());
@@ -86,6 +89,7 @@ pub fn run(place: &Place<'_>, stop: &AtomicBool) -> Result<(), LaunchError> {
     tracing::info!("stopping");
     Supervisor::stopping();
     management.adopter.set_state(RunState::Stopping);
+    management.end_in_order(stop);
     management.statistics();
     let lost = management.running.stop();
     if lost > 0 {
@@ -107,12 +111,12 @@ fn first_snapshot(
     directory: &SegmentDir,
     adopter: &mut Adopter,
     supervisor: &mut Supervisor,
-    stop: &AtomicBool,
+    stop: &AtomicU32,
 ) -> Option<Snapshot> {
     let mut said = false;
     adopter.set_state(RunState::Waiting);
     let mut tried = u64::MAX;
-    while !stop.load(Ordering::Relaxed) {
+    while stop.load(Ordering::Relaxed) == 0 {
         adopter.beat(monotonic_ns());
         supervisor.waiting(now_ms());
         let published = adopter.published();
@@ -160,6 +164,8 @@ struct Management<'a> {
     terminates: bool,
     /// The last generation that was refused.
     refused: u64,
+    /// Proxies take no connections any more.
+    is_ending: bool,
     announced: HashSet<(u16, IpAddr)>,
     announcements: VecDeque<Announcement>,
     next_statistics_ms: u64,
@@ -199,6 +205,16 @@ impl Management<'_> {
             let text = format!("{field} can't change while it runs: restart weir-dataplane");
             return self.refuse(generation, REFUSED_RESTART, &text);
         }
+        self.put_in_force(snapshot);
+        self.adopter.adopted(generation);
+        self.announce();
+    }
+
+    /// Hands a generation to the workers.
+    fn put_in_force(&mut self, mut snapshot: Snapshot) {
+        if self.is_ending {
+            snapshot.drain_proxies();
+        }
         let now = now_ms();
         self.neighbours.set_reachable_ms(u64::from(timeout_ms(&snapshot, Timeout::Neighbour)));
         let previous = Arc::clone(&self.view.services);
@@ -216,11 +232,49 @@ impl Management<'_> {
             exception.adopt(&view);
         }
         self.limit(&view);
-        tracing::debug!("generation {generation} handed to the workers");
+        tracing::debug!("generation {} handed to the workers", snapshot.generation);
         self.view = view;
         self.snapshot = snapshot;
-        self.adopter.adopted(generation);
-        self.announce();
+    }
+
+    /// Lets proxied connections end in order, as those of drained listeners do, while all else goes on: for the configured time at
+    /// most, and until it is told to stop once more.
+    fn end_in_order(&mut self, stop: &AtomicU32) {
+        let grace_ms = u64::from(self.snapshot.node.node.drain_grace) * 10;
+        let until = now_ms() + grace_ms;
+        if grace_ms == 0 || !self.view.services.has_proxy() || self.left() == 0 {
+            return;
+        }
+        tracing::info!(
+            "{} proxied connections may end in order, within {grace_ms} ms; the same signal again ends them at once",
+            self.left()
+        );
+        self.is_ending = true;
+        self.put_in_force(self.snapshot.clone());
+        while now_ms() < until && stop.load(Ordering::Relaxed) < 2 {
+            std::thread::sleep(ROUND);
+            self.round();
+            if self.left() == 0 {
+                return;
+            }
+        }
+        tracing::warn!("{} proxied connections are cut", self.left());
+    }
+
+    /// Proxied connections that are not over, and data of such that their peers have not acknowledged.
+    fn left(&self) -> u64 {
+        let counted = &self.running.counted;
+        let Some((proxies, tcp)) = counted.group(ProxyColumn::GROUP).zip(counted.group(TcpColumn::GROUP))
+        else {
+            return 0;
+        };
+        let listeners = self.view.services.listeners().filter(|listener| listener.mode == Mode::Proxy);
+        let active = ProxyColumn::ConnectionsActive as usize;
+        let clients = listeners.map(|listener| proxies.sum(usize::from(listener.index), active));
+        // connections that are let go of stay in these until all of their data has arrived
+        let closing = [TcpColumn::FinWait1, TcpColumn::Closing, TcpColumn::LastAck];
+        let closing = closing.into_iter().map(|column| tcp.sum(0, column as usize));
+        clients.chain(closing).sum()
     }
 
     fn refuse(&mut self, generation: u64, code: u64, text: &str) {

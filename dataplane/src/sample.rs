@@ -108,7 +108,7 @@ pub(crate) fn listener(index: u32, protocol: u8, port: u16, mode: Mode, pool: u3
         on_down: OnDown::Reselect as u8,
         gue_port: 6_080,
         application: Application::None as u8,
-        reserved: 0,
+        drain: 0,
         proxy: NO_INDEX,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use hugepages::segment::{SegmentDir, SegmentError};
 use weir_abi::image::{MAX_ROOT_BYTES, MAX_TABLE_BYTES};
-use weir_abi::record::{Application, NO_INDEX};
+use weir_abi::record::{Application, Drain, Mode, NO_INDEX};
 use weir_abi::{
     HttpTable, ListenersTable, NodeTable, PoolTable, Root, SnapshotError, TableKind, TableRef,
     root_generation, root_name, table_name,
@@ -36,6 +36,17 @@ pub struct Snapshot {
     pub sites: Vec<(u64, HttpSite)>,
     /// What listeners ask of new flows.
     pub access: Access,
+}
+
+impl Snapshot {
+    /// Lets listeners of mode `proxy` take no new connections.
+    pub fn drain_proxies(&mut self) {
+        let listeners = Arc::make_mut(&mut self.listeners);
+        let proxies = listeners.listeners.iter_mut().filter(|record| record.mode == Mode::Proxy as u8);
+        for record in proxies.filter(|record| record.drain == Drain::No as u8) {
+            record.drain = Drain::Yes as u8;
+        }
+    }
 }
 
 /// A listener of HTTP, its routes indexed: that takes time, and is done once for each table.

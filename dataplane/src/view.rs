@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weir_abi::record::{AddressUse, AdminState, Algorithm, ListenerRecord, Mode, OnDown, Timeout};
+use weir_abi::record::{AddressUse, AdminState, Algorithm, Drain, ListenerRecord, Mode, OnDown, Timeout};
 use weir_abi::{NodeTable, PoolTable};
 use weir_l4::rate::TICKS_PER_SECOND;
 use weir_l4::services::{self, FoldState};
@@ -160,6 +160,7 @@ impl View {
             hash_key: (node.node.keyed_hash == 1).then_some(node.node.hash_key),
             lifetimes: Some(lifetimes_of(node)),
             fragment_ticks: timeout_of(node, Timeout::Fragment),
+            drains: drains_of(snapshot),
             icmp_rate: node.node.icmp_rate,
             smallest_mtu: view.ports.iter().map(|port| port.mtu).min().unwrap_or(1_500),
         };
@@ -292,6 +293,18 @@ fn pool_of(table: &PoolTable) -> Arc<Pool> {
         slots: table.slots.clone().into_boxed_slice(),
         members: table.backends.iter().map(|backend| backend.index).collect(),
     })
+}
+
+fn drains_of(snapshot: &Snapshot) -> Vec<(u16, services::Drain)> {
+    let drain = |record: &ListenerRecord| {
+        let drain = match Drain::from_u8(record.drain)? {
+            Drain::No => return None,
+            Drain::Yes => services::Drain::Yes,
+            Drain::Cut => services::Drain::Cut,
+        };
+        Some((u16::try_from(record.index).ok()?, drain))
+    };
+    snapshot.listeners.listeners.iter().filter_map(drain).collect()
 }
 
 fn listeners_of(snapshot: &Snapshot, previous: Option<&Services>) -> Vec<Listener> {

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::drain;
 use crate::state::Overrides;
 
 /// Most sections that are told.
@@ -114,6 +115,12 @@ pub fn table(text: &str, overrides: &Overrides) -> Table {
     let mut table: Table = text.parse().unwrap_or_default();
     if overrides.is_empty() {
         return table;
+    }
+    for listener in array_of(&mut table, "listener") {
+        let name = listener.get("name").and_then(Value::as_str).unwrap_or("");
+        if let Some(state) = drain::listener(overrides, name) {
+            listener.insert("state".to_owned(), state.name().into());
+        }
     }
     for pool in array_of(&mut table, "pool") {
         let name = pool.get("name").and_then(Value::as_str).unwrap_or("").to_owned();

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use crate::diagnostic::closest;
+use crate::drain;
 use crate::state::Overrides;
 
 /// Most edits of one change.
@@ -179,6 +180,11 @@ impl Editor {
 
     /// Writes weights and states that were set at run time into their backends. Unknown ones are left out.
     pub fn write_overrides(&mut self, overrides: &Overrides) {
+        for listener in tables(self.document.as_table_mut(), "listener") {
+            if let Some(state) = name_of(listener).and_then(|name| drain::listener(overrides, name)) {
+                put(listener, "state", state.name().into());
+            }
+        }
         for pool in tables(self.document.as_table_mut(), "pool") {
             let Some(set) = name_of(pool).and_then(|name| overrides.get(name)).cloned() else { continue };
             for backend in tables(pool, "backend") {

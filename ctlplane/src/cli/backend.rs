@@ -1,17 +1,14 @@
 //! `weir backend …`: which backends are there, and how is one changed at run time?
 
-use std::time::{Duration, Instant};
-
 use clap::Subcommand;
-use weir_abi::columns::{BackendColumn, UpstreamColumn};
 
 use super::changes::{self, Manner};
+use super::drain::{Target, Waiting};
 use super::{Exit, complain, failed, print, print_json, report, screen};
 use crate::api::{Applied, BackendRequest, Backends, percent_encode};
 use crate::changes::edit::{Kind, Operation};
 use crate::client::{Client, ClientError};
 use crate::state::Admin;
-use crate::units::{format_duration, parse_duration};
 
 /// What to do with backends. A backend is POOL/NAME, or NAME alone where that is unique.
 #[derive(Debug, Subcommand)]
@@ -80,12 +77,9 @@ pub enum BackendCommand {
         /// Also for the last backend of its pool that takes new flows.
         #[arg(long)]
         force: bool,
-        /// Wait until it has no flows.
-        #[arg(long)]
-        wait: bool,
-        /// Longest wait.
-        #[arg(long, default_value = "5m", value_parser = parse_duration, requires = "wait")]
-        timeout: Duration,
+        /// How long to wait.
+        #[command(flatten)]
+        waiting: Waiting,
     },
     /// Takes new flows again.
     Ready {
@@ -121,13 +115,10 @@ pub(super) fn run(client: &Client, command: &BackendCommand) -> Exit {
             let request = BackendRequest { weight: Some(*weight), state: None, force: *force };
             change(client, backend, &request)
         }
-        BackendCommand::Drain { backend, force, wait, timeout } => {
-            let drained = change(client, backend, &set(Admin::Drain, *force));
-            match drained {
-                Ok(Exit::Good) if *wait => wait_until_empty(client, backend, *timeout),
-                other => other,
-            }
-        }
+        BackendCommand::Drain { backend, force, waiting } => resolve(client, backend).and_then(|found| {
+            let Some((pool, backend)) = found else { return Ok(Exit::Bad) };
+            Target::Backend(pool, backend).drain(client, *waiting, *force)
+        }),
         BackendCommand::Ready { backend } => change(client, backend, &set(Admin::Ready, false)),
         BackendCommand::Maint { backend, force } => change(client, backend, &set(Admin::Maint, *force)),
     };
@@ -193,53 +184,4 @@ fn change(client: &Client, wanted: &str, request: &BackendRequest) -> Result<Exi
     let path = format!("/v1/backends/{}/{}", percent_encode(&pool), percent_encode(&backend));
     let applied: Applied = client.post(&path, request)?;
     Ok(report(&applied, false))
-}
-
-/// How often flows are looked at.
-const POLL: Duration = Duration::from_millis(200);
-/// How often progress is told.
-const PROGRESS: Duration = Duration::from_secs(2);
-
-/// L4 flows and proxied connections; `None` where nothing is counted.
-fn active(backend: &crate::status::Backend) -> Option<u64> {
-    let flows = backend.counters.get(BackendColumn::FlowsActive.name()).copied()?;
-    let proxied = backend.upstream.get(UpstreamColumn::Active.name()).copied().unwrap_or(0);
-    Some(flows.wrapping_add(proxied))
-}
-
-fn wait_until_empty(client: &Client, wanted: &str, limit: Duration) -> Result<Exit, ClientError> {
-    let Some((pool, backend)) = resolve(client, wanted)? else { return Ok(Exit::Bad) };
-    let started = Instant::now();
-    let mut told: Option<Instant> = None;
-    loop {
-        let backends: Backends = client.get("/v1/backends")?;
-        let found = backends.pools.iter().filter(|p| p.name == pool).flat_map(|p| &p.backends);
-        let mut found = found.filter(|b| b.name == backend);
-        let flows = found.next().and_then(active);
-        match flows {
-            None => {
-                complain("active flows are not known: weir-dataplane has not written its counters; start it");
-                return Ok(Exit::Bad);
-            }
-            Some(0) => {
-                print(&format!("{pool}/{backend} has no active flows\n"));
-                return Ok(Exit::Good);
-            }
-            Some(flows) if started.elapsed() >= limit => {
-                let limit = format_duration(limit);
-                complain(&format!(
-                    "{pool}/{backend} still has {flows} active flows after {limit}; wait longer with --timeout, or end them \
-                     with weir backend maint"
-                ));
-                return Ok(Exit::Bad);
-            }
-            Some(flows) => {
-                if told.is_none_or(|told| told.elapsed() >= PROGRESS) {
-                    print(&format!("{pool}/{backend}: {flows} active flows, waiting\n"));
-                    told = Some(Instant::now());
-                }
-                std::thread::sleep(POLL);
-            }
-        }
-    }
 }

@@ -4,6 +4,7 @@
 
 mod backend;
 mod changes;
+mod drain;
 mod explain;
 mod health;
 mod hugepages;
@@ -28,6 +29,7 @@ use crate::{plan, socket, validate};
 pub use backend::BackendCommand;
 pub(crate) use changes::report;
 pub use changes::{Manner, SectionCommand};
+pub use drain::{ListenerCommand, Then, Waiting};
 pub use explain::{ExplainCommand, RequestArguments};
 pub use health::HealthArguments;
 pub use hugepages::HugepagesCommand;
@@ -151,11 +153,11 @@ pub enum Command {
         #[command(subcommand)]
         command: SectionCommand,
     },
-    /// Change listeners at run time.
+    /// List and change listeners at run time.
     Listener {
         /// What to do with them.
         #[command(subcommand)]
-        command: SectionCommand,
+        command: ListenerCommand,
     },
     /// Change pools at run time.
     Pool {
@@ -169,6 +171,17 @@ pub enum Command {
         #[command(subcommand)]
         command: SectionCommand,
     },
+    /// Take the node out of service: withdraw it from the network, take no new flows or connections, end idle ones.
+    Drain {
+        /// How long to wait.
+        #[command(flatten)]
+        waiting: drain::Waiting,
+        /// End weir-dataplane when nothing is left.
+        #[arg(long, requires = "wait")]
+        stop: bool,
+    },
+    /// Take the node back into service.
+    Ready,
     /// Say why something is as it is.
     Explain {
         /// What.
@@ -319,7 +332,9 @@ pub fn run(arguments: &Arguments) -> Exit {
         Command::Backup { file } => changes::backup(&client, file),
         Command::Restore { file, json } => changes::restore(&client, file, *json),
         Command::Vip { command } => changes::section(&client, Kind::Vip, command),
-        Command::Listener { command } => changes::section(&client, Kind::Listener, command),
+        Command::Listener { command } => drain::listener(&client, command),
+        Command::Drain { waiting, stop } => drain::node(&client, *waiting, *stop),
+        Command::Ready => drain::ready(&client),
         Command::Pool { command } => changes::section(&client, Kind::Pool, command),
         Command::Route { command } => changes::section(&client, Kind::Route, command),
         Command::Backend { command } => backend::run(&client, command),

@@ -98,6 +98,10 @@ pub(super) fn render(status: &Status, colour: bool) -> String {
         let _ = write!(dataplane, ", {} workers, acked {}", status.dataplane.workers, acked.join(" "));
     }
     let _ = writeln!(text, "{dataplane}");
+    if let Some(node) = status.node.as_deref().filter(|node| *node != "ready") {
+        let words = if node == "drain" { "node draining" } else { "node in maintenance" };
+        let _ = writeln!(text, "  {words}: no listener takes new connections; weir ready takes it back");
+    }
     for complaint in status.complaints() {
         let _ = writeln!(text, "  ! {complaint}");
     }
@@ -187,8 +191,15 @@ fn listeners(text: &mut String, colour: bool, status: &Status) {
         return;
     }
     title(text, colour, "listeners");
-    let mut table =
-        Table::new(&["name", "address", "protocol", "port", "mode", "pool", "flows", "active", "in", "out"]);
+    text.push_str(&listener_table(status));
+}
+
+/// Listeners: also what `weir listener list` prints.
+pub(super) fn listener_table(status: &Status) -> String {
+    let mut text = String::new();
+    let mut table = Table::new(&[
+        "name", "address", "protocol", "port", "mode", "state", "pool", "flows", "active", "in", "out",
+    ]);
     for listener in &status.listeners {
         let mut row = vec![
             listener.name.clone(),
@@ -196,6 +207,7 @@ fn listeners(text: &mut String, colour: bool, status: &Status) {
             listener.protocol.clone(),
             listener.port.clone(),
             listener.mode.clone(),
+            listener.state.clone(),
             listener.pool.clone(),
         ];
         for (flows, proxied) in
@@ -206,7 +218,8 @@ fn listeners(text: &mut String, colour: bool, status: &Status) {
         row.extend(["packets_in", "packets_out"].iter().map(|name| cell(&listener.counters, name)));
         table.row(row);
     }
-    table.render(text);
+    table.render(&mut text);
+    text
 }
 
 /// Pools and their backends: also what `weir backend list` prints.

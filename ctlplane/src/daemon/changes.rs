@@ -7,10 +7,13 @@ use tokio::sync::Mutex;
 
 use super::requests::{Answer, Query, Refused, json};
 use super::{ACK_POLL, Daemon};
-use crate::api::{Applied, BackendRequest, ChangeRequest, DiffAnswer, HistoryAnswer, Outcome, Past, SCHEMA};
+use crate::api::{
+    Applied, BackendRequest, ChangeRequest, DiffAnswer, HistoryAnswer, Outcome, Past, SCHEMA, StateRequest,
+};
 use crate::changes::Origin;
 use crate::engine::{ACK_LIMIT, BackendChange, Backup, Change, Engine, EngineError, Manner};
 use crate::git;
+use crate::state::Admin;
 
 /// Asks the engine, and does what follows from a new configuration.
 async fn change(
@@ -77,6 +80,36 @@ pub(super) async fn set_backend(
     }
     let set = |engine: &mut Engine| engine.set_backend(pool, backend, &changes, request.force);
     let change = change(daemon, origin, set).await?;
+    finish(&daemon.engine, change, false).await
+}
+
+pub(super) async fn set_listener(
+    daemon: &Daemon,
+    name: &str,
+    request: StateRequest,
+    origin: Origin,
+) -> Result<Answer, Refused> {
+    let change = change(daemon, origin, |engine| engine.set_listener(name, request.state)).await?;
+    finish(&daemon.engine, change, false).await
+}
+
+/// The network is told before the node takes nothing any more, and after it takes new connections again.
+pub(super) async fn set_node(
+    daemon: &Daemon,
+    request: StateRequest,
+    origin: Origin,
+) -> Result<Answer, Refused> {
+    let _alone = daemon.node.lock().await;
+    let was = daemon.engine.lock().await.node();
+    let mut notes = Vec::new();
+    if was == Admin::Ready && request.state != Admin::Ready {
+        notes.extend(daemon.tell(false).await);
+    }
+    let mut change = change(daemon, origin, |engine| engine.set_node(request.state)).await?;
+    if was != Admin::Ready && request.state == Admin::Ready {
+        notes.extend(daemon.tell(true).await);
+    }
+    change.notes = notes;
     finish(&daemon.engine, change, false).await
 }
 
@@ -177,6 +210,7 @@ pub(super) async fn finish(engine: &Mutex<Engine>, change: Change, dry_run: bool
         outcome,
         diagnostics: change.warnings,
         needs_restart: change.needs_restart,
+        notes: change.notes,
         number: change.number,
         confirm_by_unix_ms: change.confirm_by_unix_ms,
         plan: change.plan,

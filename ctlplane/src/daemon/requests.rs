@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{Daemon, REQUEST_LIMIT, changes};
 use crate::api::{
     self, BackendRequest, Backends, COMMAND_HEADER, COMMENT_HEADER, CONFIRM, ChangeRequest, Failure,
-    MAX_BACKUP_BYTES, MAX_BODY_BYTES, SCHEMA, percent_decode,
+    MAX_BACKUP_BYTES, MAX_BODY_BYTES, SCHEMA, StateRequest, percent_decode,
 };
 use crate::changes::edit::EditError;
 use crate::changes::{Origin, Who};
@@ -23,6 +23,8 @@ use crate::socket::Access;
 use crate::state::{BackendEntry, Phase};
 use crate::status::{self, Status};
 use crate::units::parse_duration;
+
+const EXPECTED_STATE: &str = r#"send {"state": "ready" | "drain" | "maint"}"#;
 
 /// An answer that is not a success.
 pub(super) struct Refused {
@@ -42,6 +44,7 @@ impl From<EngineError> for Refused {
             EngineError::Config { .. } | EngineError::Argument { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             EngineError::Edit(EditError::Missing { .. })
             | EngineError::UnknownBackend { .. }
+            | EngineError::UnknownListener { .. }
             | EngineError::UnknownChange { .. } => StatusCode::NOT_FOUND,
             EngineError::LastUsable { .. }
             | EngineError::Index(_)
@@ -161,6 +164,14 @@ async fn route(daemon: &Daemon, request: Request<Incoming>, uid: Option<u32>) ->
             let request = understand::<BackendRequest>(&read_body(body).await?, expected)?;
             changes::set_backend(daemon, &pool, &backend, &request, origin(&parts, uid)?).await
         }
+        (&Method::POST, ["v1", "listeners", name]) => {
+            let request = understand::<StateRequest>(&read_body(body).await?, EXPECTED_STATE)?;
+            changes::set_listener(daemon, &decode(name)?, request, origin(&parts, uid)?).await
+        }
+        (&Method::POST, ["v1", "node"]) => {
+            let request = understand::<StateRequest>(&read_body(body).await?, EXPECTED_STATE)?;
+            changes::set_node(daemon, request, origin(&parts, uid)?).await
+        }
         (&Method::POST, ["v1", "changes"]) => {
             let expected = r#"send {"changes": [{"op": "add" | "set" | "remove", "kind": "…", "name": "…", "fields": {…}}]}"#;
             let request = understand::<ChangeRequest>(&read_body(body).await?, expected)?;
@@ -193,9 +204,10 @@ async fn route(daemon: &Daemon, request: Request<Incoming>, uid: Option<u32>) ->
             [
                 "v1",
                 "status" | "health" | "backends" | "apply" | "check" | "explain" | "changes" | "confirm"
-                | "save" | "discard" | "rollback" | "history" | "diff" | "backup" | "restore",
+                | "save" | "discard" | "rollback" | "history" | "diff" | "backup" | "restore" | "node",
             ]
-            | ["v1", "backends", _, _],
+            | ["v1", "backends", _, _]
+            | ["v1", "listeners", _],
         ) => {
             let message = format!("{} is not allowed on {}", parts.method, parts.uri.path());
             Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, message))
@@ -302,7 +314,7 @@ async fn read_up_to(body: Incoming, most: usize) -> Result<Vec<u8>, Refused> {
 
 /// Reads shared memory off this thread: with hundreds of pools that takes long enough to delay a change.
 async fn status(daemon: &Daemon) -> Result<Status, Refused> {
-    let (options, drift, notes, waiting) = {
+    let (options, drift, notes, waiting, node) = {
         let engine = daemon.engine.lock().await;
         let notes = engine.history().trouble().map(str::to_owned).into_iter();
         let notes = notes.chain(daemon.git_trouble.borrow().clone()).collect();
@@ -310,7 +322,7 @@ async fn status(daemon: &Daemon) -> Result<Status, Refused> {
             back_to: confirm.number,
             confirm_by_unix_ms: confirm.deadline_unix_ms,
         });
-        (engine.options().clone(), engine.drift(), notes, waiting)
+        (engine.options().clone(), engine.drift(), notes, waiting, engine.node())
     };
     let read = tokio::task::spawn_blocking(move || Status::read(&options.shm_dir, &options.instance));
     let mut status = read.await.map_err(|error| {
@@ -328,6 +340,7 @@ async fn status(daemon: &Daemon) -> Result<Status, Refused> {
     }
     status.drift = Some(!drift.is_empty());
     status.drift_details = drift;
+    status.node = Some(node.name().to_owned());
     status.notes = notes;
     status.waiting = waiting;
     Ok(status)

@@ -12,6 +12,7 @@ use crate::changes::{Origin, blast, difference, unix_ms};
 use crate::compile;
 use crate::counters::Counters;
 use crate::diagnostic::{Report, Severity, Source};
+use crate::drain;
 use crate::health::targets::begin_down;
 use crate::model::Model;
 use crate::publish::Published;
@@ -238,6 +239,14 @@ fn as_overrides(edits: &[Edit]) -> Option<Vec<BackendChanges>> {
 
 /// What an edit wrote into the text is not to be overridden by what was set before.
 fn drop_edited(overrides: &mut Overrides, edits: &[Edit]) {
+    for edit in edits.iter().filter(|edit| edit.kind == Kind::Listener) {
+        if edit.fields.contains_key("state")
+            && let Some(listeners) = overrides.get_mut(drain::LISTENERS)
+        {
+            listeners.remove(&edit.name);
+            prune(overrides, drain::LISTENERS);
+        }
+    }
     for edit in edits.iter().filter(|edit| edit.kind == Kind::Backend) {
         let Some((pool, backend)) = edit.name.split_once('/') else { continue };
         let Some(entry) = overrides.get_mut(pool).and_then(|set| set.get_mut(backend)) else { continue };

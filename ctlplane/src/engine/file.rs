@@ -10,6 +10,7 @@ use super::apply::{Candidate, Manner};
 use super::{Change, Engine, EngineError, check};
 use crate::changes::difference::{self, Differences};
 use crate::changes::edit::Editor;
+use crate::drain;
 use crate::state::{Override, Overrides};
 use crate::validate::{self, Files};
 
@@ -26,7 +27,8 @@ impl Engine {
         }
         drift.extend(validate::differences(&self.state.bodies));
         drift.extend(self.edited());
-        for (pool, backends) in &self.state.overrides {
+        drift.extend(drain::told(&self.state.overrides));
+        for (pool, backends) in self.state.overrides.iter().filter(|(pool, _)| drain::is_pool(pool)) {
             for (backend, Override { weight, state }) in backends {
                 let weight = weight.map(|weight| format!("weight {weight}"));
                 let state = state.map(|state| format!("state {}", state.name()));
@@ -116,7 +118,8 @@ impl Engine {
         let mut state = self.state.clone();
         state.config = self.shared(&text);
         state.applied = state.config.clone();
-        state.overrides.clear();
+        // the node is not in the file
+        state.overrides = drain::with_node_of(Overrides::new(), &self.state.overrides);
         self.settle(Candidate { state, model, warnings }, &Manner::default())
     }
 

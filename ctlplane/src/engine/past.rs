@@ -133,7 +133,7 @@ impl Engine {
         if state.bodies != *bodies {
             state.bodies = bodies.clone();
         }
-        state.overrides = overrides;
+        state.overrides = crate::drain::with_node_of(overrides, &self.state.overrides);
         Ok(Candidate { state, model, warnings })
     }
 

@@ -14,11 +14,14 @@ use weir_l7::http::rules::{HttpListener, HttpPool};
 use super::{DEFAULT_MTU, health};
 use crate::access_log;
 use crate::diagnostic::Located;
+use crate::drain::DEFAULT_GRACE;
 use crate::health::check::{Check, Through};
 use crate::model::{self, Model};
+use crate::schema::drain::Drain;
 use crate::schema::exception;
 use crate::schema::health::HealthCheck;
 use crate::schema::{self, Schema};
+use crate::state::Admin;
 use crate::units::network;
 
 const DEFAULT_TIMEOUTS_MS: [u32; TIMEOUTS] =
@@ -81,6 +84,7 @@ pub(super) fn build(
         exception_rate: or(&dataplane.exception_rate, 0),
         max_backends: or(&dataplane.max_backends, DEFAULT_MAX_BACKENDS),
         snat_ports: dataplane.snat_ports.as_ref().map_or(DEFAULT_SNAT_PORTS, |ports| ports.value),
+        drain_grace_ms: milliseconds(schema.drain.grace.as_ref().map_or(DEFAULT_GRACE, |grace| grace.value)),
         timeouts_ms,
         tcp_connections: or(&dataplane.tcp_connections, DEFAULT_TCP_CONNECTIONS),
         tcp_memory_bytes: dataplane.tcp_memory.as_ref().map_or(DEFAULT_TCP_MEMORY, |memory| memory.value),
@@ -106,7 +110,9 @@ pub(super) fn build(
         .collect::<Option<_>>()?;
     let pools = schema.pools.iter().map(build_pool).collect::<Option<_>>()?;
     let (access_lists, control) = (access.lists, schema.control.model());
-    Some(Model { node, vips, listeners, pools, access_log, control, access_lists })
+    let (on_drain, on_ready) =
+        (Drain::command(&schema.drain.on_drain), Drain::command(&schema.drain.on_ready));
+    Some(Model { node, vips, listeners, pools, access_log, control, on_drain, on_ready, access_lists })
 }
 
 /// Positions by name; the first where there are two.
@@ -189,6 +195,7 @@ fn build_listener(
         gue_port: listener.gue_port.as_ref().map_or(6_080, |port| port.value as u16),
         gue_variant: listener.gue_variant.as_ref().map_or(1, |variant| variant.value as u8),
         on_down,
+        state: listener.state.as_ref().map_or(Admin::Ready, |state| state.value),
         proxy: (mode == Mode::Proxy).then(|| build_proxy(&listener.proxy)),
         http: http.cloned(),
         access: model::Access::default(),

@@ -8,7 +8,7 @@ use crate::proxy::{
     SendProxy,
 };
 use crate::record::{
-    Address, AddressUse, AdminState, Algorithm, Application, IDLE_ADAPTIVE, INTERFACE_NAME_LIMIT,
+    Address, AddressUse, AdminState, Algorithm, Application, Drain, IDLE_ADAPTIVE, INTERFACE_NAME_LIMIT,
     ListenerRecord, MAX_LISTENERS, MAX_POOL_BACKENDS, MAX_POOLS, MAX_PORTS, MAX_WORKERS, Mode, NO_INDEX,
     NO_POSITION, NodeRecord, OnDown, Timeout,
 };
@@ -209,6 +209,13 @@ fn check_listener(listener: &ListenerRecord, vips: usize, what: &str) -> Result<
         "on_down",
         u64::from(listener.on_down),
         "must be known",
+    )?;
+    ensure(
+        Drain::from_u8(listener.drain).is_some(),
+        what,
+        "listener.drain",
+        u64::from(listener.drain),
+        "must be 0 to 2",
     )?;
     ensure(listener.gue_port >= 1, what, "gue_port", u64::from(listener.gue_port), "must be at least 1")
 }

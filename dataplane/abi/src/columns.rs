@@ -139,6 +139,8 @@ columns! {
         HashFallback "hash_fallback",
         /// Packets dropped because no backend could take them.
         NoBackend "no_backend",
+        /// First packets of flows that the listener takes no more, refused or dropped.
+        Drained "drained",
         /// New flows that the listener's list denied: packets.
         AccessDenied "access_denied",
         /// New flows beyond a rate: packets.

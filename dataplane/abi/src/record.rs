@@ -11,7 +11,7 @@ use crate::proxy::TcpRecord;
 use crate::text::{Name, Text};
 
 /// Version of every record and header here. Raised with each change of a layout or a meaning.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Most workers that a node can have.
 pub const MAX_WORKERS: usize = 64;
 /// Most ports that a node can have.
@@ -113,8 +113,8 @@ pub struct NodeRecord {
     pub idle: u8,
     /// 1 where `hash_key` is in use; 0 = the fixed hash.
     pub keyed_hash: u8,
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// When the process is told to end: how long proxied connections may take to end in order, in units of 10 ms.
+    pub drain_grace: u16,
     /// Packets per second and worker that go to the kernel by the exception path; 0 = [`EXCEPTION_RATE`].
     pub exception_rate: u32,
     /// Most generated ICMP errors per second and worker.
@@ -264,6 +264,18 @@ pub enum Application {
     Http = 1,
 }
 
+/// Whether a listener takes new flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Drain {
+    /// It does.
+    No = 0,
+    /// It takes no new flow or connection; those that there are go on.
+    Yes = 1,
+    /// It takes none, and those that there are end now.
+    Cut = 2,
+}
+
 /// What happens to the flows of a backend that is down or in maintenance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -304,8 +316,8 @@ pub struct ListenerRecord {
     pub gue_port: u16,
     /// [`Application`]; [`Application::Http`] only in [`Mode::Proxy`], with a table of its own ([`crate::HttpTable`]).
     pub application: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// [`Drain`].
+    pub drain: u8,
     /// Position in the table's proxies; [`NO_INDEX`] exactly in the other modes.
     pub proxy: u32,
 }
@@ -406,6 +418,7 @@ pub(crate) use from_u8;
 from_u8!(Mode: Dsr, Ipip, Gue, Nat, Fullnat, Proxy);
 from_u8!(Application: None, Http);
 from_u8!(OnDown: Reselect, Reset, Keep);
+from_u8!(Drain: No, Yes, Cut);
 from_u8!(Algorithm: Maglev, RoundRobin, SourceHash, LeastConn, RandomTwo);
 from_u8!(AdminState: Ready, Drain, Maint, Removed);
 from_u8!(AddressUse: Own, Snat);

@@ -57,6 +57,10 @@ pub trait Accounts {
     fn flow_ended(&mut self, listener: u16, backend: u32, why: Ended);
     /// The client was sent a RST because its backend is down.
     fn reset_sent(&mut self, listener: u16, backend: u32);
+    /// A packet would have begun a flow of a listener that takes none; whether its sender was sent a RST.
+    fn drained(&mut self, listener: u16, answered: bool) {
+        let _ = (listener, answered);
+    }
     /// A packet found no backend that could take it.
     fn no_backend(&mut self, listener: u16);
     /// A packet would have begun a flow that may not be.
@@ -181,9 +185,10 @@ impl<M: Memory> Engine<M> {
 
     /// Runs a new generation from here on; returns the old one, to be dropped elsewhere.
     ///
-    /// Flows whose listener or backend now means something else (an index was reused) are ended first.
+    /// Flows whose listener or backend now means something else (an index was reused), and those of a listener that is cut, are
+    /// ended first.
     pub fn adopt(&mut self, services: Arc<Services>, accounts: &mut impl Accounts) -> Arc<Services> {
-        if self.services.identities_differ(&services) {
+        if services.cuts_anew(&self.services) || self.services.identities_differ(&services) {
             purge(&self.services, &services, &mut self.v4, accounts);
             purge(&self.services, &services, &mut self.v6, accounts);
         }

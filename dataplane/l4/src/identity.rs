@@ -4,7 +4,7 @@ use std::ops::DerefMut;
 
 use crate::engine::{Accounts, Ended};
 use crate::entry::{Address, Entry, Flow, NO_SNAT, Tuple};
-use crate::services::{Backend, Listener, Mode, Services};
+use crate::services::{Backend, Drain, Listener, Mode, Services};
 use crate::snat::Snat;
 use crate::table::{FlowTable, Recovery};
 use weir_index::Bucket;
@@ -60,7 +60,12 @@ fn hashes_of<A: Address>(
 ) -> Option<(u32, Option<u32>)> {
     let listener = services.listener(flow.listener)?;
     let in_range = (listener.port_first..=listener.port_last).contains(&flow.vip_port);
-    if listener.protocol != flow.protocol || !in_range || (listener.vip >> 32 == 0xffff) != (A::FAMILY == 4) {
+    let is_cut = services.drain(flow.listener) == Drain::Cut;
+    if is_cut
+        || listener.protocol != flow.protocol
+        || !in_range
+        || (listener.vip >> 32 == 0xffff) != (A::FAMILY == 4)
+    {
         return None;
     }
     let backend = services.backend(flow.backend)?;
@@ -120,6 +125,7 @@ pub(crate) fn purge<A, E, B>(
         let backend = old.backend(flow.backend).map(Backend::identity);
         listener != new.listener(flow.listener).map(Listener::identity)
             || backend != new.backend(flow.backend).map(Backend::identity)
+            || new.drain(flow.listener) == Drain::Cut
     };
     let slots: Vec<u32> = table.flows().filter(|(_, flow)| stale(flow)).map(|(slot, _)| slot).collect();
     for slot in slots {

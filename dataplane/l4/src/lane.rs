@@ -13,7 +13,7 @@ use crate::entry::{Address, Entry, Flow, NO_SNAT, State, Tuple};
 use crate::identity::{end, forward_tuple, reverse_hash, reverse_of};
 use crate::rate::RateLimit;
 use crate::select::{hash_of, next_turn};
-use crate::services::{Algorithm, Backend, Listener, Mode, OnDown, Services, address_of};
+use crate::services::{Algorithm, Backend, Drain, Listener, Mode, OnDown, Services, address_of};
 use crate::snat::Snat;
 use crate::table::{FlowTable, Full};
 use crate::tunnel;
@@ -332,6 +332,11 @@ where
             u16::try_from(lookup.foreseen.listener).ok().and_then(|index| services.listener(index));
         let found = || services.listener_for(destination, tuple.protocol, tuple.dst_port);
         if let Some(listener) = listener.or_else(found) {
+            if services.drain(listener.index) != Drain::No
+                && let Some(refused) = self.drained(packet, parsed, listener)
+            {
+                return refused;
+            }
             if let Some(policy) = services.policy(listener.index)
                 && let Some(refused) = self.refused(policy, listener, &tuple)
             {
@@ -357,6 +362,28 @@ where
             return if is_lost { Verdict::Drop(DropReason::BackendNoFlow) } else { Verdict::Local };
         }
         Verdict::Drop(if from_backend { DropReason::BackendNoFlow } else { DropReason::NotForUs })
+    }
+
+    /// A packet without a flow for a listener that takes no new ones: a SYN is refused, also one for a proxy, whose other segments
+    /// may be of connections that there are.
+    #[cold]
+    fn drained<P: PacketBuf>(
+        &mut self,
+        packet: &mut P,
+        parsed: &Parsed,
+        listener: &Listener,
+    ) -> Option<Verdict> {
+        let is_tcp = parsed.protocol == Protocol::TCP && parsed.has_ports;
+        let begins = is_tcp && parsed.tcp_flags & (tcp::SYN | tcp::ACK) == tcp::SYN;
+        if listener.mode == Mode::Proxy && !begins {
+            return None;
+        }
+        // the flows of a listener that is cut have ended just now: their clients are told too
+        let is_cut = is_tcp && self.services.drain(listener.index) == Drain::Cut;
+        let answered =
+            (begins || is_cut) && self.shared.replies.take(self.now) && tcp_reset::reply(packet, parsed);
+        self.accounts.drained(listener.index, answered);
+        Some(if answered { Verdict::Reply } else { Verdict::Drop(DropReason::ListenerDrain) })
     }
 
     /// Picks a backend, remembers the flow where there is room, and sends the packet on. `state` is kept where a flow

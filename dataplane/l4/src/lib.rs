@@ -38,6 +38,6 @@ mod tunnel;
 pub mod verdict;
 
 pub use engine::{Accounts, Ended, Engine, HeapMemory, Lookup, Memory, Tables};
-pub use services::{Backend, Listener, Mode, OnDown, Parts, Pool, Services, address_of, bits_of};
+pub use services::{Backend, Drain, Listener, Mode, OnDown, Parts, Pool, Services, address_of, bits_of};
 pub use steer::{Owner, Spread};
 pub use verdict::{Delivery, DropReason, NO_LISTENER, Verdict};

@@ -61,6 +61,18 @@ pub enum OnDown {
     Keep,
 }
 
+/// Whether a listener takes new flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drain {
+    /// It does.
+    #[default]
+    No,
+    /// It takes none; those that there are go on.
+    Yes,
+    /// It takes none, and those that there are end.
+    Cut,
+}
+
 /// How a new flow picks its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
@@ -207,6 +219,8 @@ pub struct Parts {
     pub icmp_rate: u32,
     /// Smallest MTU of all ports: what MSS is clamped to.
     pub smallest_mtu: u16,
+    /// Listeners, by their index, that take no new flows.
+    pub drains: Vec<(u16, Drain)>,
     /// What listeners, removed ones included, ask of new flows, by their index.
     pub policies: Vec<(u16, Policy)>,
     /// What the policies share.
@@ -244,6 +258,7 @@ pub struct Services {
     pub icmp_rate: u32,
     /// See [`Parts::smallest_mtu`].
     pub smallest_mtu: u16,
+    drains: Vec<Drain>,
     policies: Vec<Option<Policy>>,
     access: Option<Arc<Shared>>,
 }
@@ -278,6 +293,14 @@ impl Services {
         let mut pools: Vec<Option<Arc<Pool>>> = Vec::new();
         for pool in parts.pools {
             put(&mut pools, pool.index as usize, pool);
+        }
+        let mut drains = Vec::new();
+        for (listener, drain) in parts.drains.into_iter().filter(|(_, drain)| *drain != Drain::No) {
+            let at = usize::from(listener);
+            drains.resize(drains.len().max(at + 1), Drain::No);
+            if let Some(place) = drains.get_mut(at) {
+                *place = drain;
+            }
         }
         let mut policies = Vec::new();
         for (listener, policy) in parts.policies {
@@ -316,9 +339,22 @@ impl Services {
             fragment_ticks: parts.fragment_ticks,
             icmp_rate: parts.icmp_rate,
             smallest_mtu: parts.smallest_mtu,
+            drains,
             policies,
             access: parts.access,
         }
+    }
+
+    /// Whether a listener takes new flows.
+    #[inline]
+    pub fn drain(&self, listener: u16) -> Drain {
+        self.drains.get(usize::from(listener)).copied().unwrap_or_default()
+    }
+
+    /// Whether flows of some listener end now that `previous` is over.
+    pub fn cuts_anew(&self, previous: &Self) -> bool {
+        let cut = |(index, drain): (u16, &Drain)| *drain == Drain::Cut && previous.drain(index) != Drain::Cut;
+        (0u16..).zip(&self.drains).any(cut)
     }
 
     /// What a listener asks of new flows.

@@ -76,6 +76,8 @@ drop_reasons! {
     UnsupportedProtocol "unsupported_protocol",
     /// The pool has no backend that takes new flows.
     NoBackend "no_backend",
+    /// It would begin a flow of a listener that takes none (to a SYN a RST is the answer, within the rate).
+    ListenerDrain "listener_drain",
     /// `fullnat`, not a SYN, and no such flow: its source port is unknown.
     NoFlow "no_flow",
     /// From a backend, but of no flow.

@@ -1,7 +1,7 @@
 //! Is this client welcome, and who is it? From the accepted connection to the PROXY header's end.
 
 use arrayvec::ArrayVec;
-use weir_l4::address_of;
+use weir_l4::{Drain, address_of};
 use weir_tcp::Events;
 use weir_tcp::wheel::{Link, NONE};
 
@@ -45,6 +45,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         let proxy = &mut *self.proxy;
         let known = proxy.services.listener(index).zip(proxy.rules.listener(index));
         let Some((listener, rules)) = known else { return self.turn_away(handle, Cause::Aborted) };
+        // its handshake had begun before
+        if proxy.services.drain(index) == Drain::Cut {
+            return self.turn_away(handle, Cause::Aborted);
+        }
         let client = address_of(accepted.remote.address);
         let rules_are_http = proxy.rules.http_listener(index).is_some();
         let is_trusted = || rules.trusted.iter().any(|prefix| prefix.contains(client));

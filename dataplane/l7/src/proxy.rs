@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use weir_l4::snat::{ReplyOwner, Snat};
-use weir_l4::{Backend, Listener, Mode, OnDown, Services};
+use weir_l4::{Backend, Drain, Listener, Mode, OnDown, Services};
 use weir_net::hash::StableKey;
 use weir_tcp::Instant;
 use weir_tcp::wheel::Wheel;
@@ -132,8 +132,9 @@ impl<H: Copy + Eq> Proxy<H> {
     ///
     /// Sessions go on, with the timeouts that they began with, also those of listeners that are gone and of backends that are drained or
     /// removed. Those of a backend that is down follow the listener's `on_down`, within the next calls of
-    /// [`Proxy::advance`]. Those whose listener or backend index now means something else, whose vip is gone, or whose vip and
-    /// port L4 balances now, end at once.
+    /// [`Proxy::advance`]. Those whose listener or backend index now means something else, whose vip is gone, whose vip and
+    /// port L4 balances now, or whose listener is cut, end at once. Clients of HTTP whose listener is drained end when they have no
+    /// request.
     pub fn adopt(
         &mut self,
         services: Arc<Services>,
@@ -148,11 +149,13 @@ impl<H: Copy + Eq> Proxy<H> {
             .filter(|old| old.mode == Mode::Proxy && is_lost(old, &services))
             .map(|old| old.index)
             .collect();
-        if !lost.is_empty() || self.services.identities_differ(&services) {
+        let cuts = services.cuts_anew(&self.services);
+        if !lost.is_empty() || cuts || self.services.identities_differ(&services) {
             let before = Arc::clone(&self.services);
             let listener_is_lost = |index: u16| {
                 let of = |services: &Services| services.listener(index).map(Listener::identity);
-                lost.contains(&index) || of(&before) != of(&services)
+                let is_cut = services.drain(index) == Drain::Cut;
+                is_cut || lost.contains(&index) || of(&before) != of(&services)
             };
             let backend_is_lost = |index: u32| {
                 let of = |services: &Services| services.backend(index).map(Backend::identity);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weir_l4::engine::Ended;
 use weir_l4::services::Algorithm;
-use weir_l4::{DropReason, Mode, OnDown, Parts, Verdict};
+use weir_l4::{Drain, DropReason, Mode, OnDown, Parts, Verdict};
 
 use crate::packets::{ACK, Packet, SYN, TCP, UDP};
 use crate::world::{Change, World, backend, client, first, listener, names, pair, pool};
@@ -102,6 +102,40 @@ fn a_retired_listener_serves_its_flows_until_they_end() {
         assert_all_stay(&mut world, &flows, "replaced");
         let (delivery, _) = world.packet(&first(TCP, &client(4, 99), names(4).vip)).to_backend();
         assert_eq!(delivery.listener, 1);
+    }
+}
+
+#[test]
+fn a_drained_listener_serves_its_flows_and_refuses_new_ones() {
+    for mode in MODES {
+        for protocol in [TCP, UDP] {
+            let mut world = World::new(pair(mode, protocol, 4), 100);
+            let flows = begin(&mut world, protocol, 4, 10);
+            let drains = |drain| Parts { drains: vec![(0, drain)], ..pair(mode, protocol, 4) };
+            world.adopt(drains(Drain::Yes));
+            assert_all_stay(&mut world, &flows, "drained");
+            let new = first(protocol, &client(4, 99), names(4).vip);
+            if protocol == TCP {
+                assert_eq!(world.packet(&new).verdict, Verdict::Reply, "a SYN is refused");
+                let late = world.packet(&new.with(ACK));
+                assert_eq!(late.drop_reason(), DropReason::ListenerDrain);
+            } else {
+                assert_eq!(world.packet(&new).drop_reason(), DropReason::ListenerDrain);
+            }
+            assert_eq!(world.live(), 10);
+
+            world.adopt(drains(Drain::Cut));
+            assert_eq!(world.live(), 0, "cut");
+            for (packet, _) in &flows {
+                let verdict = world.packet(packet).verdict;
+                match protocol {
+                    TCP => assert_eq!(verdict, Verdict::Reply),
+                    _ => assert_eq!(verdict, Verdict::Drop(DropReason::ListenerDrain)),
+                }
+            }
+            world.adopt(pair(mode, protocol, 4));
+            world.packet(&new).to_backend();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use weir_http::cause::Cause;
 use weir_http::head::{Limits, Progress, Refusal, Request, Span, Version, head_end};
 use weir_http::name::Known;
-use weir_l4::address_of;
+use weir_l4::{Drain, address_of};
 use weir_tcp::Endpoint;
 
 use super::Held;
@@ -159,7 +159,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     fn begin_exchange(&mut self, slot: u32, held: Held) {
         let random = self.proxy.http.next_random();
         let id = u128::from(self.proxy.http.next_random()) << 64 | u128::from(random);
-        let Proxy { http, rules, .. } = &mut *self.proxy;
+        let Proxy { http, rules, services, .. } = &mut *self.proxy;
         let Some(client) = http.clients.at_mut(slot) else { return http.store.give(held) };
         let Some(site) = rules.http_listener(client.listener) else { return http.store.give(held) };
         let request = &http.request;
@@ -171,7 +171,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         flags.put(Flags::HTTP10, request.version == Version::Http10);
         flags.put(Flags::EXPECTS, request.expect_continue);
         let is_last = limits.requests != 0 && client.requests >= limits.requests;
-        if !request.keep_alive || is_last {
+        let drains = services.drain(client.listener) != Drain::No;
+        if !request.keep_alive || is_last || drains {
             flags.set(Flags::CLOSES);
         }
         let sampled = random % 10_000 < u64::from(site.rules.log_per_ten_thousand);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use weir_http::cause::Cause;
-use weir_l4::OnDown;
+use weir_l4::{Drain, OnDown};
 
 use super::choose::StickyIds;
 use super::client::{Flags, Stage};
@@ -15,6 +15,8 @@ use crate::limits::Key;
 use crate::proxy::{Proxy, Run};
 use crate::session::NO_BACKEND;
 
+/// How long a client of a drained listener that has not asked anything yet may take to.
+const FIRST_REQUEST_MS: u32 = 1_000;
 /// Records that are looked at per call.
 const AT_ONCE: u32 = 1_024;
 
@@ -70,7 +72,21 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             return self.abort_client(slot, connections::Cause::Aborted);
         }
         let (listener, stage, backend) = (client.listener, client.stage, client.exchange.backend);
-        if self.proxy.rules.http_listener(listener).is_none() {
+        let (handle, requests) = (client.handle, client.requests);
+        let is_gone = self.proxy.rules.http_listener(listener).is_none();
+        if !is_gone && self.proxy.services.drain(listener) != Drain::No {
+            if let Some(client) = self.proxy.http.clients.at_mut(slot) {
+                client.flags.set(Flags::CLOSES);
+            }
+            // what is asked already is answered, and the answer says that it is the last
+            if stage == Stage::Idle && self.connections.receivable(handle) == 0 {
+                if requests > 0 {
+                    return self.close_client(slot, false);
+                }
+                self.set_due(slot, FIRST_REQUEST_MS);
+            }
+        }
+        if is_gone {
             if let Some(client) = self.proxy.http.clients.at_mut(slot) {
                 client.flags.set(Flags::CLOSES);
             }

@@ -1,6 +1,6 @@
 //! What a new configuration does to connections that stand.
 
-use weir_l4::OnDown;
+use weir_l4::{Drain, OnDown};
 use weir_l7::{Cause, ListenerRules};
 
 use crate::world::{Plan, World};
@@ -18,6 +18,20 @@ fn a_drained_backend_finishes_its_sessions_and_gets_no_new_ones() {
         let (_, upstream) = world.session();
         assert_eq!(world.backend_of(upstream), 11);
     }
+}
+
+#[test]
+fn a_drained_listener_keeps_its_sessions_until_it_is_cut() {
+    let mut world = World::new(Plan::default());
+    let (client, upstream) = world.session();
+    world.adopt(Plan { drain: Drain::Yes, ..Plan::default() });
+    world.advance(10_000);
+    world.arrives(client, b"still");
+    assert_eq!(world.sent(upstream), b"still");
+    world.adopt(Plan { drain: Drain::Cut, ..Plan::default() });
+    assert!(world.is_reset(client) && world.is_reset(upstream));
+    let late = world.client();
+    assert!(world.is_reset(late), "its handshake had begun before");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use weir_tcp::Events;
 use crate::world::{POOL, Plan, World};
 
 mod bodies;
+mod drain;
 mod exchanges;
 mod heads;
 mod random;

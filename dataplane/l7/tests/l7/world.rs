@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use weir_l4::services::Algorithm;
 use weir_l4::snat::ReplyOwner;
-use weir_l4::{Backend, Listener, Mode, OnDown, Parts, Pool, Services, bits_of};
+use weir_l4::{Backend, Drain, Listener, Mode, OnDown, Parts, Pool, Services, bits_of};
 use weir_l7::http::event::HttpGauge;
 use weir_l7::http::rules::{HttpListener, HttpPool};
 use weir_l7::http::site::Site;
@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     pub(crate) down: Vec<u32>,
     /// Take no new connections.
     pub(crate) drained: Vec<u32>,
+    /// Of the listener.
+    pub(crate) drain: Drain,
     pub(crate) snat_ports: (u16, u16),
     pub is_v6: bool,
     pub(crate) sessions: usize,
@@ -63,6 +65,7 @@ impl Default for Plan {
             on_down: OnDown::Reset,
             down: vec![],
             drained: vec![],
+            drain: Drain::No,
             snat_ports: (10_000, 10_999),
             is_v6: false,
             sessions: 100,
@@ -134,6 +137,7 @@ impl Plan {
             vips: vec![vip],
             snat: vec![end("198.18.0.1", 0).address, end("2001:db8::1", 0).address],
             snat_ports: self.snat_ports,
+            drains: vec![(LISTENER, self.drain)],
             ..Parts::default()
         });
         let rules = ListenerRules { is_limited: self.listener_limit != 0, ..self.rules.clone() };
