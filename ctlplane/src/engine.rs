@@ -211,6 +211,14 @@ pub enum BackendChange {
     State(Admin),
 }
 
+/// Two texts, and how they differ.
+#[derive(Debug)]
+struct Compared {
+    old: Arc<str>,
+    new: Arc<str>,
+    lines: Vec<String>,
+}
+
 /// What health found about one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthChange {
@@ -244,7 +252,7 @@ pub struct Engine {
     /// Who asks for the next change.
     origin: Option<Origin>,
     /// Texts that were compared last, and how they differ: for the status.
-    compared: RefCell<Option<(Arc<str>, Arc<str>, Vec<String>)>>,
+    compared: RefCell<Option<Compared>>,
 }
 
 fn check(

@@ -211,8 +211,7 @@ impl List {
         let (backends_before, backends_after) = (inner(before), inner(after));
         let mut fields = Vec::new();
         for key in keys(before, after) {
-            let skipped = (key == "name" && old.is_some() == new.is_some())
-                || (key == "name" && !name.is_empty())
+            let skipped = (key == "name" && (!name.is_empty() || old.is_some() == new.is_some()))
                 || (kind == "pool" && key == "backend");
             if !skipped {
                 compare(key, before.get(key), after.get(key), &mut fields);

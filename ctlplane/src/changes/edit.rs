@@ -229,7 +229,7 @@ fn find<'t>(
     let missing = |names: Vec<&str>| EditError::Missing {
         kind,
         name: name.to_owned(),
-        suggestion: closest(name, names.into_iter()).map(str::to_owned),
+        suggestion: closest(name, names).map(str::to_owned),
     };
     let Some(place) = place else {
         return Err(missing(tables.iter().filter_map(|table| name_of(*table)).collect()));

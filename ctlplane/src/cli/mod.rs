@@ -223,6 +223,26 @@ pub enum Command {
 /// Most characters of a command line that history is told.
 const MOST_COMMAND: usize = 500;
 
+/// What history tells of a command: without what only says where the daemon is, or is told beside it.
+fn command_line(arguments: impl Iterator<Item = String>) -> String {
+    const LEFT_OUT: [&str; 4] = ["--instance", "--run-dir", "--shm-dir", "--comment"];
+    let mut line = "weir".to_owned();
+    let mut is_value = false;
+    for argument in arguments {
+        let name = argument.split('=').next().unwrap_or("");
+        if std::mem::take(&mut is_value) {
+            continue;
+        }
+        if LEFT_OUT.contains(&name) {
+            is_value = name.len() == argument.len();
+            continue;
+        }
+        line.push(' ');
+        line.push_str(&argument);
+    }
+    line.chars().take(MOST_COMMAND).collect()
+}
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -300,9 +320,8 @@ pub(crate) fn failed(error: &ClientError) -> Exit {
 
 /// Runs a command.
 pub fn run(arguments: &Arguments) -> Exit {
-    let command: Vec<String> =
-        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
-    let command: String = format!("weir {}", command.join(" ")).chars().take(MOST_COMMAND).collect();
+    let command =
+        command_line(std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()));
     let client = Client::new(&socket::socket_path(&arguments.run_dir, &arguments.instance))
         .described(command, arguments.comment.clone());
     match &arguments.command {

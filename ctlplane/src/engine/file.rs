@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::apply::{Candidate, Manner};
-use super::{Change, Engine, EngineError, check};
+use super::{Change, Compared, Engine, EngineError, check};
 use crate::changes::difference::{self, Differences};
 use crate::changes::edit::Editor;
 use crate::drain;
@@ -46,7 +46,7 @@ impl Engine {
             return Vec::new();
         }
         let mut compared = self.compared.borrow_mut();
-        if let Some((old, new, lines)) = compared.as_ref()
+        if let Some(Compared { old, new, lines }) = compared.as_ref()
             && Arc::ptr_eq(old, applied)
             && Arc::ptr_eq(new, config)
         {
@@ -56,7 +56,7 @@ impl Engine {
         let lines =
             difference::between(&difference::table(applied, &none), &difference::table(config, &none))
                 .lines();
-        *compared = Some((applied.clone(), config.clone(), lines.clone()));
+        *compared = Some(Compared { old: applied.clone(), new: config.clone(), lines: lines.clone() });
         lines
     }
 
