@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::check::{BackendName, Target};
@@ -43,6 +44,7 @@ pub struct Health {
 impl Health {
     /// Starts probing `targets`; `down` is what the engine believes, `directory` the instance's shared memory.
     pub fn start(targets: Vec<Target>, down: &Down, directory: Option<PathBuf>) -> std::io::Result<Self> {
+        allow_descriptors();
         let (commands, receiver) = mpsc::unbounded_channel();
         let outbox = Arc::new(Outbox::default());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -83,6 +85,20 @@ impl Health {
     /// A handle to wait for verdicts with.
     pub fn verdicts(&self) -> Verdicts {
         Verdicts(Arc::clone(&self.outbox))
+    }
+}
+
+/// Descriptors that many hanging backends may take at once.
+const DESCRIPTORS: u64 = 65_536;
+
+/// As many descriptors as probes may want, or as many as this process may have.
+fn allow_descriptors() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
+    if current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
+    {
+        tracing::warn!("cannot allow {wanted} open files ({error}): many hanging backends may go unprobed");
     }
 }
 

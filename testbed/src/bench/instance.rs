@@ -15,6 +15,7 @@ use crate::run::{Run, SHM};
 use crate::setup::Binaries;
 use crate::status::Status;
 use crate::supervisor::{Process, Program};
+use crate::topology::namespace::Namespace;
 use crate::weir::ctlplane_program;
 
 /// Gigabytes of buffers are zeroed by the kernel and a capture is read into them before the first packet.
@@ -49,12 +50,33 @@ impl Instance {
         Ok(instance)
     }
 
+    /// The same, the control process in a namespace.
+    pub(crate) fn start_within(
+        run: &Run,
+        binaries: &Binaries,
+        config: &str,
+        namespace: &Namespace,
+    ) -> Result<Self> {
+        let mut instance = Self::launch_as(run, binaries, config, |ctlplane| ctlplane.within(namespace))?;
+        instance.await_serving()?;
+        Ok(instance)
+    }
+
     /// The same without waiting for anything.
     pub(crate) fn launch(run: &Run, binaries: &Binaries, config: &str) -> Result<Self> {
+        Self::launch_as(run, binaries, config, |ctlplane| ctlplane)
+    }
+
+    fn launch_as(
+        run: &Run,
+        binaries: &Binaries,
+        config: &str,
+        change: impl FnOnce(Program) -> Program,
+    ) -> Result<Self> {
         let path = run.path("weir.toml");
         std::fs::write(&path, config).with_context(|| format!("could not write {}", path.display()))?;
         let (sockets, state) = (run.path("run"), run.path("state"));
-        let ctlplane = ctlplane_program(run, binaries, &path).on_cpus(OTHER_CPU);
+        let ctlplane = change(ctlplane_program(run, binaries, &path)).on_cpus(OTHER_CPU);
         let dataplane = Program::new(
             "weir-dataplane",
             "nice",

@@ -21,6 +21,7 @@ mod http;
 mod instance;
 mod live;
 mod new_flows;
+mod probes;
 mod reference;
 mod result;
 mod tables;
@@ -220,6 +221,7 @@ pub(crate) fn run(ready: &Ready, choice: &Choice) -> Result<()> {
             bench.case("apply", tables::apply_all);
             bench.case("memory", tables::memory);
             control::run(&mut bench);
+            probes::run(&mut bench);
             live::restart(&mut bench);
             "control"
         }

@@ -11,6 +11,7 @@ mod crash;
 mod exception;
 mod flood;
 mod fuzzing;
+mod health;
 mod hostile;
 mod http;
 mod proxy;
@@ -101,6 +102,7 @@ fn all() -> Vec<Scenario> {
         change::scenarios(),
         crash::scenarios(),
         exception::scenarios(),
+        health::scenarios(),
         workers::scenarios(),
         raw::scenarios(),
         flood::scenarios(),
