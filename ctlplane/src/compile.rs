@@ -231,6 +231,9 @@ pub fn compile(
         tables.push(cache.pool(name, model, overrides.get(*name), down.of(name), entry)?);
     }
     tables.extend(cache.https(model, indices)?);
+    let listeners: Vec<u32> =
+        listener_indices(model, indices)?.into_iter().map(|(listener, _)| listener).collect();
+    tables.extend(cache.lists.tables(model, &listeners));
     cache.pools.retain(|name, _| indices.pools.contains_key(name));
     Ok(Compiled { tables })
 }

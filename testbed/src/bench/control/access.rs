@@ -112,8 +112,10 @@ fn measure(context: &Context, case: &str, is_v4: bool, kind: Kind) -> Result<Vec
 fn check(list: &List, prefixes: &[(Prefix, bool)], sources: &[u128]) -> Result<()> {
     for source in sources.iter().take(50) {
         let address = Ipv6Addr::from_bits(*source).to_canonical();
-        let longest =
-            prefixes.iter().filter(|(prefix, _)| prefix.contains(address)).max_by_key(|(prefix, _)| prefix.length);
+        let longest = prefixes
+            .iter()
+            .filter(|(prefix, _)| prefix.contains(address))
+            .max_by_key(|(prefix, _)| prefix.length);
         // of two for one prefix the later decides
         let expected = longest.is_some_and(|(longest, _)| {
             prefixes.iter().rev().find(|(prefix, _)| prefix == longest).is_some_and(|(_, deny)| *deny)
@@ -158,12 +160,13 @@ fn prefixes(random: &mut Random, is_v4: bool, kind: Kind) -> Vec<(Prefix, bool)>
     let one = |random: &mut Random, near: &mut u32| {
         let deny = number(random, 4) != 0;
         let (address, length): (IpAddr, u64) = match (is_v4, kind) {
-            (true, Kind::Random) => (Ipv4Addr::from_bits(random.next() as u32).into(), 8 + number(random, 25)),
+            (true, Kind::Random) => {
+                (Ipv4Addr::from_bits(random.next() as u32).into(), 8 + number(random, 25))
+            }
             (true, Kind::Hosts) => (Ipv4Addr::from_bits(random.next() as u32).into(), 32),
             (true, Kind::Routes | Kind::RoutesHit) => {
                 let draw = number(random, 100) as u32;
-                *near =
-                    if draw < 4 { random.next() as u32 } else { near.wrapping_add(256 * (1 + draw % 8)) };
+                *near = if draw < 4 { random.next() as u32 } else { near.wrapping_add(256 * (1 + draw % 8)) };
                 let length = if draw < 60 { 24 } else { 16 + number(random, 8) };
                 (Ipv4Addr::from_bits(*near).into(), length)
             }
@@ -187,7 +190,8 @@ fn sources(random: &mut Random, prefixes: &[(Prefix, bool)], is_v4: bool, kind: 
     let mapped = |address: u32| 0xffff_0000_0000 | u128::from(address);
     let one = |at: usize, random: &mut Random| {
         if kind == Kind::RoutesHit {
-            let prefix = prefixes.get(at.wrapping_mul(7_919) % PREFIXES.max(1)).map(|(prefix, _)| prefix.network);
+            let prefix =
+                prefixes.get(at.wrapping_mul(7_919) % PREFIXES.max(1)).map(|(prefix, _)| prefix.network);
             return match prefix {
                 Some(IpAddr::V4(network)) => mapped(network.to_bits() | random.next() as u32 & 0xff),
                 Some(IpAddr::V6(network)) => network.to_bits() | u128::from(random.next()),
