@@ -11,16 +11,16 @@ fn tell(states: &[NotifyState<'_>]) {
 }
 
 /// Requests are answered from now on.
-pub fn ready(status: &str) {
+pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// The daemon ends by its own will.
-pub fn stopping() {
+pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
 /// It has just proved that it lives.
-pub fn alive(status: &str) {
+pub(crate) fn alive(status: &str) {
     tell(&[NotifyState::Watchdog, NotifyState::Status(status)]);
 }

@@ -310,7 +310,7 @@ fn a_daemon_killed_at_any_moment_comes_back_whole() {
                         json!({ "address": format!("198.18.2.{}:{}", 1 + made % 250, 1 + made % 60_000) });
                     let add = json!({ "op": "add", "kind": "backend", "name": name, "fields": fields });
                     let remove = json!({ "op": "remove", "kind": "backend", "name": name });
-                    let list = if made % 2 == 0 { vec![add] } else { vec![add, remove] };
+                    let list = if made.is_multiple_of(2) { vec![add] } else { vec![add, remove] };
                     ("/v1/changes".to_owned(), json!({ "changes": list }).to_string())
                 }
                 2 => (format!("/v1/rollback?to={}", 1 + random(answered)), String::new()),

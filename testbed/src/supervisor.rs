@@ -181,13 +181,13 @@ impl Process {
         Ok(())
     }
 
-    /// Asks it to end and waits; kills it after five seconds and says so with an error.
+    /// Asks it to end and waits; kills it after ten seconds and says so with an error.
     pub(crate) fn stop(&mut self) -> Result<Option<ExitStatus>> {
         if self.child.is_none() {
             return Ok(None);
         }
         self.signal(Signal::TERM)?;
-        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(status) = self.exited()? {
                 self.child = None;
@@ -196,7 +196,7 @@ impl Process {
             }
             if std::time::Instant::now() > deadline {
                 self.kill()?;
-                bail!("{} did not end within 5 s of SIGTERM and was killed", self.program.name);
+                bail!("{} did not end within 10 s of SIGTERM and was killed", self.program.name);
             }
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use super::{Exit, complain, failed, print, print_json, read_file};
-use crate::client::{Client, ClientError};
 use crate::api::percent_encode;
+use crate::client::{Client, ClientError};
 use crate::diagnostic::{self, Source};
 use crate::explain::{self, AccessExplanation, Explanation, Request};
 use crate::machine::Machine;

@@ -131,12 +131,12 @@ impl Driver {
                 });
                 let mut driver = driver.borrow_mut();
                 driver.finished(due.id, outcome, began.elapsed());
-                if driver.schedule.next().is_some_and(|next| next < driver.sleeps_until_us) {
+                if driver.schedule.next_us().is_some_and(|next| next < driver.sleeps_until_us) {
                     sooner.notify_one();
                 }
             });
         }
-        let next = this.schedule.next();
+        let next = this.schedule.next_us();
         this.sleeps_until_us = next.unwrap_or(u64::MAX);
         next.map_or_else(|| Instant::now() + IDLE, |next| this.origin + Duration::from_micros(next))
     }

@@ -182,7 +182,7 @@ impl Schedule {
     }
 
     /// When [`Self::due`] should be asked again.
-    pub fn next(&mut self) -> Option<u64> {
+    pub fn next_us(&mut self) -> Option<u64> {
         self.drop_stale();
         self.queue.peek().map(|Reverse((at_us, _))| (*at_us).max(self.paced_us.saturating_sub(SLACK_US)))
     }
@@ -198,7 +198,7 @@ impl Schedule {
 
     /// The next probe to make; asked until it gives none.
     pub fn due(&mut self, now_us: u64) -> Option<Due> {
-        if self.next()? > now_us {
+        if self.next_us()? > now_us {
             return None;
         }
         let Reverse((_, id)) = self.queue.pop()?;
@@ -302,7 +302,7 @@ mod tests {
 
     /// Lets time pass until the next probe, which takes `took_us`.
     fn probe(schedule: &mut Schedule, took_us: u64, ended: Ended) -> (u64, Option<Standing>) {
-        let at = schedule.next().unwrap();
+        let at = schedule.next_us().unwrap();
         let due = schedule.due(at).unwrap();
         assert_eq!(due.deadline_us, at + SECOND);
         (at, schedule.finished(due.id, ended, at + took_us))
@@ -399,7 +399,7 @@ mod tests {
             let id = schedule.insert(Rhythm { jitter_percent: jitter, ..rhythm(rise, fall) }, 0);
             let mut last = None;
             for made in 0..results.len() {
-                let at = schedule.next().unwrap();
+                let at = schedule.next_us().unwrap();
                 prop_assert!(schedule.due(at - u64::from(at > 0)).is_none() || at == 0);
                 let due = if at == 0 { schedule.due(0) } else { schedule.due(at) };
                 let Some(due) = due else { prop_assert!(false, "not due"); break };
@@ -428,7 +428,7 @@ mod tests {
                     0 => there.push(schedule.insert(rhythm(1, 1), now)),
                     1 if !there.is_empty() => schedule.remove(there.remove(which % there.len())),
                     2 => {
-                        if let Some(at) = schedule.next() {
+                        if let Some(at) = schedule.next_us() {
                             now = at.max(now);
                             let due = schedule.due(now).unwrap();
                             prop_assert!(there.contains(&due.id));
@@ -446,7 +446,7 @@ mod tests {
             for id in there {
                 schedule.remove(id);
             }
-            prop_assert_eq!(schedule.next(), None);
+            prop_assert_eq!(schedule.next_us(), None);
             prop_assert_eq!(schedule.rate, 0);
         }
     }

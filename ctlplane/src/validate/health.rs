@@ -80,8 +80,9 @@ impl Rules<'_> {
         let is_exec = check.kind.as_ref().is_some_and(|kind| matches!(kind.value, Kind::Exec(_)));
         let listeners: Vec<&Listener> = self.listeners_of(pool).collect();
         let ports: Vec<_> = listeners.iter().filter_map(|listener| listener.ports.as_ref()).collect();
-        let is_one = ports.iter().all(|port| port.value.0 == port.value.1 && port.value == ports[0].value)
-            && !ports.is_empty();
+        let is_one = ports.first().is_some_and(|first| {
+            ports.iter().all(|port| port.value.0 == port.value.1 && port.value == first.value)
+        });
         let without_port = |backend: &&Backend| backend.address.as_ref().is_some_and(|a| a.value.1 == 0);
         if check.port.is_none()
             && !is_exec

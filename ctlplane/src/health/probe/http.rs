@@ -125,7 +125,7 @@ fn parse(received: &[u8], expected: &Http) -> Steps<Head> {
         }
     }
     let is_chunked = values("transfer-encoding")
-        .last()
+        .next_back()
         .is_some_and(|value| value.trim_ascii().to_ascii_lowercase().ends_with(b"chunked"));
     let content_length = values("content-length")
         .next()

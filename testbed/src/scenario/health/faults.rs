@@ -105,7 +105,7 @@ fn talk(mut stream: TcpStream, answer: Answer, asked: u64) -> std::io::Result<()
     let text = match answer {
         _ if !is_whole => response("400 Bad Request", "primary", ""),
         Answer::Good => good,
-        Answer::Flap if asked % 2 == 0 => good,
+        Answer::Flap if asked.is_multiple_of(2) => good,
         Answer::Flap | Answer::Status => response("503 Busy", "primary", "it is all good"),
         Answer::Header => response("200 OK", "replica", "it is all good"),
         Answer::Body => response("200 OK", "primary", "it is not"),
