@@ -248,7 +248,7 @@ fn draining_waits_for_the_last_flow() {
     });
     let late = daemon.weir(&["backend", "drain", "one", "--wait", "--timeout", "300ms"]);
     assert_eq!(late.status.code(), Some(1));
-    assert!(text(&late.stderr).contains("3 active flows after 300ms"), "{}", text(&late.stderr));
+    assert!(text(&late.stderr).contains("app/one still has 3 flows, 0 connections after 300ms"), "{}", text(&late.stderr));
     let drained = daemon.weir(&["backend", "drain", "one", "--wait"]);
     assert!(drained.status.success(), "{}", text(&drained.stderr));
     assert!(text(&drained.stdout).contains("app/one has no active flows"));
@@ -295,7 +295,7 @@ fn proxied_connections_are_shown_and_waited_for() {
     });
     let late = daemon.weir(&["backend", "drain", "one", "--wait", "--timeout", "300ms"]);
     assert_eq!(late.status.code(), Some(1));
-    assert!(text(&late.stderr).contains("2 active flows after 300ms"), "{}", text(&late.stderr));
+    assert!(text(&late.stderr).contains("app/one still has 0 flows, 2 connections after 300ms"), "{}", text(&late.stderr));
     let dataplane = acking.join().unwrap();
     dataplane.set(0, UpstreamColumn::GROUP, 0, UpstreamColumn::Active as usize, 0);
     let listed = text(&daemon.weir(&["backend", "list"]).stdout);

@@ -218,7 +218,7 @@ fn generations_are_adopted_or_refused_under_traffic() {
     // what can't change
     let port =
         |edit: fn(&mut PortRecord)| move |generation: &mut Generation| edit(&mut generation.node.ports[1]);
-    let ports = "the list of ports, a port's device, mtu, queues or descriptors";
+    let ports = "the list of ports, a port's device, mtu, queues, descriptors or exception";
     type Change<'a> = (&'a str, &'a dyn Fn(&mut Generation));
     let changes: [Change<'_>; 5] = [
         ("dataplane.workers", &|generation| generation.node.node.worker_count = 2),

@@ -13,6 +13,8 @@ fn drained() -> Plan {
 fn idle_clients_of_a_drained_listener_end_at_once_and_the_others_after_their_response() {
     let mut world = World::new(plan());
     let (idle, first) = world.exchange(&get("/"));
+    // a connection whose request is not acknowledged is not kept
+    assert!(world.got(first).starts_with("GET / "));
     world.says(first, &ok("1"));
     let half = world.client();
     world.says(half, "GET /half HTTP/1.1\r\n");
