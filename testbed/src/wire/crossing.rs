@@ -38,15 +38,24 @@ pub(crate) struct Report {
     pub(crate) live: usize,
 }
 
+/// What a crossing's owner wants of it.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// An end as soon as its connections are over. Not before: a kernel whose copy of the last segment was lost asks again,
+    /// and somebody has to answer.
+    finish: AtomicBool,
+    stop: AtomicBool,
+}
+
 /// A crossing that runs until it is ended.
 #[derive(Debug)]
 pub(crate) struct Crossing {
-    stop: Arc<AtomicBool>,
+    wanted: Arc<Wanted>,
     thread: Option<JoinHandle<Result<Report>>>,
 }
 
 impl Crossing {
-    /// Between the kernel and an engine that `host` makes; it ends by itself when `connections` are over.
+    /// Between the kernel and an engine that `host` makes; [`Self::finish`] waits for `connections`.
     /// The first quality is that of what the kernel sends, the second the engine's.
     pub(crate) fn to_engine(
         tap: Tun,
@@ -55,31 +64,32 @@ impl Crossing {
         connections: usize,
         host: impl FnOnce(u64) -> EngineHost + Send + 'static,
     ) -> Self {
-        Self::start(move |stop| {
+        Self::start(move |wanted| {
             let ends = [End::Tap(tap), End::Engine(Box::new(host(EPOCH_US)))];
-            carry(ends, qualities, seed, connections, stop)
+            carry(ends, qualities, seed, connections, wanted)
         })
     }
 
     /// Between two kernels.
     pub(crate) fn between(taps: [Tun; 2], qualities: [Quality; 2], seed: u64) -> Self {
-        Self::start(move |stop| carry(taps.map(End::Tap), qualities, seed, usize::MAX, stop))
+        Self::start(move |wanted| carry(taps.map(End::Tap), qualities, seed, usize::MAX, wanted))
     }
 
-    fn start(work: impl FnOnce(&AtomicBool) -> Result<Report> + Send + 'static) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&stop);
-        Self { stop, thread: Some(std::thread::spawn(move || work(&flag))) }
+    fn start(work: impl FnOnce(&Wanted) -> Result<Report> + Send + 'static) -> Self {
+        let wanted = Arc::new(Wanted::default());
+        let shared = Arc::clone(&wanted);
+        Self { wanted, thread: Some(std::thread::spawn(move || work(&shared))) }
     }
 
-    /// Waits until its connections are over.
+    /// Nothing more is asked of it: waits until its connections are over.
     pub(crate) fn finish(mut self) -> Result<Report> {
+        self.wanted.finish.store(true, Ordering::Relaxed);
         self.join()
     }
 
     /// Ends it now.
     pub(crate) fn end(mut self) -> Result<Report> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.wanted.stop.store(true, Ordering::Relaxed);
         self.join()
     }
 
@@ -91,7 +101,7 @@ impl Crossing {
 
 impl Drop for Crossing {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.wanted.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -103,7 +113,7 @@ fn carry(
     qualities: [Quality; 2],
     seed: u64,
     connections: usize,
-    stop: &AtomicBool,
+    wanted: &Wanted,
 ) -> Result<Report> {
     let mut links = [
         Link::new(qualities[0], Random::new(seed, "there")),
@@ -111,7 +121,7 @@ fn carry(
     ];
     let start = Instant::now();
     let mut buffer = vec![0; LONGEST_FRAME];
-    while !stop.load(Ordering::Relaxed) && !crate::interrupt::arrived() {
+    while !wanted.stop.load(Ordering::Relaxed) && !crate::interrupt::arrived() {
         let mut next = u64::MAX;
         let now = EPOCH_US + start.elapsed().as_micros() as u64;
         for side in 0..2 {
@@ -137,7 +147,8 @@ fn carry(
                     for frame in host.turn(now) {
                         link.send(frame, now);
                     }
-                    if host.is_over(connections) && link.next().is_none() {
+                    let may_end = wanted.finish.load(Ordering::Relaxed);
+                    if may_end && host.is_over(connections) && link.next().is_none() {
                         return Ok(report(&mut ends));
                     }
                     next = host.next(now).unwrap_or(next);
