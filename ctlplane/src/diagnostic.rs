@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-/// Most errors, and most warnings, that are told of one file.
+/// Most errors, most warnings and most notes that are told of one file.
 const MOST_TOLD: usize = 100;
 /// Most characters of a source line that a snippet shows.
 const SNIPPET_COLUMNS: usize = 160;
@@ -54,19 +54,34 @@ impl<T> Located<T> {
 }
 
 /// Whether a file with this can be applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// The file is refused.
     Error,
     /// The file works, but probably not as meant.
     Warning,
+    /// The file works as meant; what it means is easily overlooked.
+    Note,
+}
+
+impl Severity {
+    /// All of them, the worst first.
+    const ALL: [Self; 3] = [Self::Error, Self::Warning, Self::Note];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        }
+    }
 }
 
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// Error or warning.
+    /// Error, warning or note.
     pub severity: Severity,
     /// What is wrong, with the offending value.
     pub message: String,
@@ -98,6 +113,11 @@ impl Diagnostic {
         Self { severity: Severity::Warning, ..Self::error(span, message) }
     }
 
+    /// A note at a place.
+    pub fn note(span: Span, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Note, ..Self::error(span, message) }
+    }
+
     /// Text beside the caret.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = label.into();
@@ -127,6 +147,11 @@ impl Diagnostics {
     /// Adds one.
     pub fn push(&mut self, diagnostic: Diagnostic) {
         self.list.push(diagnostic);
+    }
+
+    /// Adds what there is.
+    pub fn extend(&mut self, diagnostics: impl IntoIterator<Item = Diagnostic>) {
+        self.list.extend(diagnostics);
     }
 
     /// Number of errors.
@@ -212,27 +237,30 @@ impl<'a> Source<'a> {
     pub fn reports(&self, diagnostics: &Diagnostics) -> Vec<Report> {
         let mut seen = HashSet::new();
         let mut list = diagnostics.sorted();
-        list.retain(|d| seen.insert((d.severity == Severity::Error, d.span, d.message.as_str())));
+        list.retain(|d| seen.insert((d.severity, d.span, d.message.as_str())));
         let mut reports = Vec::new();
         let mut rest = Vec::new();
-        for severity in [Severity::Error, Severity::Warning] {
+        for severity in Severity::ALL {
             let of_kind: Vec<_> = list.iter().filter(|d| d.severity == severity).collect();
             if let Some(first) = of_kind.get(MOST_TOLD) {
                 let omitted = of_kind.len() - MOST_TOLD;
                 rest.push((first.span, severity, omitted));
             }
         }
-        let mut told = [0, 0];
+        let (mut errors, mut warnings, mut notes) = (0, 0, 0);
         for diagnostic in list {
-            let [errors, warnings] = &mut told;
-            let count = if diagnostic.severity == Severity::Error { errors } else { warnings };
+            let count = match diagnostic.severity {
+                Severity::Error => &mut errors,
+                Severity::Warning => &mut warnings,
+                Severity::Note => &mut notes,
+            };
             *count += 1;
             if *count <= MOST_TOLD {
                 reports.push(self.report(diagnostic));
             }
         }
         reports.extend(rest.into_iter().map(|(span, severity, omitted)| {
-            let kind = if severity == Severity::Error { "error" } else { "warning" };
+            let kind = severity.name();
             let plural = if omitted == 1 { "" } else { "s" };
             let message = format!("\u{2026} and {omitted} more {kind}{plural}");
             let summary = Diagnostic { severity, ..Diagnostic::error(span, message) };
@@ -281,7 +309,7 @@ impl<'a> Source<'a> {
 /// One finding with its place worked out: what `--json` and the API give.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Error or warning.
+    /// Error, warning or note.
     pub severity: Severity,
     /// File name as given.
     pub file: String,
@@ -331,11 +359,9 @@ impl Report {
             (false, _) => ("", "", ""),
             (true, Severity::Error) => ("\x1b[1m", "\x1b[1;31m", "\x1b[0m"),
             (true, Severity::Warning) => ("\x1b[1m", "\x1b[1;33m", "\x1b[0m"),
+            (true, Severity::Note) => ("\x1b[1m", "\x1b[1;36m", "\x1b[0m"),
         };
-        let kind = match self.severity {
-            Severity::Error => "error",
-            Severity::Warning => "warning",
-        };
+        let kind = self.severity.name();
         let mut text = format!("{tint}{kind}{off}{bold}: {}{off}\n", self.message);
         let _ = writeln!(text, " --> {}:{}:{}", self.file, self.line, self.column);
         text.push_str(&self.snippet);
@@ -353,10 +379,13 @@ pub fn render(reports: &[Report], colour: bool) -> String {
         text.push_str(&report.render(colour));
         text.push('\n');
     }
-    let (errors, warnings) = (count(reports, Severity::Error), count(reports, Severity::Warning));
-    let count = |number: usize, noun: &str| format!("{number} {noun}{}", if number == 1 { "" } else { "s" });
+    let [errors, warnings, notes] = Severity::ALL.map(|severity| {
+        let number = count(reports, severity);
+        (number, format!("{number} {}{}", severity.name(), if number == 1 { "" } else { "s" }))
+    });
     if !reports.is_empty() {
-        let _ = writeln!(text, "{}, {}", count(errors, "error"), count(warnings, "warning"));
+        let notes = if notes.0 > 0 { format!(", {}", notes.1) } else { String::new() };
+        let _ = writeln!(text, "{}, {}{notes}", errors.1, warnings.1);
     }
     text
 }
@@ -398,11 +427,15 @@ mod tests {
             diagnostics.push(Diagnostic::error(span, "bad"));
         }
         diagnostics.push(Diagnostic::warning(Span::default(), "odd"));
+        for _ in 0..2 {
+            diagnostics.push(Diagnostic::note(Span::default(), "odd"));
+        }
         let reports = source.reports(&diagnostics);
-        assert_eq!(reports.len(), 102);
-        let last = &reports[101];
+        assert_eq!(reports.len(), 103);
+        let last = &reports[102];
         assert_eq!((last.message.as_str(), last.omitted), ("\u{2026} and 150 more errors", 150));
-        assert!(render(&reports, false).ends_with("250 errors, 1 warning\n"));
+        assert!(render(&reports, false).ends_with("250 errors, 1 warning, 1 note\n"));
+        assert!(render(&reports, false).contains("\nnote: odd\n"));
     }
 
     #[test]

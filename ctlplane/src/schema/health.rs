@@ -185,20 +185,31 @@ fn visible(text: &str) -> bool {
 }
 
 fn read_http(table: &mut TableReader<'_, '_>) -> Http {
-    let method = table.parsed("method", "a method like \"GET\"", |text| {
+    let method = table.parsed("method", "a method like \"GET\", but not CONNECT", |text| {
         let fits = is_token(text.as_bytes()) && text.len() <= 32 && text != "CONNECT";
         if fits { Ok(text.to_owned()) } else { Err(format!("\"{text}\" cannot be the method of a check")) }
     });
-    let path = table.parsed("path", "a path like \"/health?full=1\"", |text| {
-        if text.starts_with('/') && visible(text) {
-            Ok(text.to_owned())
-        } else {
-            Err(format!("\"{text}\" is not a path"))
-        }
-    });
-    let host = table.parsed("host", "a host, with a port if need be", |text| {
-        if visible(text) { Ok(text.to_owned()) } else { Err(format!("\"{text}\" is not a host")) }
-    });
+    if let Some(method) = &method {
+        table.diagnostics().extend(super::route::lower_case_method(&method.value, method.span));
+    }
+    let path = table.parsed(
+        "path",
+        "a path that begins with / and has no blanks, like \"/health?full=1\"",
+        |text| {
+            if text.starts_with('/') && visible(text) {
+                Ok(text.to_owned())
+            } else {
+                Err(format!("\"{text}\" is not a path"))
+            }
+        },
+    );
+    let host = table.parsed(
+        "host",
+        "a host without blanks, with a port if need be: \"app.example.com:8080\"",
+        |text| {
+            if visible(text) { Ok(text.to_owned()) } else { Err(format!("\"{text}\" is not a host")) }
+        },
+    );
     let statuses = read_statuses(table);
     let headers = read_headers(table);
     let body = table.parsed("expect_body", "the text that the body contains", |text| {
@@ -260,7 +271,9 @@ fn read_headers(table: &mut TableReader<'_, '_>) -> Vec<(String, String)> {
         for (name, value) in inner.rest() {
             if !is_token(name.value.as_bytes()) || list.len() >= MAX_LIST {
                 let finding = Diagnostic::error(name.span, format!("\"{}\" cannot be expected", name.value));
-                inner.diagnostics().push(finding.help(format!("name at most {MAX_LIST} headers")));
+                inner.diagnostics().push(finding.help(format!(
+                    "name at most {MAX_LIST} headers; their names have letters, digits and !#$%&'*+-.^_`|~"
+                )));
                 continue;
             }
             let text = inner.string_of("a header's text", value, "text that its value contains (\"\": any)");
@@ -286,11 +299,17 @@ fn read_tls(table: &mut TableReader<'_, '_>, files: &mut Vec<(&'static str, Loca
     let ca_file = file(table, "ca_file");
     let certificate = file(table, "client_certificate");
     let key = file(table, "client_key");
-    let server_name = table.parsed("server_name", "a host name", |text| {
-        let fits = (1..=253).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b':'));
-        if fits { Ok(text.to_owned()) } else { Err(format!("\"{text}\" is not a host name")) }
-    });
+    let server_name = table.parsed(
+        "server_name",
+        "at most 253 letters, digits, '-' and '.', like \"app.example.com\"",
+        |text| {
+            let fits = (1..=253).contains(&text.len())
+                && text
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b':'));
+            if fits { Ok(text.to_owned()) } else { Err(format!("\"{text}\" is not a host name")) }
+        },
+    );
     if let (Some(lonely), None) | (None, Some(lonely)) = (&certificate, &key) {
         let finding = Diagnostic::error(lonely.span, "client_certificate and client_key belong together");
         table.diagnostics().push(finding.help("set both, or none of them"));

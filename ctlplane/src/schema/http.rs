@@ -44,6 +44,8 @@ pub struct HttpRateLimit {
     pub limit: Option<RateLimit>,
     /// `scope`: true = every request of the listener.
     pub for_all: bool,
+    /// Place of the section.
+    pub span: Span,
 }
 
 /// `[access_log]`.
@@ -59,7 +61,8 @@ pub struct AccessLog {
 
 const HEADER_EXPECTED: &str = "a size from \"1KiB\" to \"64KiB\"";
 const BUFFER_EXPECTED: &str = "a size of at most \"64KiB\", or \"off\"";
-const TOKEN_EXPECTED: &str = "a name of letters, digits and !#$%&'*+-.^_`|~";
+const TOKEN_EXPECTED: &str = "a name of at most 63 letters, digits and !#$%&'*+-.^_`|~";
+const KEY_EXPECTED: &str = "\"client\", \"all\" or \"header:NAME\", whose name has at most 63 letters, digits and !#$%&'*+-.^_`|~, as \"header:X-Api-Key\"";
 const RATE_EXPECTED: &str =
     "a rate like \"100/s\", \"30/m\" or \"20/h\", of 1/1000 to 1,000,000,000 per second";
 
@@ -235,13 +238,11 @@ fn read_rate_limit(table: &mut TableReader<'_, '_>) -> HttpRateLimit {
     let name = super::read_name(table);
     table.require("key", "\"client\"");
     table.require("rate", "\"100/s\"");
-    let key = table.parsed("key", "\"client\", \"all\" or \"header:NAME\"", |text| {
-        match (text, text.strip_prefix("header:")) {
-            ("client", _) => Ok(RateKey::Client),
-            ("all", _) => Ok(RateKey::All),
-            (_, Some(header)) => Ok(RateKey::Header(lower_token(header)?)),
-            _ => Err(format!("\"{text}\" is no key")),
-        }
+    let key = table.parsed("key", KEY_EXPECTED, |text| match (text, text.strip_prefix("header:")) {
+        ("client", _) => Ok(RateKey::Client),
+        ("all", _) => Ok(RateKey::All),
+        (_, Some(header)) => Ok(RateKey::Header(lower_token(header)?)),
+        _ => Err(format!("\"{text}\" is no key")),
     });
     let rate = table.parsed("rate", RATE_EXPECTED, |text| match units::parse_rate(text)? {
         rate if rate <= MAX_MILLIS_PER_SECOND => Ok(rate),
@@ -254,7 +255,7 @@ fn read_rate_limit(table: &mut TableReader<'_, '_>) -> HttpRateLimit {
         let burst = burst.map_or(second, |burst| burst.value);
         RateLimit { name: name.value.as_str().into(), key: key.value, millis_per_second: rate.value, burst }
     });
-    HttpRateLimit { name, limit, for_all: scope.is_none_or(|scope| scope.value) }
+    HttpRateLimit { name, limit, for_all: scope.is_none_or(|scope| scope.value), span: table.span() }
 }
 
 /// `[access_log]`.

@@ -26,6 +26,7 @@ pub struct HttpPool {
     pub sticky: Option<Span>,
 }
 
+const HASH_EXPECTED: &str = "\"source\", \"path\", \"header:NAME\" or \"cookie:NAME\", whose name has at most 63 letters, digits and !#$%&'*+-.^_`|~";
 const OR_OFF: &str = "a duration from \"100ms\" to \"24h\", or \"off\"";
 
 fn milliseconds(duration: Duration) -> u32 {
@@ -77,7 +78,7 @@ pub(super) fn read(table: &mut TableReader<'_, '_>) -> HttpPool {
         set(&mut rules.requests, number(inner, "requests", "requests of a connection (0 = unlimited)"));
         set(&mut rules.slow_start_ms, time_or_off(inner, "slow_start"));
         set(&mut rules.panic_percent, percent(inner, "panic_threshold"));
-        let hash = inner.parsed("hash", "\"source\", \"path\", \"header:NAME\" or \"cookie:NAME\"", |text| {
+        let hash = inner.parsed("hash", HASH_EXPECTED, |text| {
             match (text, text.strip_prefix("header:"), text.strip_prefix("cookie:")) {
                 ("source", ..) => Ok(HashBy::Source),
                 ("path", ..) => Ok(HashBy::Path),
@@ -113,12 +114,20 @@ fn read_sticky(table: &mut TableReader<'_, '_>) -> Option<Sticky> {
         "the name of a cookie, at most 63 letters, digits and !#$%&'*+-.^_`|~",
         cookie_name,
     );
-    let max_age = table.parsed("max_age", "a duration in whole seconds, or \"off\"", |text| match text {
+    const AGE_EXPECTED: &str =
+        "a duration of whole seconds from \"1s\", such as \"90s\" or \"12h\", or \"off\"";
+    let max_age = table.parsed("max_age", AGE_EXPECTED, |text| match text {
         "off" => Ok(0),
-        text => match u32::try_from(units::parse_duration(text)?.as_secs()) {
-            Ok(seconds) if seconds > 0 => Ok(seconds),
-            _ => Err(format!("\"{text}\" is out of range")),
-        },
+        text => {
+            let age = units::parse_duration(text)?;
+            match u32::try_from(age.as_secs()) {
+                _ if age.subsec_nanos() > 0 => Err(format!(
+                    "\"{text}\" is not in whole seconds, as Max-Age is (RFC 6265, section 4.1.2.2)"
+                )),
+                Ok(seconds) if seconds > 0 => Ok(seconds),
+                _ => Err(format!("\"{text}\" is out of range")),
+            }
+        }
     });
     let secure = table.boolean("secure");
     Some(Sticky {
@@ -181,13 +190,25 @@ fn read_breaker(table: &mut TableReader<'_, '_>, breaker: &mut Option<BreakerRul
             let number = |table: &mut TableReader<'_, '_>, name, unit| {
                 table.integer(name, 0, u32::MAX, unit).map(|number| number.value)
             };
-            set(&mut rules.consecutive, number(table, "consecutive", "failures in a row (0 = not counted)"));
+            let errors = table.diagnostics().errors();
+            let consecutive =
+                table.integer("consecutive", 0, u32::MAX, "failures in a row (0 = not counted)");
+            set(&mut rules.consecutive, consecutive.as_ref().map(|consecutive| consecutive.value));
             set(&mut rules.ratio_percent, percent(table, "ratio"));
             set(&mut rules.window_ms, time(table, "window").map(|time| milliseconds(time.value)));
             set(&mut rules.least_requests, number(table, "least_requests", "requests of a window"));
             set(&mut rules.latency_ms, time_or_off(table, "latency"));
             set(&mut rules.open_ms, time(table, "open").map(|time| milliseconds(time.value)));
-            reader.finish();
+            table.finish();
+            let has_trigger = rules.consecutive > 0 || rules.ratio_percent > 0 || rules.latency_ms > 0;
+            if let Some(consecutive) = consecutive.filter(|_| !has_trigger)
+                && table.diagnostics().errors() == errors
+            {
+                let message =
+                    "the breaker never opens: consecutive is 0, and neither ratio nor latency is set";
+                let help = "set one of consecutive, ratio and latency, or write breaker = \"off\"";
+                table.diagnostics().push(Diagnostic::warning(consecutive.span, message).help(help));
+            }
             *breaker = Some(rules);
         }
         _ => {

@@ -44,6 +44,8 @@ pub struct HttpRoute {
     pub body_file: Option<Located<String>>,
     /// What routes' own check calls a field, its value, and where it stands.
     pub places: Vec<(&'static str, String, Span)>,
+    /// All fields were: else what is missing may be what was not understood.
+    pub is_understood: bool,
 }
 
 type Field<'a> = &'a Spanned<DeValue<'a>>;
@@ -58,6 +60,7 @@ struct Draft {
 /// Reads `[[route]]`.
 pub(super) fn read(table: &mut TableReader<'_, '_>) -> HttpRoute {
     let span = table.span();
+    let errors = table.diagnostics().errors();
     let name = super::read_optional_name(table);
     if table.places(&["listener"]).is_empty() {
         table.require("listener", "\"...\"");
@@ -90,6 +93,7 @@ pub(super) fn read(table: &mut TableReader<'_, '_>) -> HttpRoute {
         paths: table.places(&["path", "path_prefix", "path_regex"]),
         body_file: None,
         places: Vec::new(),
+        is_understood: false,
     };
     let mut draft = Draft { route };
     draft.conditions(table);
@@ -101,6 +105,7 @@ pub(super) fn read(table: &mut TableReader<'_, '_>) -> HttpRoute {
     draft.times(table);
     draft.route.rate_limits =
         table.parsed_one_or_many("rate_limit", "an array of names of rate limits", named);
+    draft.route.is_understood = table.diagnostics().errors() == errors;
     draft.route
 }
 
@@ -129,6 +134,36 @@ fn read_priority(table: &mut TableReader<'_, '_>) -> i32 {
             0
         }
     }
+}
+
+/// A warning about a method that is not in upper case, as all registered ones are (RFC 9110 §9.1, §16.1.1).
+pub(super) fn lower_case_method(method: &str, span: Span) -> Option<Diagnostic> {
+    let upper = method.to_ascii_uppercase();
+    (upper != method).then(|| {
+        let message =
+            format!("method \"{method}\" is not {upper}: methods are case-sensitive (RFC 9110, section 9.1)");
+        Diagnostic::warning(span, message).help(format!("write \"{upper}\""))
+    })
+}
+
+/// Final statuses whose responses end with their header, and where RFC 9110 says so.
+const BODILESS: [(u32, &str); 3] = [(204, "15.3.5"), (205, "15.3.6"), (304, "15.4.5")];
+
+/// `status` of a redirect (RFC 9110 §15.4).
+fn read_redirect_status(table: &mut TableReader<'_, '_>) -> Option<u16> {
+    const STATUSES: [u16; 5] = [301, 302, 303, 307, 308];
+    let (_, value) = table.take("status")?;
+    let DeValue::Integer(integer) = value.get_ref() else {
+        return table.integer_of("status", value, 301, 308, "").map(|_| 302);
+    };
+    let number = u16::from_str_radix(integer.as_str(), integer.radix()).ok();
+    let status = number.filter(|number| STATUSES.contains(number));
+    if status.is_none() {
+        let message = format!("redirect.status = {} is no redirect that clients follow", integer.as_str());
+        let finding = Diagnostic::error(value.span().into(), message);
+        table.diagnostics().push(finding.help("use 301, 302, 303, 307 or 308"));
+    }
+    status
 }
 
 impl Draft {
@@ -166,6 +201,9 @@ impl Draft {
             self.route.draft.conditions.push(Condition::Method(Vec::new()));
         }
         if !methods.is_empty() {
+            for method in &methods {
+                table.diagnostics().extend(lower_case_method(&method.value, method.span));
+            }
             let methods = methods.into_iter().map(|method| self.placed("method", method)).collect();
             self.route.draft.conditions.push(Condition::Method(methods));
         }
@@ -257,25 +295,15 @@ impl Draft {
     fn redirect(&mut self, table: &mut TableReader<'_, '_>) {
         let example = "redirect = { status = 308, scheme = \"https\" }";
         table.table("redirect", "redirect", example, |inner| {
-            let statuses = "301, 302, 303, 307 or 308";
-            let status = inner.integer("status", 301, 308, statuses);
+            let status = read_redirect_status(inner);
             let scheme = inner.parsed("scheme", "\"http\" or \"https\"", anything);
             let host =
                 inner.parsed("host", "a host without port", |host| Ok(host.to_ascii_lowercase().into()));
             let port = inner.integer("port", 1, u16::MAX.into(), "(a TCP port)");
             let path = self.path_edit(inner, "redirect.path");
             let query = inner.boolean("query");
-            if scheme.is_none() && host.is_none() && port.is_none() && path == PathEdit::Keep {
-                let finding = Diagnostic::error(inner.span(), "this redirects every request to itself");
-                inner
-                    .diagnostics()
-                    .push(finding.help("change one of scheme, host, port, path and path_prefix"));
-            }
-            if let Some(status) = &status {
-                self.place("redirect.status", status.value.to_string(), status.span);
-            }
             self.route.draft.action = Action::Redirect(Redirect {
-                status: status.map_or(302, |status| status.value as u16),
+                status: status.unwrap_or(302),
                 scheme: scheme.map(|scheme| self.placed("redirect.scheme", scheme)),
                 host: host.map(|host| self.placed("redirect.host", host)),
                 port: port.map(|port| port.value as u16),
@@ -305,13 +333,26 @@ impl Draft {
     fn respond(&mut self, table: &mut TableReader<'_, '_>) {
         table.table("respond", "respond", "respond = { status = 200, body = \"ok\" }", |inner| {
             inner.require("status", "200");
-            let status = inner.integer("status", 200, 599, "(a status)");
+            let final_status = "(1xx are not final: RFC 9110, section 15.2)";
+            let status = inner.integer("status", 200, 599, final_status);
             let content_type = inner.parsed("content_type", "a media type like \"text/plain\"", anything);
             let body = inner.parsed("body", "text", anything);
             let file = inner.string("file", "the absolute path of a file");
             if let Some((body, file)) = body.as_ref().zip(file.as_ref()) {
                 let finding = Diagnostic::error(file.span, "body and file exclude each other");
                 inner.diagnostics().push(finding.related(body.span, "body here").help("keep one of them"));
+            }
+            let place = body.as_ref().filter(|body| !body.value.is_empty()).map(|body| body.span);
+            if let (Some(status), Some(place)) = (&status, place.or(file.as_ref().map(|file| file.span)))
+                && let Some((_, section)) = BODILESS.iter().find(|(bodiless, _)| *bodiless == status.value)
+            {
+                let message =
+                    format!("a response {} has no body (RFC 9110, section {section})", status.value);
+                inner.diagnostics().push(
+                    Diagnostic::error(place, message)
+                        .related(status.span, "status here")
+                        .help("remove the body, or use another status, such as 200"),
+                );
             }
             let content_type = match content_type {
                 Some(content_type) => self.placed("respond.content_type", content_type),

@@ -87,6 +87,7 @@ impl Rules<'_> {
         if check.port.is_none()
             && !is_exec
             && !is_one
+            && self.uses_are_known()
             && let Some(backend) = pool.backends.iter().find(without_port)
         {
             let name = backend.name.as_ref().map_or("", |name| name.value.as_str());
@@ -142,7 +143,7 @@ impl Rules<'_> {
             let mode = listener.mode.as_ref().map(|mode| mode.value);
             matches!(mode, Some(Mode::Dsr | Mode::Ipip | Mode::Gue))
         };
-        if !self.listeners_of(pool).any(is_of_mode) {
+        if !self.listeners_of(pool).any(is_of_mode) && self.uses_are_known() {
             let message = "through = \"tunnel\", but no listener of mode dsr, ipip or gue uses the pool";
             self.push(Diagnostic::error(through.span, message).help("remove it: probes go directly then"));
         }

@@ -28,6 +28,10 @@ impl Rules<'_> {
     pub(super) fn http_fields(&mut self, listener: &schema::Listener) {
         let (proxy, times) = (&listener.proxy, &listener.proxy.timeouts);
         let Some(protocol) = listener.of_http else {
+            // one that was not understood may have been meant to be http
+            if listener.protocol.is_none() {
+                return;
+            }
             let places = proxy.given.iter().filter(|(name, _)| *name == "http").copied();
             let times = times.given.iter().filter(|(name, _)| !TCP_TIMES.contains(name)).copied();
             for (name, span) in places.chain(times) {
@@ -107,7 +111,7 @@ impl Rules<'_> {
                 continue;
             }
             let resolved = routes.remove(&at).unwrap_or_default();
-            if resolved.is_empty() && listener.pool.is_none() {
+            if resolved.is_empty() && listener.pool.is_none() && !self.may_have_routes(listener) {
                 self.push(
                     Diagnostic::warning(listener.span, "every request will be answered 404")
                         .label("no route, and no pool")
@@ -121,6 +125,20 @@ impl Rules<'_> {
             listeners.insert(at, Arc::new(rules));
         }
         listeners
+    }
+
+    /// Whether a route names the listener, or none that there is.
+    fn may_have_routes(&self, listener: &schema::Listener) -> bool {
+        let name = |listener: &'_ schema::Listener| Some(listener.name.as_ref()?.value.clone());
+        let all: HashSet<String> = self.schema.listeners.iter().filter_map(name).collect();
+        let own = name(listener);
+        self.schema.routes.iter().any(|route| {
+            route.listeners.is_empty()
+                || route
+                    .listeners
+                    .iter()
+                    .any(|named| Some(&named.value) == own.as_ref() || !all.contains(&named.value))
+        })
     }
 
     fn http_listener(
@@ -214,7 +232,9 @@ impl Rules<'_> {
                 }
             },
         };
-        if !self.schema.listeners.iter().any(|listener| listener.of_http.is_some()) {
+        let may_be_http =
+            |listener: &schema::Listener| listener.of_http.is_some() || listener.protocol.is_none();
+        if !self.schema.listeners.iter().any(may_be_http) {
             self.push(
                 Diagnostic::warning(log.span, "nothing is logged: there is no listener of protocol http")
                     .help("remove [access_log], or set protocol = \"http\" in a listener"),
@@ -225,11 +245,15 @@ impl Rules<'_> {
 
     /// What pools say of HTTP, and whether a listener of HTTP uses them.
     pub(super) fn http_pools(&mut self, used: &HashSet<&str>) {
+        let uses_are_known = self.uses_are_known();
         for pool in &self.schema.pools {
             let http = &pool.upstream.http;
             let is_used = pool.name.as_ref().is_some_and(|name| used.contains(name.value.as_str()));
             let backups = pool.backends.iter().filter_map(|backend| backend.backup.as_ref());
             let backups: Vec<_> = backups.filter(|backup| backup.value).collect();
+            if !is_used && !uses_are_known {
+                continue;
+            }
             if !is_used {
                 let places = http.span.map(|span| ("http", span)).into_iter();
                 for (name, span) in places.chain(backups.iter().map(|backup| ("backup", backup.span))) {

@@ -13,9 +13,11 @@ mod memory;
 mod pools;
 mod ports;
 mod proxies;
+mod remedies;
+mod route_effects;
 mod routes;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 pub use self::files::{Files, differences};
@@ -90,6 +92,21 @@ enum Reach<'a> {
 impl<'a> Rules<'a> {
     fn push(&mut self, diagnostic: Diagnostic) {
         self.diagnostics.push(diagnostic);
+    }
+
+    /// Whether which listeners use a pool is known: names of pools are right, and so is what says what a listener is. Else "nobody uses
+    /// it" would be said of the pool that was meant.
+    fn uses_are_known(&self) -> bool {
+        let known: HashSet<&str> =
+            self.schema.pools.iter().filter_map(|pool| Some(pool.name.as_ref()?.value.as_str())).collect();
+        let of_listeners = self.schema.listeners.iter().filter_map(|listener| listener.pool.as_ref());
+        let mut named = of_listeners.chain(self.schema.routes.iter().flat_map(routes::pools_of));
+        named.all(|name| known.contains(name.value.as_str()))
+            && self
+                .schema
+                .listeners
+                .iter()
+                .all(|listener| listener.protocol.is_some() && listener.mode.is_some())
     }
 
     fn unique_names<'n>(&mut self, what: &str, names: impl Iterator<Item = &'n Located<String>>) {

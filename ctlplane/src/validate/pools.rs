@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use weir_abi::record::{AdminState, Algorithm, MAX_POOL_BACKENDS};
 use weir_balance::maglev::{DEFAULT_SLOTS, is_prime, next_prime};
 
-use super::{Reach, Rules, is_host};
+use super::{Reach, Rules, is_host, routes};
 use crate::diagnostic::{Diagnostic, Span};
 use crate::schema;
 use crate::units::family_name;
@@ -25,8 +25,11 @@ impl Rules<'_> {
                     )),
             );
         }
+        let answering = routes::pools_that_answer(schema);
         for pool in &schema.pools {
+            let answers = pool.name.as_ref().is_some_and(|name| answering.contains(name.value.as_str()));
             self.pool(pool);
+            self.somebody_serves(pool, answers);
         }
     }
 
@@ -56,25 +59,6 @@ impl Rules<'_> {
             let message = format!("{} backends in one pool are too many", pool.backends.len());
             self.push(Diagnostic::error(pool.span, message).help(format!("use at most {MAX_POOL_BACKENDS}")));
         }
-        if pool.backends.is_empty() {
-            self.push(
-                Diagnostic::warning(pool.span, "the pool has no backends: its flows will be dropped")
-                    .help("add [[pool.backend]] with a name and an address"),
-            );
-        }
-        // what was not understood is an error of its own
-        let takes_flows = |backend: &schema::Backend| {
-            backend.weight.as_ref().is_none_or(|weight| weight.value > 0)
-                && backend.state.as_ref().is_none_or(|state| state.value == AdminState::Ready)
-        };
-        if !pool.backends.is_empty() && !pool.backends.iter().any(takes_flows) {
-            let message = "no backend of the pool takes new flows: they will be dropped";
-            self.push(
-                Diagnostic::warning(pool.span, message)
-                    .label("each has weight 0 or is not ready")
-                    .help("give one a weight above 0 and the state \"ready\""),
-            );
-        }
         let mut seen: HashMap<(IpAddr, u16), Span> = HashMap::new();
         for address in pool.backends.iter().filter_map(|b| b.address.as_ref()) {
             if let Some(first) = seen.insert(address.value, address.span) {
@@ -99,6 +83,34 @@ impl Rules<'_> {
                         )),
                 );
             }
+        }
+    }
+
+    /// `answers`: clients of HTTP get its responses.
+    fn somebody_serves(&mut self, pool: &schema::Pool, answers: bool) {
+        let (what, fate) = if answers {
+            ("requests", "clients get 503 (no-backend)")
+        } else {
+            ("flows", "they will be dropped")
+        };
+        if pool.backends.is_empty() {
+            let message = format!("the pool has no backends for its {what}: {fate}");
+            let help = "add [[pool.backend]] with a name and an address";
+            self.push(Diagnostic::warning(pool.span, message).help(help));
+            return;
+        }
+        // what was not understood is an error of its own
+        let takes_flows = |backend: &schema::Backend| {
+            backend.weight.as_ref().is_none_or(|weight| weight.value > 0)
+                && backend.state.as_ref().is_none_or(|state| state.value == AdminState::Ready)
+        };
+        if !pool.backends.iter().any(takes_flows) {
+            let message = format!("no backend of the pool takes new {what}: {fate}");
+            self.push(
+                Diagnostic::warning(pool.span, message)
+                    .label("each has weight 0 or is not ready")
+                    .help("give one a weight above 0 and the state \"ready\""),
+            );
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
+use weir_http::routes::RouteTable;
 use weir_http::routes::spec::{Action, Condition, Host, Mirror, Path, Respond, Route, Split};
-use weir_http::routes::{RouteError, RouteTable};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Rules;
 use super::files::{self, Files};
 use super::http::prefixes_of;
+use super::remedies::placed;
 use crate::diagnostic::{Diagnostic, Located, Span};
 use crate::schema;
 use crate::schema::route::HttpRoute;
@@ -37,6 +38,7 @@ impl Rules<'_> {
             let errors = self.diagnostics.errors();
             self.one_action(route);
             self.one_path(route);
+            self.prefix_is_matched(route);
             let draft = self.draft(route, pools, files);
             if self.diagnostics.errors() == errors {
                 // alone: what is wrong with one shouldn't hide what is wrong with the next
@@ -67,6 +69,7 @@ impl Rules<'_> {
                     continue;
                 }
                 let rate_limits = self.rate_limits(route, listener);
+                self.leads_elsewhere(route, listener);
                 // what was not understood is no condition: it would look like another route
                 if self.diagnostics.errors() > errors {
                     continue;
@@ -75,6 +78,10 @@ impl Rules<'_> {
                 sources.entry(at).or_default().push(route);
             }
         }
+        for route in &schema.routes {
+            self.mirror_is_meant(route);
+        }
+        self.unused_rate_limits();
         for (at, routes) in &resolved {
             let sources = sources.get(at).map(Vec::as_slice).unwrap_or_default();
             self.beside_each_other(routes, sources);
@@ -233,25 +240,6 @@ impl Rules<'_> {
     }
 }
 
-/// The finding where the file says what is wrong.
-fn placed(route: &HttpRoute, error: &RouteError) -> Diagnostic {
-    let value = error.value.trim_end_matches('\u{2026}');
-    let of_field = || route.places.iter().filter(|(field, ..)| *field == &*error.field);
-    let place = of_field()
-        .find(|(_, text, _)| *text == value)
-        .or_else(|| of_field().find(|(_, text, _)| text.starts_with(value)))
-        .or_else(|| of_field().next())
-        .map_or(route.span, |(.., span)| *span);
-    let field = match &*error.field {
-        "pools" => "split",
-        "request.path" => "rewrite.path",
-        "request.host" => "rewrite.host",
-        other => other,
-    };
-    let help = format!("correct the route's {field}; docs/configuration.md says what it may be");
-    Diagnostic::error(place, format!("{field} \"{}\" {}", error.value, error.flaw)).help(help)
-}
-
 /// What a route asks, as text: equal exactly for routes that ask the same.
 fn conditions_of(route: &Route) -> String {
     let mut conditions: Vec<String> = route.conditions.iter().map(|one| format!("{one:?}")).collect();
@@ -283,9 +271,16 @@ fn generated_name(route: &Route) -> String {
 
 /// Names of the pools that listeners of HTTP use, by routes or as their default.
 pub(super) fn pools_of_http(schema: &schema::Schema) -> HashSet<&str> {
+    let mirrors = schema.routes.iter().filter_map(|route| route.mirror.as_ref());
+    let mirrors = mirrors.map(|(name, _)| name.value.as_str());
+    pools_that_answer(schema).into_iter().chain(mirrors).collect()
+}
+
+/// Names of the pools whose responses clients of HTTP get: all but those of mirrors.
+pub(super) fn pools_that_answer(schema: &schema::Schema) -> HashSet<&str> {
     let defaults = schema.listeners.iter().filter(|listener| listener.of_http.is_some());
     let defaults = defaults.filter_map(|listener| listener.pool.as_ref());
-    let routed = schema.routes.iter().flat_map(pools_of);
+    let routed = schema.routes.iter().flat_map(|route| &route.pools).map(|(name, _)| name);
     defaults.chain(routed).map(|name| name.value.as_str()).collect()
 }
 
@@ -314,7 +309,7 @@ pub(super) fn routed_pools(schema: &schema::Schema) -> Vec<(&schema::Listener, &
 }
 
 /// Names of the pools that a route names.
-fn pools_of(route: &HttpRoute) -> impl Iterator<Item = &Located<String>> {
+pub(super) fn pools_of(route: &HttpRoute) -> impl Iterator<Item = &Located<String>> {
     let mirror = route.mirror.as_ref().map(|(name, _)| name);
     route.pools.iter().map(|(name, _)| name).chain(mirror)
 }
