@@ -248,8 +248,9 @@ pub fn percent_decode(text: &str) -> Option<String> {
             bytes.push(byte);
             continue;
         }
-        let digits = [rest.next()?, rest.next()?];
-        bytes.push(u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?);
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let (high, low) = (digit(rest.next()?)?, digit(rest.next()?)?);
+        bytes.push(u8::try_from(high << 4 | low).ok()?);
     }
     String::from_utf8(bytes).ok()
 }
@@ -276,7 +277,7 @@ mod tests {
         for text in ["a/b c.toml", "\u{e9}%", ""] {
             assert_eq!(percent_decode(&percent_encode(text)).as_deref(), Some(text));
         }
-        for text in ["%", "%4", "%zz", "%ff"] {
+        for text in ["%", "%4", "%zz", "%ff", "%+f", "%-1", "% 4"] {
             assert_eq!(percent_decode(text), None);
         }
     }

@@ -38,6 +38,11 @@ const MAX_CONNECTIONS: usize = 256;
 /// How often acks are looked at while a request waits.
 const ACK_POLL: Duration = Duration::from_millis(1);
 
+/// Whether it is a query that requests may have: for those who try what it must refuse.
+pub fn is_query(text: &str) -> bool {
+    requests::Query::parse(text).is_ok()
+}
+
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {

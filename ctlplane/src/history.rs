@@ -177,6 +177,11 @@ fn parse(text: &[u8]) -> Result<(VecDeque<Arc<Entry>>, usize), Damage> {
     Ok((entries, length))
 }
 
+/// Whether a file's text is a history: for those who try what it must refuse.
+pub fn is_history(text: &[u8]) -> bool {
+    parse(text).is_ok()
+}
+
 impl History {
     /// Opens the history in `directory`; whatever is wrong with it is in [`Self::trouble`], and never stops the daemon.
     pub fn open(directory: &Path) -> Self {

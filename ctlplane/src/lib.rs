@@ -21,6 +21,7 @@ pub mod drain;
 pub mod engine;
 pub mod exception;
 pub mod explain;
+pub mod fuzz;
 mod git;
 pub mod health;
 pub mod history;

@@ -38,11 +38,16 @@ pub(crate) struct Target {
 }
 
 /// All of them.
-pub(crate) static TARGETS: [Target; 12] = [
+pub(crate) static TARGETS: [Target; 13] = [
     Target { name: "abi-snapshot", body: weir_abi::fuzz::snapshot, seeds: snapshot_seeds },
     Target { name: "abi-counters", body: weir_abi::fuzz::counters, seeds: counters_seeds },
     Target { name: "abi-events", body: weir_abi::events::fuzz, seeds: weir_abi::events::seeds },
     Target { name: "access-list", body: weir_access::file::fuzz, seeds: weir_access::file::seeds },
+    Target {
+        name: "control-requests",
+        body: weir_ctlplane::fuzz::requests,
+        seeds: weir_ctlplane::fuzz::request_seeds,
+    },
     Target { name: "net-parse", body: weir_net::fuzz::fuzz_parse, seeds: frame_seeds },
     Target { name: "l4-engine", body: weir_l4::fuzz::l4, seeds: conversation_seeds },
     Target { name: "tcp-segments", body: weir_tcp::fuzz::segments, seeds: weir_tcp::fuzz::seeds },

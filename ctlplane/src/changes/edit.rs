@@ -19,6 +19,8 @@ use crate::state::Overrides;
 pub const MOST_EDITS: usize = 1_000;
 /// Most fields of one edit.
 const MOST_FIELDS: usize = 100;
+/// Deepest nesting of a field's value: the file has no field that is half as deep, and readers of TOML have limits.
+const MOST_DEPTH: usize = 16;
 
 /// One edit. Several make one change, which is put in force as a whole or not at all.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -333,6 +335,9 @@ fn set_field(table: &mut dyn TableLike, field: &str, value: &Json) -> Result<(),
     if field.split('.').any(str::is_empty) {
         return Err("a field has no empty part; write KEY or TABLE.KEY".to_owned());
     }
+    if field.split('.').count() > MOST_DEPTH {
+        return Err(format!("it has more than {MOST_DEPTH} parts; write KEY or TABLE.KEY"));
+    }
     let mut inner = table;
     for part in outer.into_iter().flat_map(|outer| outer.split('.')) {
         if inner.get(part).is_none() {
@@ -348,7 +353,7 @@ fn set_field(table: &mut dyn TableLike, field: &str, value: &Json) -> Result<(),
         inner.remove(last);
         return Ok(());
     }
-    put(inner, last, to_toml(value)?);
+    put(inner, last, to_toml(value, MOST_DEPTH)?);
     Ok(())
 }
 
@@ -365,7 +370,10 @@ fn put(table: &mut dyn TableLike, key: &str, mut value: Value) {
     }
 }
 
-fn to_toml(json: &Json) -> Result<Value, String> {
+fn to_toml(json: &Json, depth: usize) -> Result<Value, String> {
+    let Some(depth) = depth.checked_sub(1) else {
+        return Err(format!("it is nested more than {MOST_DEPTH} deep; write less in one field"));
+    };
     match json {
         Json::Null => Err("null is only for a whole field, which it takes away".to_owned()),
         Json::Bool(boolean) => Ok((*boolean).into()),
@@ -375,11 +383,13 @@ fn to_toml(json: &Json) -> Result<Value, String> {
             _ => Err(format!("{number} is too large")),
         },
         Json::String(text) => Ok(text.as_str().into()),
-        Json::Array(list) => list.iter().map(to_toml).collect::<Result<Array, _>>().map(Value::Array),
+        Json::Array(list) => {
+            list.iter().map(|value| to_toml(value, depth)).collect::<Result<Array, _>>().map(Value::Array)
+        }
         Json::Object(map) => {
             let mut table = InlineTable::new();
             for (key, value) in map {
-                table.insert(key, to_toml(value)?);
+                table.insert(key, to_toml(value, depth)?);
             }
             Ok(table.into())
         }

@@ -109,12 +109,22 @@ fn what_cannot_be_edited_is_told_by_name() {
         (edit("set", "pool", "app", json!({ "a..b": 1 })), "no empty part"),
         (edit("set", "pool", "app", json!({ "slots": 18_446_744_073_709_551_615u64 })), "too large"),
         (edit("set", "pool", "app", json!({ "slots": [null] })), "null is only"),
+        (
+            edit("set", "pool", "app", json!({ "slots": nested(100) })),
+            "slots: it is nested more than 16 deep",
+        ),
+        (edit("set", "pool", "app", json!({ "a.".repeat(16) + "b": 1 })), "more than 16 parts"),
     ] {
         let error = edited(std::slice::from_ref(&edit)).unwrap_err().to_string();
         assert!(error.contains(says), "{edit:?}: {error}");
     }
     let many = vec![edit("set", "pool", "app", json!({ "slots": 1 })); MOST_EDITS + 1];
     assert!(matches!(edited(&many), Err(EditError::TooMany { .. })));
+}
+
+/// So many arrays in each other.
+fn nested(depth: usize) -> Json {
+    (0..depth).fold(json!(1), |inner, _| json!([inner]))
 }
 
 #[test]

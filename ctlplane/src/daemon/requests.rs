@@ -154,7 +154,9 @@ async fn route(daemon: &Daemon, request: Request<Incoming>, uid: Option<u32>) ->
                 let breaker = log.as_ref()?.breaker(entries.iter().find(is)?.index)?;
                 (breaker.state == "open").then(|| format!("its breaker is open: {}", breaker.reason))
             };
-            explain::explain(engine.model(), &engine.state().overrides, &open, &request)
+            let overrides = &engine.state().overrides;
+            let known = explain::Known { overrides, health: Some(engine.down()), breaker: &open };
+            explain::explain(engine.model(), &known, &request)
                 .map(|explanation| json(StatusCode::OK, &explanation))
                 .map_err(|error| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))
         }
@@ -231,7 +233,7 @@ pub(super) struct Query {
 }
 
 impl Query {
-    fn parse(text: &str) -> Result<Self, Refused> {
+    pub(super) fn parse(text: &str) -> Result<Self, Refused> {
         let manner = Manner::default();
         let mut query = Self { name: "weir.toml".to_owned(), revision: None, manner, from: None, to: None };
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {

@@ -73,6 +73,26 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     bytes.collect()
 }
 
+impl Backup {
+    /// Whether it is one, of this release, and whole.
+    pub fn verify(&self) -> Result<(), EngineError> {
+        let Self { kind, schema, checksum: sum, body, .. } = self;
+        let bad = |reason: String| EngineError::Backup(reason);
+        if kind != KIND {
+            return Err(bad(format!("its kind is \"{kind}\", not \"{KIND}\"")));
+        }
+        if *schema != SCHEMA {
+            return Err(bad(format!(
+                "its schema is {schema}, this program reads {SCHEMA}; use the release that wrote it"
+            )));
+        }
+        if checksum(body)? != *sum {
+            return Err(bad("its checksum does not match; it was damaged or edited".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 impl Engine {
     /// All of it, in one value.
     pub fn backup(&mut self) -> Result<Backup, EngineError> {
@@ -135,19 +155,9 @@ impl Engine {
     /// Takes over everything of a backup. Indices are taken over where no dataplane runs; one that does holds flows by its
     /// own, which are kept.
     pub fn restore(&mut self, backup: Backup) -> Result<Change, EngineError> {
-        let Backup { kind, schema, checksum: sum, body, .. } = backup;
+        backup.verify()?;
+        let Backup { body, .. } = backup;
         let bad = |reason: String| EngineError::Backup(reason);
-        if kind != KIND {
-            return Err(bad(format!("its kind is \"{kind}\", not \"{KIND}\"")));
-        }
-        if schema != SCHEMA {
-            return Err(bad(format!(
-                "its schema is {schema}, this program reads {SCHEMA}; use the release that wrote it"
-            )));
-        }
-        if checksum(&body)? != sum {
-            return Err(bad("its checksum does not match; it was damaged or edited".to_owned()));
-        }
         for (hash, text) in &body.texts {
             if format!("{:016x}", xxh3_64(text.as_bytes())) != *hash {
                 return Err(bad(format!("text {hash} does not match its hash")));

@@ -1,3 +1,5 @@
+//! What the kernel is to keep for a configuration, and that what is not there harms nobody.
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What the kernel is given and what of its own traffic leaves: packet by packet, without a TAP.
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use weir_net::{icmp_reply, ipv4, ndp};
