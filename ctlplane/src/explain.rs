@@ -1,28 +1,32 @@
 //! Which route and which backends would a request get, and why not others? Asked of a model, with the packet path's own parser and routes.
 
 mod access;
+mod backends;
+mod mirror;
+mod words;
 
 pub use self::access::{AccessExplanation, UnknownListener, explain_access, render_access};
+pub use self::backends::Known;
+pub use self::words::render;
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use weir_abi::record::AdminState;
 use weir_http::cause::Cause;
 use weir_http::head::Request as Head;
 use weir_http::head::{Limits, Progress};
-use weir_http::routes::spec::{Action, Condition, Host, HostEdit, Path, PathEdit, Redirect, Route, Value};
-use weir_http::routes::{Question, RouteTable, Verdict};
+use weir_http::routes::{Question, RouteTable};
 use weir_http::target::normalise;
-use weir_l7::http::rules::{HashBy, HttpListener};
+use weir_l7::http::rules::HttpListener;
 
+use self::backends::{Wishes, pool_share};
+use self::words::{action, asks, verdict};
 use crate::api::SCHEMA;
-use crate::compile::effective;
 use crate::diagnostic::closest;
-use crate::model::{Listener, Model, Pool, algorithm_name};
-use crate::state::Overrides;
-use crate::units::{format_backend_address, format_share};
+use crate::drain;
+use crate::model::{Listener, Model};
+use crate::state::Admin;
 
 /// A request that somebody wonders about.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,8 +76,17 @@ pub struct Explanation {
     pub rate_limits: Vec<String>,
     /// Where it may go.
     pub pools: Vec<PoolShare>,
-    /// Where copies go.
+    /// Where copies go, and whether one of this request does.
     pub mirror: Option<String>,
+    /// The pool of copies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copies: Option<PoolShare>,
+    /// The listener's state where it takes no new connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listener_state: Option<String>,
+    /// Whether it is known which backends are down: the daemon knows, a file doesn't.
+    #[serde(default)]
+    pub health_known: bool,
 }
 
 /// A route and what it says to the request.
@@ -96,6 +109,12 @@ pub struct PoolShare {
     pub share: String,
     /// What picks a backend.
     pub picks: String,
+    /// The one that gets the request, where that does not depend on the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// Why that one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub because: String,
     /// Its backends.
     pub backends: Vec<BackendVerdict>,
 }
@@ -113,14 +132,27 @@ pub struct BackendVerdict {
     pub usable: bool,
     /// Why not, or when.
     pub why: String,
+    /// Its share of the pool's requests, where it could get this one and no other is certain to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<String>,
 }
 
 /// Why nothing can be explained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExplainError {
-    /// Neither a listener nor a URL.
-    #[error("which listener? name it with --listener, or give --url http://host/path")]
+    /// Neither a listener nor a URL nor a host.
+    #[error(
+        "which listener? name it with --listener, give --url http://host/path, or its host with --header \"Host: shop.example.com\""
+    )]
     NoListener,
+    /// A listener, but no host: RFC 9112 §3.2 wants one in each request.
+    #[error(
+        "the request to {target} names no host: add --header \"Host: shop.example.com\", or give --url http://shop.example.com{target}"
+    )]
+    NoHost {
+        /// Its path.
+        target: String,
+    },
     /// No such listener.
     #[error("there is no listener named \"{name}\" of protocol http{}", near.as_ref().map_or(String::new(), |near| format!("; did you mean \"{near}\"?")))]
     UnknownListener {
@@ -189,36 +221,57 @@ impl Url {
         if authority.is_empty() {
             return Err(wrong("it has no host"));
         }
-        let port = match authority.rsplit_once(':') {
-            Some((_, port)) if !port.ends_with(']') => {
-                Some(port.parse().map_err(|_| wrong("its port is not a port"))?)
-            }
-            _ => Some(80),
-        };
+        let port = Some(port_of(authority).ok_or_else(|| wrong("its port is not a port"))?);
         let slash = if target.starts_with('/') { "" } else { "/" };
         Ok(Self { authority: authority.to_owned(), port, target: format!("{slash}{target}") })
     }
 }
 
-/// What is known of a backend beside the configuration: why it gets nothing, by pool and backend.
-pub type Trouble<'a> = &'a dyn Fn(&str, &str) -> Option<String>;
+/// The port that an authority names, else that of `http` (RFC 9110 §4.2.1); `None`: what it names is no port.
+fn port_of(authority: &str) -> Option<u16> {
+    match authority.rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') => port.parse().ok(),
+        _ => Some(80),
+    }
+}
 
-/// Explains a request by what a model and the runtime overrides say.
-pub fn explain(
-    model: &Model,
-    overrides: &Overrides,
-    trouble: Trouble<'_>,
-    request: &Request,
-) -> Result<Explanation, ExplainError> {
+/// What the request's target is and whose it is: `Host` says what the URL does not.
+fn url_of(request: &Request) -> Result<Url, ExplainError> {
     let url = request.url.as_deref().map(Url::parse).transpose()?;
-    let (listener, rules) = listener_of(model, request, url.as_ref())?;
     let url = url.unwrap_or_else(|| Url { target: "/".to_owned(), ..Url::default() });
+    let host = request.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
+    match host {
+        Some((_, value)) if url.authority.is_empty() && !value.is_empty() => {
+            let reason = "its port is not a port";
+            let port = port_of(value).ok_or_else(|| ExplainError::Url { url: value.clone(), reason })?;
+            Ok(Url { authority: value.clone(), port: Some(port), ..url })
+        }
+        // `Host:` without a value is how somebody asks what becomes of such a request
+        None if url.authority.is_empty() && request.listener.is_some() => {
+            Err(ExplainError::NoHost { target: url.target })
+        }
+        _ => Ok(url),
+    }
+}
+
+/// Explains a request by what a model says, and by what is known beside it.
+pub fn explain(model: &Model, known: &Known<'_>, request: &Request) -> Result<Explanation, ExplainError> {
+    if let Some(name) = &request.listener {
+        // a name that is wrong is told first
+        listener_named(model, name)?;
+    }
+    let url = url_of(request)?;
+    let (listener, rules) = listener_of(model, request, &url)?;
     let head = head_of(request, &url)?;
     let mut explanation = Explanation {
         schema: SCHEMA,
         listener: listener.name.clone(),
         method: request.method.clone(),
         source: request.source.to_string(),
+        listener_state: Some(drain::effective(listener, known.overrides))
+            .filter(|state| *state != Admin::Ready)
+            .map(|state| state.name().to_owned()),
+        health_known: known.health.is_some(),
         ..Explanation::default()
     };
     let mut refused = |cause: Cause, why: String| {
@@ -281,20 +334,18 @@ pub fn explain(
     let own = rules.own_rate_limits.iter().chain(taken.iter().flat_map(|route| &route.rate_limits));
     let named = |at: &u16| rules.rate_limits.get(usize::from(*at)).map(|limit| limit.name.to_string());
     explanation.rate_limits = own.filter_map(named).collect();
-    let share = |pool: u32, share: u32| pool_share(model, overrides, trouble, pool, share);
+    let wishes = Wishes { head: &parsed, bytes, source: request.source };
+    let share = |pool: u32, share: u32| pool_share(model, known, Some(wishes), pool, share);
     match taken {
         Some(route) => {
             explanation.route = Some(route.name.to_string());
             explanation.action = action(route);
             explanation.pools = found.pools.iter().filter_map(|(pool, part)| share(*pool, *part)).collect();
-            explanation.mirror = route.mirror.and_then(|mirror| {
-                let pool = model.pools.get(mirror.pool as usize)?;
-                Some(format!(
-                    "{} of the requests to {}",
-                    format_share(mirror.per_ten_thousand.into()),
-                    pool.name
-                ))
-            });
+            if let Some(mirror) = route.mirror {
+                explanation.mirror = mirror::copies(model, rules, mirror, &parsed);
+                let per_ten_thousand = u32::from(mirror.per_ten_thousand);
+                explanation.copies = pool_share(model, known, None, mirror.pool, per_ten_thousand);
+            }
         }
         None => match rules.default_pool {
             Some(pool) => {
@@ -316,22 +367,29 @@ pub fn explain(
     Ok(explanation)
 }
 
+fn of_http(model: &Model) -> impl Iterator<Item = (&Listener, &HttpListener)> {
+    model.listeners.iter().filter_map(|listener| Some((listener, listener.http.as_deref()?)))
+}
+
+fn listener_named<'a>(
+    model: &'a Model,
+    name: &str,
+) -> Result<(&'a Listener, &'a HttpListener), ExplainError> {
+    of_http(model).find(|(listener, _)| listener.name == name).ok_or_else(|| {
+        let near = closest(name, of_http(model).map(|(listener, _)| listener.name.as_str()));
+        ExplainError::UnknownListener { name: name.to_owned(), near: near.map(str::to_owned) }
+    })
+}
+
 fn listener_of<'a>(
     model: &'a Model,
     request: &Request,
-    url: Option<&Url>,
+    url: &Url,
 ) -> Result<(&'a Listener, &'a HttpListener), ExplainError> {
-    let of_http =
-        || model.listeners.iter().filter_map(|listener| Some((listener, listener.http.as_deref()?)));
     if let Some(name) = &request.listener {
-        return of_http().find(|(listener, _)| listener.name == *name).ok_or_else(|| {
-            let near = closest(name, of_http().map(|(listener, _)| listener.name.as_str()));
-            ExplainError::UnknownListener { name: name.clone(), near: near.map(str::to_owned) }
-        });
+        return listener_named(model, name);
     }
-    let Some((url, port)) = url.and_then(|url| Some((url, url.port?))) else {
-        return Err(ExplainError::NoListener);
-    };
+    let Some(port) = url.port else { return Err(ExplainError::NoListener) };
     let host = url.authority.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches(':');
     let host = if url.authority.starts_with('[') {
         &url.authority
@@ -345,7 +403,7 @@ fn listener_of<'a>(
         let vip = model.vips.get(listener.vip).map(|vip| vip.address);
         (listener.ports.0..=listener.ports.1).contains(&port) && literal.is_none_or(|ip| vip == Some(ip))
     };
-    let found: Vec<_> = of_http().filter(|(listener, _)| fits(listener)).collect();
+    let found: Vec<_> = of_http(model).filter(|(listener, _)| fits(listener)).collect();
     match found.as_slice() {
         [one] => Ok(*one),
         [] => Err(ExplainError::NoneFits { port }),
@@ -375,208 +433,5 @@ fn head_of(request: &Request, url: &Url) -> Result<String, ExplainError> {
     Ok(head)
 }
 
-/// What a route asks for, in words.
-fn asks(route: &Route) -> String {
-    let host = match &route.host {
-        Host::Any => "any host".to_owned(),
-        Host::Exact(name) => name.to_string(),
-        Host::Suffix(suffix) => format!("*{suffix}"),
-    };
-    let path = match &route.path {
-        Path::Any => "any path".to_owned(),
-        Path::Exact(path) => format!("path {path}"),
-        Path::Prefix(prefix) => format!("paths below {prefix}"),
-        Path::Regex(regex) => format!("paths like {regex}"),
-    };
-    let mut text = format!("{host}, {path}");
-    for condition in &route.conditions {
-        let _ = write!(text, ", {}", condition_text(condition));
-    }
-    if route.priority != 0 {
-        let _ = write!(text, ", priority {}", route.priority);
-    }
-    text
-}
-
-fn condition_text(condition: &Condition) -> String {
-    let of = |what: &str, name: &str, value: &Value| match value {
-        Value::Present => format!("{what} {name} there"),
-        Value::Absent => format!("{what} {name} not there"),
-        Value::Exact(text) => format!("{what} {name} = \"{text}\""),
-        Value::Prefix(text) => format!("{what} {name} begins \"{text}\""),
-        Value::Regex(text) => format!("{what} {name} like {text}"),
-    };
-    match condition {
-        Condition::Method(methods) => format!("method {}", methods.join(" or ")),
-        Condition::Header(name, value) => of("header", name, value),
-        Condition::Query(name, value) => of("parameter", name, value),
-        Condition::Source(prefixes) => {
-            let texts: Vec<String> =
-                prefixes.iter().map(|prefix| format!("{}/{}", prefix.addr, prefix.len)).collect();
-            format!("client in {}", texts.join(" or "))
-        }
-    }
-}
-
-fn verdict(route: &Route, verdict: Verdict) -> String {
-    match verdict {
-        Verdict::Taken => "takes the request".to_owned(),
-        Verdict::Behind => "fits as well, but comes later".to_owned(),
-        Verdict::OtherHost => "is for another host".to_owned(),
-        Verdict::OtherPath => "is for another path".to_owned(),
-        Verdict::Failed { condition } => {
-            let text = route.conditions.get(condition).map(condition_text).unwrap_or_default();
-            format!("wants {text}")
-        }
-    }
-}
-
-fn action(route: &Route) -> String {
-    let mut text = match &route.action {
-        Action::Pools(_) => "passed on".to_owned(),
-        Action::Redirect(redirect) => redirect_text(redirect),
-        Action::Respond(respond) => {
-            format!(
-                "answered {} with {} bytes of {}",
-                respond.status,
-                respond.body.len(),
-                respond.content_type
-            )
-        }
-    };
-    match &route.request.path {
-        PathEdit::Keep => {}
-        PathEdit::Replace(path) => {
-            let _ = write!(text, ", its path replaced by {path}");
-        }
-        PathEdit::ReplacePrefix(prefix) => {
-            let _ = write!(text, ", its prefix replaced by {prefix}");
-        }
-    }
-    match &route.request.host {
-        HostEdit::Keep => {}
-        HostEdit::Replace(host) => {
-            let _ = write!(text, ", its host replaced by {host}");
-        }
-        HostEdit::Backend => text.push_str(", its host replaced by the backend's address"),
-    }
-    text
-}
-
-fn redirect_text(redirect: &Redirect) -> String {
-    let mut parts = Vec::new();
-    parts.extend(redirect.scheme.as_ref().map(|scheme| format!("scheme {scheme}")));
-    parts.extend(redirect.host.as_ref().map(|host| format!("host {host}")));
-    parts.extend(redirect.port.map(|port| format!("port {port}")));
-    match &redirect.path {
-        PathEdit::Keep => {}
-        PathEdit::Replace(path) => parts.push(format!("path {path}")),
-        PathEdit::ReplacePrefix(prefix) => parts.push(format!("prefix {prefix}")),
-    }
-    format!("redirected with {} to {}", redirect.status, parts.join(", "))
-}
-
-fn pool_share(
-    model: &Model,
-    overrides: &Overrides,
-    trouble: Trouble<'_>,
-    position: u32,
-    share: u32,
-) -> Option<PoolShare> {
-    let pool = model.pools.get(position as usize)?;
-    let set = overrides.get(&pool.name);
-    let verdicts: Vec<(BackendVerdict, bool)> = pool
-        .backends
-        .iter()
-        .map(|backend| {
-            let (weight, state) = effective(backend, set.and_then(|set| set.get(&backend.name)));
-            let why = match state {
-                AdminState::Ready if weight == 0 => Some("its weight is 0".to_owned()),
-                AdminState::Ready => trouble(&pool.name, &backend.name),
-                other => Some(format!("its state is {}", other.name())),
-            };
-            let verdict = BackendVerdict {
-                backend: backend.name.clone(),
-                address: format_backend_address(backend.address, backend.port),
-                weight,
-                usable: why.is_none(),
-                why: why.unwrap_or_default(),
-            };
-            (verdict, backend.backup)
-        })
-        .collect();
-    let serves = verdicts.iter().any(|(verdict, is_backup)| verdict.usable && !is_backup);
-    let backends = verdicts.into_iter().map(|(verdict, is_backup)| match (is_backup, verdict.usable) {
-        (true, true) if serves => {
-            BackendVerdict { usable: false, why: "a backup, and others can serve".to_owned(), ..verdict }
-        }
-        _ => verdict,
-    });
-    Some(PoolShare {
-        pool: pool.name.clone(),
-        share: format_share(share),
-        picks: picks(pool),
-        backends: backends.collect(),
-    })
-}
-
-fn picks(pool: &Pool) -> String {
-    let by = match &pool.http.hash {
-        HashBy::Source => "the client's address".to_owned(),
-        HashBy::Header(name) => format!("header {name}"),
-        HashBy::Cookie(name) => format!("cookie {name}"),
-        HashBy::Path => "the path".to_owned(),
-    };
-    let algorithm = algorithm_name(pool.algorithm);
-    let mut text = match algorithm {
-        "maglev" | "source-hash" => format!("{algorithm} by {by}"),
-        other => other.to_owned(),
-    };
-    if let Some(sticky) = &pool.http.sticky {
-        let _ = write!(text, ", cookie {} first", sticky.cookie);
-    }
-    text
-}
-
-/// As text for people.
-pub fn render(explanation: &Explanation) -> String {
-    let mut text = String::new();
-    let Explanation { listener, host, path, method, source, .. } = explanation;
-    let host = if host.is_empty() { "(no host)" } else { host };
-    let _ = writeln!(text, "{method} {host}{path} from {source}, listener {listener}");
-    match &explanation.route {
-        Some(route) => {
-            let _ = writeln!(text, "route {route}: {}", explanation.action);
-        }
-        None => {
-            let _ = writeln!(text, "{}", explanation.action);
-        }
-    }
-    if let Some(cause) = &explanation.cause {
-        let _ = writeln!(text, "cause {cause}");
-    }
-    if !explanation.rate_limits.is_empty() {
-        let _ = writeln!(text, "counted by {}", explanation.rate_limits.join(", "));
-    }
-    for pool in &explanation.pools {
-        let _ = writeln!(text, "  {} to pool {} ({})", pool.share, pool.pool, pool.picks);
-        for backend in &pool.backends {
-            let BackendVerdict { backend, address, weight, why, usable } = backend;
-            let state = if *usable { "can get it".to_owned() } else { format!("cannot: {why}") };
-            let _ = writeln!(text, "    {backend} {address} weight {weight}: {state}");
-        }
-    }
-    if let Some(mirror) = &explanation.mirror {
-        let _ = writeln!(text, "  copies: {mirror}");
-    }
-    if !explanation.considered.is_empty() {
-        let _ = writeln!(text, "routes, in the order in which they are asked:");
-    }
-    for one in &explanation.considered {
-        let _ = writeln!(text, "  {} ({}): {}", one.route, one.asks, one.verdict);
-    }
-    if explanation.left_off > 0 {
-        let _ = writeln!(text, "  … and {} more, for other hosts or paths", explanation.left_off);
-    }
-    text
-}
+#[cfg(test)]
+mod tests;

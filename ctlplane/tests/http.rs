@@ -13,7 +13,7 @@ use weir_abi::image::MAX_TABLE_BYTES;
 use weir_abi::record::{Application, NO_INDEX};
 use weir_abi::{TableKind, table_name};
 use weir_ctlplane::diagnostic::{Source, render};
-use weir_ctlplane::explain::{self, Explanation, Request};
+use weir_ctlplane::explain::{self, Explanation, Known, Request};
 use weir_ctlplane::model::Model;
 use weir_ctlplane::{plan, validate};
 use weir_http::cause::Cause;
@@ -60,7 +60,7 @@ fn ask(model: &Model, url: &str, change: impl FnOnce(&mut Request)) -> Explanati
         source: "192.0.2.1".parse::<IpAddr>().unwrap(),
     };
     change(&mut request);
-    explain::explain(model, &Default::default(), &|_, _| None, &request).unwrap()
+    explain::explain(model, &Known::nothing(&Default::default()), &request).unwrap()
 }
 
 fn http_tables(instance: &Instance, generation: u64) -> Vec<HttpTable> {
@@ -356,7 +356,7 @@ fn requests_are_explained() {
             headers: Vec::new(),
             source: "192.0.2.1".parse().unwrap(),
         };
-        explain::explain(&model, &Default::default(), &|_, _| None, &request).unwrap_err().to_string()
+        explain::explain(&model, &Known::nothing(&Default::default()), &request).unwrap_err().to_string()
     };
     assert!(fails(None, None).contains("--listener"));
     assert!(fails(None, Some("wep")).contains("did you mean \"web\"?"));

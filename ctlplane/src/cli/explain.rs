@@ -9,7 +9,7 @@ use super::{Exit, complain, failed, print, print_json, read_file};
 use crate::api::percent_encode;
 use crate::client::{Client, ClientError};
 use crate::diagnostic::{self, Source};
-use crate::explain::{self, AccessExplanation, Explanation, Request};
+use crate::explain::{self, AccessExplanation, Explanation, Known, Request};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::validate;
@@ -43,7 +43,7 @@ pub struct RequestArguments {
     /// Name of the listener; found by the URL where it is left out.
     #[arg(long)]
     pub listener: Option<String>,
-    /// http://host:port/path?query, or /path?query with --listener.
+    /// http://host:port/path?query, or /path?query with --header "Host: …".
     #[arg(long)]
     pub url: Option<String>,
     /// The method.
@@ -93,7 +93,15 @@ pub(super) fn run(client: &Client, command: &ExplainCommand) -> Exit {
                 print_json(&failure);
                 return Exit::Bad;
             }
-            Err(error) => return failed(&error),
+            Err(error) => {
+                let exit = failed(&error);
+                if matches!(error, ClientError::Unreachable { .. }) {
+                    complain(
+                        "a FILE can be asked without it: weir explain request --url http://host/path FILE",
+                    );
+                }
+                return exit;
+            }
         },
     };
     if arguments.json {
@@ -127,7 +135,8 @@ fn access(client: &Client, arguments: &AccessArguments) -> Exit {
 }
 
 fn by_file(file: &std::path::Path, request: &Request) -> Result<Explanation, Exit> {
-    explain::explain(&model_of(file)?, &Default::default(), &|_, _| None, request).map_err(|error| {
+    let overrides = Default::default();
+    explain::explain(&model_of(file)?, &Known::nothing(&overrides), request).map_err(|error| {
         complain(&error.to_string());
         Exit::Bad
     })

@@ -87,12 +87,7 @@ fn remedy(field: &str, value: &str, flaw: &Flaw) -> String {
         Flaw::Range(least, most) => format!("use {least} to {most}"),
         Flaw::Twice => "rename one of them".to_owned(),
         Flaw::NoPrefix => "match with path or path_prefix, or replace all of the path".to_owned(),
-        Flaw::TooMany(_)
-        | Flaw::TooManyRegexes(_)
-        | Flaw::RegexesTooLarge(_)
-        | Flaw::TooManyAlternatives(_)
-        | Flaw::Status(_)
-        | Flaw::RequestOnly => "docs/configuration.md says what a route may be".to_owned(),
+        _ => "docs/configuration.md says what a route may be".to_owned(),
     }
 }
 
