@@ -14,6 +14,8 @@ use crate::units::{format_share, format_size};
 
 /// Where a redirect to `http` leads that names no port (RFC 9110 §4.2.1).
 const HTTP_PORT: u16 = 80;
+/// Of `https` (RFC 9110 §4.2.2).
+const HTTPS_PORT: u16 = 443;
 
 impl Rules<'_> {
     /// `path_prefix` of a redirect or a rewrite replaces what the route's path matched.
@@ -51,19 +53,29 @@ impl Rules<'_> {
         let (Action::Redirect(redirect), Some(ports)) = (&route.draft.action, &listener.ports) else {
             return;
         };
-        if !route.is_understood || !leads_back(&route.draft, redirect, ports.value) {
-            return;
-        }
+        let back = Back { ports: ports.value, is_trusting: !listener.proxy.http.trusted.is_empty() };
         let action = route.actions.iter().find(|(name, _)| *name == "redirect").map(|(_, span)| *span);
         let span = place_of(route, "redirect.path").or(action).unwrap_or(route.span);
-        let mut finding = Diagnostic::error(
-            span,
-            "the redirect leads to where the request came from: clients would go round for ever",
-        );
-        if let Some((name, span)) = route.paths.first() {
-            finding = finding.related(*span, format!("{name} of the route"));
+        if !route.is_understood {
+            return;
         }
-        self.push(finding.help("change one of scheme, host, port, path and path_prefix"));
+        if back.is_led_to(&route.draft, redirect) {
+            let message =
+                "the redirect leads to where the request came from: clients would go round for ever";
+            let mut finding = Diagnostic::error(span, message);
+            if let Some((name, span)) = route.paths.first() {
+                finding = finding.related(*span, format!("{name} of the route"));
+            }
+            self.push(finding.help("change one of scheme, host, port, path and path_prefix"));
+        } else if back.is_led_to_by_tls(&route.draft, redirect) {
+            let message = "clients that came by https would go round for ever: what terminates TLS for them sends their next \
+                           request here as well";
+            let mut finding = Diagnostic::warning(span, message);
+            if let Some(prefix) = listener.proxy.http.trusted.first() {
+                finding = finding.related(prefix.span, "who is trusted to say how clients came");
+            }
+            self.push(finding.help("add headers = { X-Forwarded-Proto = \"http\" } to the route"));
+        }
     }
 
     /// What a mirror costs, and what it does not do.
@@ -165,28 +177,50 @@ impl Rules<'_> {
     }
 }
 
-/// Whether the request that a client makes by the redirect is redirected in the same way, at a listener of these ports.
-fn leads_back(route: &Route, redirect: &Redirect, (first, last): (u16, u16)) -> bool {
-    let serves = |port: u16| (first..=last).contains(&port);
-    let stays = match (&redirect.path, &route.path) {
+/// A listener that a redirect may lead back to.
+struct Back {
+    ports: (u16, u16),
+    /// Some clients are proxies that may terminate TLS.
+    is_trusting: bool,
+}
+
+impl Back {
+    /// Whether the request that a client makes by the redirect is redirected in the same way.
+    fn is_led_to(&self, route: &Route, redirect: &Redirect) -> bool {
+        let serves = |port: u16| (self.ports.0..=self.ports.1).contains(&port);
+        // nobody terminates TLS here, but the request may have come by it
+        let is_scheme = match redirect.scheme.as_deref() {
+            None => true,
+            Some(scheme) => scheme == "http" && !self.is_trusting,
+        };
+        let is_port = match redirect.port {
+            Some(port) => serves(port),
+            None => redirect.host.is_none() || serves(HTTP_PORT),
+        };
+        is_scheme && is_port && asks_the_same(route, redirect)
+    }
+
+    /// The same for a client whose proxy terminates TLS.
+    fn is_led_to_by_tls(&self, route: &Route, redirect: &Redirect) -> bool {
+        let tells = |condition: &Condition| matches!(condition, Condition::Header(name, _) if **name == *"x-forwarded-proto");
+        self.is_trusting
+            && redirect.scheme.as_deref() == Some("https")
+            && redirect.port.is_none_or(|port| port == HTTPS_PORT)
+            && !route.conditions.iter().any(tells)
+            && asks_the_same(route, redirect)
+    }
+}
+
+/// Whether host and path, and what else the route asks for, stay what they were.
+fn asks_the_same(route: &Route, redirect: &Redirect) -> bool {
+    let is_path = match (&redirect.path, &route.path) {
         (PathEdit::Keep, _) => true,
         (PathEdit::Replace(to) | PathEdit::ReplacePrefix(to), Path::Exact(from)) => to == from,
         _ => false,
     };
-    // nobody terminates TLS here
-    let is_http = redirect.scheme.as_deref().is_none_or(|scheme| scheme == "http");
     let is_host =
         redirect.host.as_ref().is_none_or(|to| matches!(&route.host, Host::Exact(from) if from == to));
-    let is_port = match redirect.port {
-        Some(port) => serves(port),
-        None if redirect.scheme.is_some() || redirect.host.is_some() => serves(HTTP_PORT),
-        None => true,
-    };
-    stays
-        && is_http
-        && is_host
-        && is_port
-        && route.conditions.iter().all(|one| still_holds(one, route, redirect))
+    is_path && is_host && route.conditions.iter().all(|one| still_holds(one, route, redirect))
 }
 
 /// Whether a condition that held for a request holds for the one that its redirect makes of it.
@@ -234,6 +268,10 @@ mod tests {
         }
     }
 
+    fn leads_back(route: &Route, redirect: &Redirect, ports: (u16, u16)) -> bool {
+        Back { ports, is_trusting: false }.is_led_to(route, redirect)
+    }
+
     #[test]
     fn redirects_that_lead_back_are_told_from_those_that_do_not() {
         let exact = || route(Host::Exact("a.example".into()), Path::Exact("/a".into()), Vec::new());
@@ -253,8 +291,9 @@ mod tests {
             let redirect = redirect(status, scheme, host, port, path);
             assert_eq!(leads_back(&exact(), &redirect, (80, 81)), expected, "{redirect:?}");
         }
-        // the port that is dropped is another one
-        assert!(!leads_back(&exact(), &redirect(302, "http", "", 0, PathEdit::Keep), (8080, 8080)));
+        // another host drops the port, the same scheme doesn't
+        assert!(!leads_back(&exact(), &redirect(302, "", "a.example", 0, PathEdit::Keep), (8080, 8080)));
+        assert!(leads_back(&exact(), &redirect(302, "http", "", 0, PathEdit::Keep), (8080, 8080)));
         let below = route(Host::Any, Path::Prefix("/a".into()), Vec::new());
         assert!(
             !leads_back(&below, &redirect(302, "", "", 0, to("/a")), (80, 80)),
@@ -276,5 +315,18 @@ mod tests {
         assert!(leads_back(&cookie, &back(302), (80, 80)));
         cookie.response.fields.push(FieldEdit::Add("Set-Cookie".into(), "seen=1".into()));
         assert!(!leads_back(&cookie, &back(302), (80, 80)));
+    }
+    #[test]
+    fn behind_what_terminates_tls_https_leads_back() {
+        let behind = Back { ports: (80, 80), is_trusting: true };
+        let mut all = route(Host::Any, Path::Any, Vec::new());
+        let to_tls = redirect(308, "https", "", 0, PathEdit::Keep);
+        assert!(behind.is_led_to_by_tls(&all, &to_tls) && !behind.is_led_to(&all, &to_tls));
+        assert!(!Back { is_trusting: false, ..behind }.is_led_to_by_tls(&all, &to_tls));
+        assert!(!behind.is_led_to_by_tls(&all, &redirect(308, "https", "", 8443, PathEdit::Keep)));
+        assert!(!behind.is_led_to_by_tls(&all, &redirect(308, "https", "b.example", 0, PathEdit::Keep)));
+        assert!(!behind.is_led_to(&all, &redirect(308, "http", "", 0, PathEdit::Keep)), "they came by https");
+        all.conditions.push(Condition::Header("x-forwarded-proto".into(), Value::Exact("http".into())));
+        assert!(!behind.is_led_to_by_tls(&all, &to_tls));
     }
 }
