@@ -144,7 +144,7 @@ pub enum EngineError {
         path: PathBuf,
     },
     /// The operator's file can't be written.
-    #[error("cannot {action} {}: {source}; nothing was saved", path.display())]
+    #[error("cannot {action} {}: {source}; nothing was saved{}", path.display(), crate::store::remedy(source))]
     Write {
         /// What was tried.
         action: &'static str,

@@ -35,7 +35,7 @@ pub fn requests(bytes: &[u8]) {
         1 => {
             let _understood = api::understand::<BackendRequest>(rest).is_ok();
             let _state = api::understand::<StateRequest>(rest).is_ok();
-            let _asked = serde_json::from_slice::<explain::Request>(rest).is_ok();
+            let _asked = api::understand::<explain::Request>(rest).is_ok();
         }
         2 => {
             let text = String::from_utf8_lossy(rest);

@@ -146,3 +146,5 @@ pub async fn follow(engine: &Mutex<Engine>, verdicts: &Verdicts) {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;

@@ -284,8 +284,9 @@ impl History {
         if let Err(error) = self.append(&entry) {
             self.file = None;
             self.complain(format!(
-                "cannot write {}: {error}; make room, the next change tries again",
-                self.path.display()
+                "cannot write {}: {error}{}; the next change tries again",
+                self.path.display(),
+                crate::store::remedy(&error)
             ));
         }
     }

@@ -39,7 +39,7 @@ pub struct Store {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -68,6 +68,22 @@ pub enum StoreError {
         /// Its version.
         found: u64,
     },
+}
+
+/// What the operator can do where a file can't be written, to follow the system's words; empty where it is not known.
+pub fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "; make room on its file system and try again",
+        io::ErrorKind::QuotaExceeded => {
+            "; raise the quota of weir-ctlplane's user, or make room, and try again"
+        }
+        io::ErrorKind::FileTooLarge => {
+            "; raise the limit of file sizes (ulimit -f, LimitFSIZE=) and try again"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "; mount its file system writable and try again",
+        io::ErrorKind::PermissionDenied => "; give weir-ctlplane's user the right to it and try again",
+        _ => "",
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -372,10 +388,16 @@ impl Store {
         // the hash key is a secret
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o640);
-        let mut file = options.open(&temporary).map_err(error("write"))?;
-        file.write_all(content).map_err(error("write"))?;
-        file.sync_all().map_err(error("sync"))?;
-        fs::rename(&temporary, path).map_err(error("rename"))?;
+        let written = || {
+            let mut file = options.open(&temporary).map_err(error("write"))?;
+            file.write_all(content).map_err(error("write"))?;
+            file.sync_all().map_err(error("sync"))?;
+            fs::rename(&temporary, path).map_err(error("rename"))
+        };
+        written().inspect_err(|_| {
+            // a part of it would only keep room from the next one
+            let _gone = fs::remove_file(&temporary);
+        })?;
         File::open(&self.directory).and_then(|dir| dir.sync_all()).map_err(error("sync the directory of"))
     }
 }

@@ -60,6 +60,36 @@ fn behaviour(instance: &Instance, engine: &Engine) -> BTreeMap<String, String> {
     all
 }
 
+/// All that a generation says, but for the numbers that names have and what only waits for its flows to end.
+fn snapshot(instance: &Instance, generation: u64) -> BTreeMap<String, String> {
+    let tables = instance.read(generation);
+    let mut all = BTreeMap::from([("node".to_owned(), format!("{:016x}", tables.root.tables[0].id))]);
+    let mut names = BTreeMap::new();
+    for pool in &tables.pools {
+        names.insert(pool.pool.index, pool.pool.name.to_string());
+        let mut backends: Vec<String> = pool
+            .backends
+            .iter()
+            .filter(|backend| backend.admin != AdminState::Removed as u8)
+            .map(|b| format!("{} {:?} {} {} {}", b.name, b.address.ip(), b.address.port, b.weight, b.admin))
+            .collect();
+        backends.sort();
+        let of = |slot: &u16| pool.backends.get(usize::from(*slot)).map(|backend| backend.name.to_string());
+        let slots: Vec<_> = pool.slots.iter().map(of).collect();
+        all.insert(
+            format!("pool {}", pool.pool.name),
+            format!("{} {backends:?} {slots:?}", pool.pool.algorithm),
+        );
+    }
+    for l in &tables.listeners.listeners {
+        let vip = tables.listeners.vips[l.vip as usize].address.ip();
+        let what =
+            format!("{vip:?} {}-{} {} {} {}", l.port_first, l.port_last, l.protocol, l.mode, l.on_down);
+        all.insert(format!("listener {}", l.name), format!("{what} {:?}", names.get(&l.pool)));
+    }
+    all
+}
+
 #[test]
 fn edits_are_in_force_told_as_drift_saved_and_discarded() {
     let text = one_pool(TWO).replace("port = 80", "port = 80 # web");
@@ -311,6 +341,10 @@ enum Step {
     Weight(u8, u8, u16),
     Set(u8, u8, u16),
     State(u8, u8, u8),
+    Port(u16),
+    Algorithm(u8, bool),
+    AddListener(u16),
+    RemoveListener,
     Rollback(u8),
     Restart,
     Save,
@@ -325,6 +359,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (which(), 0u16..200).prop_map(|((p, b), w)| Step::Weight(p, b, w)),
         2 => (which(), 1u16..200).prop_map(|((p, b), w)| Step::Set(p, b, w)),
         2 => (which(), 0u8..3).prop_map(|((p, b), s)| Step::State(p, b, s)),
+        1 => (1u16..1_000).prop_map(Step::Port),
+        1 => (0u8..2, any::<bool>()).prop_map(|(p, hash)| Step::Algorithm(p, hash)),
+        2 => (8_000u16..8_009).prop_map(Step::AddListener),
+        1 => Just(Step::RemoveListener),
         2 => any::<u8>().prop_map(Step::Rollback),
         1 => Just(Step::Restart),
         1 => Just(Step::Save),
@@ -356,6 +394,19 @@ fn take(engine: &mut Engine, step: &Step) -> Result<(), EngineError> {
             let state = [Admin::Ready, Admin::Drain, Admin::Maint][usize::from(s)];
             engine.set_backend(pool_name(p), &format!("b{b}"), &[BackendChange::State(state)], true)
         }
+        Step::Port(port) => {
+            engine.edit(&[edit("set", "listener", "web-http", json!({ "port": port }))], &force)
+        }
+        Step::Algorithm(p, hash) => {
+            let word = if hash { json!("source-hash") } else { json!(null) };
+            engine.edit(&[edit("set", "pool", pool_name(p), json!({ "algorithm": word }))], &force)
+        }
+        Step::AddListener(port) => {
+            let fields =
+                json!({ "vip": "web", "port": port, "protocol": "udp", "mode": "dsr", "pool": "other" });
+            engine.edit(&[edit("add", "listener", "extra", fields)], &force)
+        }
+        Step::RemoveListener => engine.edit(&[edit("remove", "listener", "extra", json!({}))], &force),
         Step::Rollback(to) => engine.rollback(1 + u64::from(to) % engine.history().last(), &force),
         Step::Save => engine.save(true),
         Step::Discard => engine.discard(&force),
@@ -398,16 +449,10 @@ proptest! {
         prop_assert_eq!(engine.generation(), generation);
         let fresh = Instance::new(&text);
         let fresh_engine = fresh.start();
-        let slots = |instance: &Instance, generation: u64| -> Vec<(String, Vec<Option<String>>)> {
-            let tables = instance.read(generation);
-            let mut pools: Vec<_> = tables.pools.iter().map(|pool| {
-                let of = |slot: &u16| pool.backends.get(usize::from(*slot)).map(|b| b.name.to_string());
-                (pool.pool.name.to_string(), pool.slots.iter().map(of).collect())
-            }).collect();
-            pools.sort();
-            pools
-        };
-        prop_assert_eq!(slots(&instance, engine.generation()), slots(&fresh, fresh_engine.generation()));
+        prop_assert_eq!(
+            snapshot(&instance, engine.generation()),
+            snapshot(&fresh, fresh_engine.generation())
+        );
         // each change of history, in any order
         let numbers: Vec<u64> = after.keys().copied().rev().collect();
         for number in numbers {

@@ -3,88 +3,20 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{Instance, one_pool};
+use support::{Daemon, Instance, one_pool, until};
 
 const TWO: &[(&str, u8, u16)] = &[("one", 1, 100), ("two", 2, 50)];
 
-struct Daemon {
-    child: Child,
-    instance: Instance,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Daemon {
-    fn start(config: &str) -> Self {
-        let instance = Instance::new(config);
-        let child = support::spawn(&instance, "off");
-        let daemon = Self { child, instance };
-        daemon.wait();
-        daemon
-    }
-
-    fn again(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.child = support::spawn(&self.instance, "off");
-        self.wait();
-    }
-
-    fn wait(&self) {
-        let start = Instant::now();
-        while self.connect().is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "no daemon");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    fn connect(&self) -> std::io::Result<UnixStream> {
-        UnixStream::connect(self.instance.run_dir().join("test.sock"))
-    }
-
-    fn try_send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Option<(u16, Value)> {
-        let mut stream = self.connect().ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
-        let length = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
-        );
-        let _ = stream.write_all(&[head.as_bytes(), body].concat());
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let status = answer.split(' ').nth(1)?.parse().ok()?;
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Some((status, serde_json::from_str(body).ok()?))
-    }
-
-    fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        self.try_send(method, path, "", body.as_bytes()).unwrap()
-    }
-
-    fn weir(&self, arguments: &[&str]) -> (Option<i32>, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(["--instance", "test", "--run-dir"])
-            .arg(self.instance.run_dir())
-            .arg("--shm-dir")
-            .arg(self.instance.shm())
-            .args(arguments)
-            .output()
-            .unwrap();
-        let both = [output.stdout, output.stderr].concat();
-        (output.status.code(), String::from_utf8_lossy(&both).into_owned())
-    }
+/// How a command ended, and all that it said.
+fn run(daemon: &Daemon, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = daemon.weir(arguments);
+    let both = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&both).into_owned())
 }
 
 fn set(name: &str, weight: u64) -> String {
@@ -230,37 +162,37 @@ fn of_two_writers_who_saw_the_same_one_is_refused() {
 #[test]
 fn the_command_line_changes_looks_back_and_saves() {
     let daemon = Daemon::start(&one_pool(TWO));
-    let run = |arguments: &[&str], says: &str| {
-        let (code, text) = daemon.weir(arguments);
+    let good = |arguments: &[&str], says: &str| {
+        let (code, text) = run(&daemon, arguments);
         assert_eq!(code, Some(0), "{arguments:?}: {text}");
         assert!(text.contains(says), "{arguments:?}: {text}");
     };
-    run(&["backend", "add", "app/three", "--address", "198.18.1.3:80", "--weight", "5"], "generation 2");
-    run(&["backend", "set", "three", "weight=6", "--comment", "more of it"], "generation 3");
-    run(
+    good(&["backend", "add", "app/three", "--address", "198.18.1.3:80", "--weight", "5"], "generation 2");
+    good(&["backend", "set", "three", "weight=6", "--comment", "more of it"], "generation 3");
+    good(
         &["listener", "set", "web-http", "port=80-81", "--dry-run"],
         "listener web-http: port 80 \u{2192} 80-81",
     );
-    run(&["vip", "add", "v2", "address=198.19.0.9"], "generation 4");
-    run(
+    good(&["vip", "add", "v2", "address=198.19.0.9"], "generation 4");
+    good(
         &["listener", "add", "l2", "vip=v2", "port=81", "protocol=tcp", "mode=nat", "pool=app"],
         "generation 5",
     );
-    run(&["pool", "set", "app", "algorithm=source-hash", "--confirm", "5m"], "unless you run: weir confirm");
-    assert!(daemon.weir(&["status"]).1.contains("waiting: back to change 5 in "));
-    run(&["confirm"], "");
-    run(&["history"], "\"more of it\"");
-    run(&["diff", "1", "3"], "backend app/three added: address 198.18.1.3:80, weight 6");
-    run(&["diff"], "listener l2 added");
-    run(&["backend", "remove", "app/three"], "");
-    run(&["rollback", "3"], "");
-    run(&["save"], "");
-    run(&["diff"], "no difference");
+    good(&["pool", "set", "app", "algorithm=source-hash", "--confirm", "5m"], "unless you run: weir confirm");
+    assert!(run(&daemon, &["status"]).1.contains("waiting: back to change 5 in "));
+    good(&["confirm"], "");
+    good(&["history"], "\"more of it\"");
+    good(&["diff", "1", "3"], "backend app/three added: address 198.18.1.3:80, weight 6");
+    good(&["diff"], "listener l2 added");
+    good(&["backend", "remove", "app/three"], "");
+    good(&["rollback", "3"], "");
+    good(&["save"], "");
+    good(&["diff"], "no difference");
     let file = daemon.instance.directory.path().join("backup");
-    run(&["backup", file.to_str().unwrap()], "");
-    run(&["backend", "weight", "app/one", "1"], "");
-    run(&["discard"], "");
-    run(&["restore", file.to_str().unwrap()], "");
+    good(&["backup", file.to_str().unwrap()], "");
+    good(&["backend", "weight", "app/one", "1"], "");
+    good(&["discard"], "");
+    good(&["restore", file.to_str().unwrap()], "");
     for (arguments, exit, says) in [
         (&["backend", "set", "app/one", "wieght=5"][..], 1, "wieght=5: unknown field wieght"),
         (&["backend", "set", "app/one", "weight"], 2, "\"weight\" is not KEY=VALUE"),
@@ -269,7 +201,7 @@ fn the_command_line_changes_looks_back_and_saves() {
         (&["rollback", "99"], 1, "change 99 is not in history"),
         (&["apply"], 2, "required"),
     ] {
-        let (code, text) = daemon.weir(arguments);
+        let (code, text) = run(&daemon, arguments);
         assert_eq!(code, Some(exit), "{arguments:?}: {text}");
         assert!(text.contains(says), "{arguments:?}: {text}");
     }
@@ -333,7 +265,7 @@ fn a_daemon_killed_at_any_moment_comes_back_whole() {
         let text = std::fs::read_to_string(&daemon.instance.options.config).unwrap();
         assert!(text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("pool")), "a whole file");
         drop(control);
-        daemon.again_after_death();
+        daemon.again();
         let history = daemon.send("GET", "/v1/history", "").1;
         let now = history["changes"][0]["number"].as_u64().unwrap();
         assert!(
@@ -349,22 +281,8 @@ fn a_daemon_killed_at_any_moment_comes_back_whole() {
     let before = daemon.send("GET", "/v1/history", "").1["changes"][0]["number"].as_u64().unwrap();
     assert_eq!(daemon.send("POST", "/v1/changes?confirm=1s", &set("app/two", 4_711)).0, 200);
     daemon.again();
-    let start = Instant::now();
-    loop {
-        let how = daemon.send("GET", "/v1/history", "").1["changes"][0]["how"].as_str().unwrap().to_owned();
-        if how == format!("not confirmed in time: back to change {before}") {
-            break;
-        }
-        assert!(start.elapsed() < Duration::from_secs(10), "{how}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-impl Daemon {
-    fn again_after_death(&mut self) {
-        self.child = support::spawn(&self.instance, "off");
-        self.wait();
-    }
+    let taken_back = format!("not confirmed in time: back to change {before}");
+    until("the change is taken back", || daemon.last_change()["how"] == taken_back.as_str());
 }
 
 #[test]
@@ -373,19 +291,11 @@ fn a_full_disk_refuses_changes_and_keeps_what_is_in_force() {
     // no file may grow beyond 64 KiB: what a full disk does, without one
     let child = Command::new("sh")
         .args(["-c", "trap '' XFSZ; ulimit -f 128; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_weir-ctlplane")])
-        .args(["--instance", "test", "--log", "off", "--config"])
-        .arg(&instance.options.config)
-        .arg("--state-dir")
-        .arg(&instance.options.state_dir)
-        .arg("--run-dir")
-        .arg(instance.run_dir())
-        .arg("--shm-dir")
-        .arg(instance.shm())
+        .args(support::arguments(&instance, "off"))
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let daemon = Daemon { child, instance };
-    daemon.wait();
+    let daemon = Daemon::with(instance, child);
     let large = format!("# {}\n{}", "x".repeat(200_000), one_pool(&[("two", 2, 50)]));
     let (status, answer) = daemon.send("POST", "/v1/apply", &large);
     assert_eq!(status, 500, "{answer}");
@@ -412,21 +322,19 @@ fn a_full_disk_refuses_changes_and_keeps_what_is_in_force() {
 
 #[test]
 fn a_hang_up_reads_the_file_again() {
-    let daemon = Daemon::start(&one_pool(TWO));
-    let hang_up = || Command::new("kill").args(["-HUP", &daemon.child.id().to_string()]).status().unwrap();
+    let instance = Instance::new(&one_pool(TWO));
+    let child = support::spawn(&instance, "error");
+    let mut daemon = Daemon::with(instance, child);
+    let hang_up = |daemon: &Daemon| {
+        Command::new("kill").args(["-HUP", &daemon.child.id().to_string()]).status().unwrap()
+    };
     daemon.instance.write_config("[[pool]]\nname = 3\n");
-    hang_up();
+    hang_up(&daemon);
+    let mut said = BufReader::new(daemon.child.stderr.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("the configuration in force stays")));
+    assert_eq!(daemon.last_change()["number"], 1);
     daemon.instance.write_config(&one_pool(&[("one", 1, 3)]));
-    std::thread::sleep(Duration::from_millis(100));
-    hang_up();
-    let start = Instant::now();
-    loop {
-        let history = daemon.send("GET", "/v1/history", "").1;
-        if history["changes"][0]["how"] == "SIGHUP" {
-            assert_eq!(history["changes"][0]["number"], 2);
-            break;
-        }
-        assert!(start.elapsed() < Duration::from_secs(10), "{history}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    hang_up(&daemon);
+    until("the file is read again", || daemon.last_change()["how"] == "SIGHUP");
+    assert_eq!(daemon.last_change()["number"], 2);
 }

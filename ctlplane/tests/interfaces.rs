@@ -3,87 +3,14 @@
 
 mod support;
 
-use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{FakeDataplane, Instance, one_pool};
+use support::{Acking, Daemon, FakeDataplane, Instance, one_pool, until, weir};
 use weir_abi::columns::{ProxyColumn, TcpColumn, UpstreamColumn};
 
 const TWO: &[(&str, u8, u16)] = &[("one", 1, 100), ("two", 2, 50)];
-
-/// A daemon that is killed when the test ends.
-struct Daemon {
-    child: Child,
-    instance: Instance,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Daemon {
-    fn start(config: &str) -> Self {
-        let instance = Instance::new(config);
-        let daemon = Self { child: support::spawn(&instance, "warn"), instance };
-        daemon.wait();
-        daemon
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.instance.run_dir().join("test.sock")
-    }
-
-    fn wait(&self) {
-        let start = Instant::now();
-        while UnixStream::connect(self.socket()).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "no daemon");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    /// Sends bytes as they are; gives status and body.
-    fn raw(&self, request: &[u8]) -> (u16, String) {
-        let mut stream = UnixStream::connect(self.socket()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
-        let _ = stream.write_all(request);
-        let mut answer = Vec::new();
-        let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
-        (status, answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned())
-    }
-
-    fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
-        let (status, body) = self.raw(format!("{head}{body}").as_bytes());
-        (status, serde_json::from_str(&body).unwrap_or(Value::Null))
-    }
-
-    fn weir(&self, arguments: &[&str]) -> Output {
-        weir(&self.instance, arguments)
-    }
-}
-
-fn weir(instance: &Instance, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["--instance", "test", "--run-dir"])
-        .arg(instance.run_dir())
-        .arg("--shm-dir")
-        .arg(instance.shm())
-        .args(arguments)
-        .output()
-        .unwrap()
-}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -151,14 +78,9 @@ fn changes_are_told_by_what_became_of_them() {
     let mut dataplane = FakeDataplane::start(&daemon.instance.segments(), 2);
     dataplane.ack(2);
     let acking = std::thread::spawn(move || {
-        let start = Instant::now();
-        while dataplane.published() < 3 && start.elapsed() < Duration::from_secs(10) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        until("generation 3", || dataplane.published() == 3);
         dataplane.ack(3);
-        while dataplane.published() < 4 && start.elapsed() < Duration::from_secs(20) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        until("generation 4", || dataplane.published() == 4);
         dataplane.refuse(4, "needs a restart of weir-dataplane: workers");
         dataplane
     });
@@ -236,23 +158,19 @@ fn draining_waits_for_the_last_flow() {
     let mut dataplane = FakeDataplane::start(&daemon.instance.segments(), 1);
     dataplane.ack(1);
     dataplane.set_backend_flows(0, 3);
-    let acking = std::thread::spawn(move || {
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(1_500) {
-            dataplane.ack(dataplane.published());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        dataplane.set_backend_flows(0, 0);
-        std::thread::sleep(Duration::from_secs(3));
-        drop(dataplane);
-    });
+    let acking = Acking::start(dataplane);
     let late = daemon.weir(&["backend", "drain", "one", "--wait", "--timeout", "300ms"]);
     assert_eq!(late.status.code(), Some(1));
-    assert!(text(&late.stderr).contains("app/one still has 3 flows, 0 connections after 300ms"), "{}", text(&late.stderr));
+    assert!(
+        text(&late.stderr).contains("app/one still has 3 flows, 0 connections after 300ms"),
+        "{}",
+        text(&late.stderr)
+    );
+    acking.ask(|dataplane| dataplane.set_backend_flows(0, 0));
     let drained = daemon.weir(&["backend", "drain", "one", "--wait"]);
     assert!(drained.status.success(), "{}", text(&drained.stderr));
     assert!(text(&drained.stdout).contains("app/one has no active flows"));
-    acking.join().unwrap();
+    drop(acking.stop());
 }
 
 #[test]
@@ -285,18 +203,15 @@ fn proxied_connections_are_shown_and_waited_for() {
     assert!(line("6543").contains("web-http"), "{shown}");
     assert!(line("9876").contains("app/two"), "{shown}");
     dataplane.ack(1);
-    let acking = std::thread::spawn(move || {
-        let start = Instant::now();
-        while start.elapsed() < Duration::from_millis(1_500) {
-            dataplane.ack(dataplane.published());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        dataplane
-    });
+    let acking = Acking::start(dataplane);
     let late = daemon.weir(&["backend", "drain", "one", "--wait", "--timeout", "300ms"]);
     assert_eq!(late.status.code(), Some(1));
-    assert!(text(&late.stderr).contains("app/one still has 0 flows, 2 connections after 300ms"), "{}", text(&late.stderr));
-    let dataplane = acking.join().unwrap();
+    assert!(
+        text(&late.stderr).contains("app/one still has 0 flows, 2 connections after 300ms"),
+        "{}",
+        text(&late.stderr)
+    );
+    let dataplane = acking.stop();
     dataplane.set(0, UpstreamColumn::GROUP, 0, UpstreamColumn::Active as usize, 0);
     let listed = text(&daemon.weir(&["backend", "list"]).stdout);
     assert!(listed.contains("app/one"), "{listed}");
@@ -320,8 +235,7 @@ fn a_killed_daemon_comes_back_and_status_works_meanwhile() {
     let refused = daemon.weir(&["backend", "list"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).contains("start it"));
-    daemon.child = support::spawn(&daemon.instance, "warn");
-    daemon.wait();
+    daemon.again();
     let status = daemon.weir(&["status", "--json"]);
     let status: Value = serde_json::from_slice(&status.stdout).unwrap();
     assert_eq!(status["generation"].as_u64(), Some(2), "the same generation");

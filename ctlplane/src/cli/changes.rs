@@ -1,7 +1,7 @@
 //! Commands that change the configuration, and those that look at how it changed.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -201,12 +201,14 @@ pub(super) fn backup(client: &Client, file: &Path) -> Exit {
         Ok(backup) => backup,
         Err(error) => return failed(&error),
     };
+    let mut temporary = file.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
     let write = || -> std::io::Result<()> {
         let text = serde_json::to_vec(&backup)?;
         if file == Path::new("-") {
             return std::io::Write::write_all(&mut std::io::stdout().lock(), &text);
         }
-        let temporary = PathBuf::from(format!("{}.new", file.display()));
         let mut options = std::fs::OpenOptions::new();
         // it has the hash key in it
         let mut open = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
@@ -217,7 +219,18 @@ pub(super) fn backup(client: &Client, file: &Path) -> Exit {
     match write() {
         Ok(()) => Exit::Good,
         Err(error) => {
-            complain(&format!("cannot write {}: {error}", file.display()));
+            if file != Path::new("-") {
+                let _gone = std::fs::remove_file(&temporary);
+            }
+            let remedy = match error.kind() {
+                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "make room there",
+                ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+                    "name a place that you may write to"
+                }
+                ErrorKind::NotFound => "make its directory first",
+                _ => "name another file",
+            };
+            complain(&format!("cannot write {}: {error}; there is no new backup: {remedy}", file.display()));
             Exit::Bad
         }
     }

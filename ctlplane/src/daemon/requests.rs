@@ -140,12 +140,8 @@ async fn route(daemon: &Daemon, request: Request<Incoming>, uid: Option<u32>) ->
                 .map_err(|error| Refused::new(StatusCode::NOT_FOUND, error.to_string()))
         }
         (&Method::POST, ["v1", "explain"]) => {
-            let request =
-                serde_json::from_slice::<explain::Request>(&read_body(body).await?).map_err(|error| {
-                    let message =
-                        format!("the body is not understood: {error}; send what weir explain request sends");
-                    Refused::new(StatusCode::BAD_REQUEST, message)
-                })?;
+            let expected = "send what weir explain request sends";
+            let request = understand::<explain::Request>(&read_body(body).await?, expected)?;
             let engine = engine.lock().await;
             let log = daemon.log.borrow();
             let open = |pool: &str, backend: &str| {

@@ -62,12 +62,12 @@ pub(super) async fn probe(
                     Some(Err(error)) => return Err(Outcome::Untold(error.clone())),
                     None => return Err(Outcome::Untold("TLS is not set up".to_owned())),
                 };
-                let name = tls::server_name(tls_rules, expected, target.to.ip());
+                let name = tls::server_name(tls_rules, expected, target.to.ip())?;
                 let stream = connect(target, tools).await?;
                 let mut stream = connector
-                    .connect(name?, stream)
+                    .connect(name.clone(), stream)
                     .await
-                    .map_err(|error| Outcome::Bad(format!("TLS: {error}")))?;
+                    .map_err(|error| tls::failed(&error, &name))?;
                 http::exchange(&mut stream, expected, target, 443).await
             }
             Kind::Udp(expected) => datagrams(target, tools, expected).await,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::check::{BackendName, Check, Exec, Http, Kind, Through, Udp};
 use super::*;
 
-fn check(kind: Kind) -> Check {
+pub(super) fn check(kind: Kind) -> Check {
     Check {
         kind,
         interval: Duration::from_millis(100),
@@ -28,7 +28,7 @@ pub(super) fn target() -> Target {
     named("a", "127.0.0.1:80", check(Kind::Tcp))
 }
 
-fn named(backend: &str, to: &str, check: Check) -> Target {
+pub(super) fn named(backend: &str, to: &str, check: Check) -> Target {
     Target {
         name: BackendName { pool: "p".into(), backend: backend.into() },
         to: to.parse().unwrap(),
@@ -51,7 +51,7 @@ fn verdicts(health: &Health, wanted: usize) -> Vec<(String, bool, String)> {
     list
 }
 
-fn listing(health: &Health) -> Vec<Row> {
+pub(super) fn listing(health: &Health) -> Vec<Row> {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(health.listing())
 }
 
@@ -129,7 +129,7 @@ fn datagrams_and_commands() {
         |script: &str| Kind::Exec(Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec() });
     let directory = tempfile::tempdir().unwrap();
     let left = directory.path().join("left");
-    let hangs = format!("(sleep 1; touch {}) & wait", left.display());
+    let hangs = format!("/bin/sh -c 'echo $$ > {}; exec sleep 600' & wait", left.display());
     let environment = "test \"$WEIR_POOL/$WEIR_BACKEND $WEIR_ADDRESS $WEIR_PORT\" = 'p/exec-good 127.0.0.1 9' && test -z \"$HOME\"";
     let targets = vec![
         named("udp-good", &address, check(udp("pong"))),
@@ -142,6 +142,7 @@ fn datagrams_and_commands() {
             Check {
                 interval: Duration::from_secs(60),
                 fast_interval: Duration::from_secs(60),
+                timeout: Duration::from_secs(2),
                 ..check(run(&hangs))
             },
         ),
@@ -150,13 +151,16 @@ fn datagrams_and_commands() {
     let mut list = verdicts(&health, 3);
     list.sort();
     assert_eq!(list[0].2, "exec check: /bin/sh: exit status: 3");
-    assert_eq!(
-        (list[1].0.as_str(), list[1].2.as_str()),
-        ("exec-hangs", "exec check: no answer within 200ms")
-    );
+    assert_eq!((list[1].0.as_str(), list[1].2.as_str()), ("exec-hangs", "exec check: no answer within 2s"));
     assert_eq!(list[2].2, "udp check: the answer, \"pong 7\", does not contain what is expected");
-    thread::sleep(Duration::from_millis(1_500));
-    assert!(!left.exists(), "what the command started outlived it");
+    let process = std::fs::read_to_string(&left).unwrap();
+    let stat = format!("/proc/{}/stat", process.trim());
+    let started = Instant::now();
+    // gone, or dead and not yet buried
+    while std::fs::read_to_string(&stat).is_ok_and(|text| !text.contains(") Z ")) {
+        assert!(started.elapsed() < Duration::from_secs(10), "what the command started outlives it");
+        thread::sleep(Duration::from_millis(2));
+    }
     assert!(listing(&health).iter().filter(|row| row.backend.ends_with("good")).all(|row| row.state == "up"));
 }
 

@@ -1,13 +1,18 @@
 //! An instance in a temporary directory, and a dataplane that only acks and counts.
 #![allow(dead_code, missing_docs, unreachable_pub, reason = "each test binary uses its part")]
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::AtomicU64;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hugepages::generation::{Adopter, ControlError, RunState, WorkerAck};
 use hugepages::segment::{Access, AtomicWords, SegmentDir};
+use serde_json::Value;
 use tempfile::TempDir;
 use weir_abi::columns::{
     BackendColumn, CAUSE_GROUP, DROP_GROUP, HttpBackendColumn, HttpColumn, HttpWorkerColumn, ListenerColumn,
@@ -62,7 +67,7 @@ impl Instance {
         Tables::read(&self.segments(), generation)
     }
 
-    pub fn run_dir(&self) -> std::path::PathBuf {
+    pub fn run_dir(&self) -> PathBuf {
         self.directory.path().join("run")
     }
 
@@ -223,17 +228,168 @@ pub fn pool(name: &str, backends: &[(&str, u8, u16)]) -> String {
     text
 }
 
-/// Starts the daemon of an instance; what it says with its log is there to be read.
-pub fn spawn(instance: &Instance, log: &str) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_weir-ctlplane"))
-        .args(["--instance", "test", "--log", log, "--config"])
-        .arg(&instance.options.config)
-        .arg("--state-dir")
-        .arg(&instance.options.state_dir)
-        .arg("--run-dir")
+/// Waits until it is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+type Deed = Box<dyn FnOnce(&mut FakeDataplane) + Send>;
+
+/// A dataplane that acks whatever is published, until it is stopped.
+pub struct Acking {
+    deeds: mpsc::Sender<Deed>,
+    thread: JoinHandle<FakeDataplane>,
+}
+
+impl Acking {
+    pub fn start(mut dataplane: FakeDataplane) -> Self {
+        let (deeds, asked) = mpsc::channel::<Deed>();
+        let thread = std::thread::spawn(move || {
+            loop {
+                match asked.recv_timeout(Duration::from_millis(2)) {
+                    Ok(deed) => deed(&mut dataplane),
+                    Err(mpsc::RecvTimeoutError::Timeout) => dataplane.ack(dataplane.published()),
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return dataplane,
+                }
+            }
+        });
+        Self { deeds, thread }
+    }
+
+    pub fn ask(&self, deed: impl FnOnce(&mut FakeDataplane) + Send + 'static) {
+        self.deeds.send(Box::new(deed)).unwrap();
+    }
+
+    pub fn stop(self) -> FakeDataplane {
+        drop(self.deeds);
+        self.thread.join().unwrap()
+    }
+}
+
+/// A daemon that is killed when the test ends.
+pub struct Daemon {
+    pub child: Child,
+    pub instance: Instance,
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Daemon {
+    pub fn start(config: &str) -> Self {
+        let instance = Instance::new(config);
+        let child = spawn(&instance, "off");
+        Self::with(instance, child)
+    }
+
+    /// Of a process that was started already.
+    pub fn with(instance: Instance, child: Child) -> Self {
+        let daemon = Self { child, instance };
+        daemon.wait();
+        daemon
+    }
+
+    /// Kills it, also where it is dead already, and starts it again.
+    pub fn again(&mut self) {
+        let _ = self.child.kill();
+        self.child.wait().unwrap();
+        self.child = spawn(&self.instance, "off");
+        self.wait();
+    }
+
+    fn wait(&self) {
+        until("the daemon listens", || self.connect().is_ok());
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.instance.run_dir().join("test.sock")
+    }
+
+    pub fn connect(&self) -> std::io::Result<UnixStream> {
+        UnixStream::connect(self.socket())
+    }
+
+    /// Sends bytes as they are; gives status and body, or nothing where there is no answer.
+    pub fn exchange(&self, request: &[u8]) -> Option<(u16, String)> {
+        let mut stream = self.connect().ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        let _ = stream.write_all(request);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n").map_or("", |(_, body)| body).to_owned()))
+    }
+
+    /// As [`Self::exchange`]; without an answer it is 0.
+    pub fn raw(&self, request: &[u8]) -> (u16, String) {
+        self.exchange(request).unwrap_or_default()
+    }
+
+    pub fn try_send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Option<(u16, Value)> {
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: weir\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n"
+        );
+        let (status, body) = self.exchange(&[head.as_bytes(), body].concat())?;
+        Some((status, serde_json::from_str(&body).ok()?))
+    }
+
+    pub fn send(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        self.try_send(method, path, "", body.as_bytes()).unwrap()
+    }
+
+    pub fn weir(&self, arguments: &[&str]) -> Output {
+        weir(&self.instance, arguments)
+    }
+
+    /// The change that is in force.
+    pub fn last_change(&self) -> Value {
+        self.send("GET", "/v1/history", "").1["changes"][0].clone()
+    }
+}
+
+/// The command line against an instance.
+pub fn weir(instance: &Instance, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["--instance", "test", "--run-dir"])
         .arg(instance.run_dir())
         .arg("--shm-dir")
         .arg(instance.shm())
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// Everything that the daemon of an instance has to be told.
+pub fn arguments(instance: &Instance, log: &str) -> Vec<String> {
+    let path = |path: &Path| path.display().to_string();
+    let options = &instance.options;
+    [
+        ("--instance", "test".to_owned()),
+        ("--log", log.to_owned()),
+        ("--config", path(&options.config)),
+        ("--state-dir", path(&options.state_dir)),
+        ("--run-dir", path(&instance.run_dir())),
+        ("--shm-dir", path(instance.shm())),
+    ]
+    .into_iter()
+    .flat_map(|(flag, value)| [flag.to_owned(), value])
+    .collect()
+}
+
+/// Starts the daemon of an instance; what it says with its log is there to be read.
+pub fn spawn(instance: &Instance, log: &str) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_weir-ctlplane"))
+        .args(arguments(instance, log))
         .stderr(Stdio::piped())
         .spawn()
         .unwrap()

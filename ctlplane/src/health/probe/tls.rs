@@ -1,6 +1,7 @@
 //! Whom does an HTTPS probe trust? Certificates are read when a configuration comes into force.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,7 +10,9 @@ use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVe
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use tokio_rustls::rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
 
 use super::{Outcome, Steps};
 use crate::health::check::{Http, Kind, Target, Tls};
@@ -83,6 +86,39 @@ pub(super) fn server_name(tls: &Tls, http: &Http, address: IpAddr) -> Steps<Serv
     });
     ServerName::try_from(without_port.to_owned())
         .map_err(|_| Outcome::Untold(format!("\"{without_port}\" is no name of a server")))
+}
+
+/// Why there was no handshake, in words that name what to look at.
+pub(super) fn failed(error: &io::Error, name: &ServerName<'_>) -> Outcome {
+    let name = name.to_str();
+    let text = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(reason)) => format!("its certificate {}", refused(reason, &name)),
+        Some(Error::InvalidMessage(_)) => "what answers does not speak TLS".to_owned(),
+        Some(Error::AlertReceived(alert)) => format!("the server ended the handshake: {alert:?}"),
+        Some(other) => other.to_string(),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => {
+            "the connection was closed within the handshake".to_owned()
+        }
+        None => return super::failed("TLS", error),
+    };
+    Outcome::Bad(format!("TLS: {text}"))
+}
+
+fn refused(reason: &CertificateError, name: &str) -> String {
+    use CertificateError as Reason;
+    match reason {
+        Reason::Expired | Reason::ExpiredContext { .. } => "has expired".to_owned(),
+        Reason::NotValidYet | Reason::NotValidYetContext { .. } => {
+            "is not valid yet; look at the clocks of both machines".to_owned()
+        }
+        Reason::NotValidForName | Reason::NotValidForNameContext { .. } => {
+            format!("is not for {name}; set server_name to a name that it has")
+        }
+        Reason::UnknownIssuer => {
+            "is not signed by an authority that is trusted; name its authority with ca_file".to_owned()
+        }
+        other => format!("is refused: {other}"),
+    }
 }
 
 /// `verify = false`: any certificate will do; signatures are checked all the same.
