@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use weir_abi::events::{Breaker, BreakerState};
+use weir_abi::events::{Breaker, BreakerReason, BreakerState};
 
 use super::names::Names;
 
@@ -60,14 +60,11 @@ pub(super) struct Breakers {
 impl Breakers {
     /// Takes a change in, and logs it.
     pub(super) fn changed(&mut self, change: Breaker, names: &Names) {
-        let Breaker { stamp, backend, state, reason, consecutive, requests, failures } = change;
+        let Breaker { stamp, backend, state, .. } = change;
         let worker = stamp.worker;
         let named = names.backend(backend);
         let name = named.map_or_else(|| backend.to_string(), |(pool, backend)| format!("{pool}/{backend}"));
-        let (word, why) = (state.name(), reason.name());
-        let text = format!(
-            "breaker of {name} at worker {worker}: {word}: {why} ({consecutive} failures in a row, {failures} of {requests} in the window)"
-        );
+        let text = format!("breaker of {name} at worker {worker}: {}: {}", state.name(), why(&change));
         match state {
             BreakerState::Open => tracing::warn!("{text}"),
             BreakerState::Closed | BreakerState::HalfOpen => tracing::info!("{text}"),
@@ -115,15 +112,44 @@ impl Breakers {
     }
 }
 
+/// Why a breaker has changed, with the counts that made it: others say nothing, and where no rule has a window there are none.
+fn why(change: &Breaker) -> String {
+    let Breaker { reason, consecutive, requests, failures, .. } = change;
+    let name = reason.name();
+    match reason {
+        BreakerReason::Consecutive => format!("{name} ({consecutive})"),
+        BreakerReason::Ratio => {
+            format!("{name} ({failures} of the {requests} requests of the window failed)")
+        }
+        BreakerReason::Latency => {
+            format!("{name} (on average, {} answers of the window)", requests.saturating_sub(*failures))
+        }
+        BreakerReason::TestFailed if *consecutive > 0 => format!("{name} ({consecutive} failures in a row)"),
+        BreakerReason::Elapsed | BreakerReason::TestSucceeded | BreakerReason::TestFailed => name.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weir_abi::events::{BreakerReason, Stamp};
+    use weir_abi::events::Stamp;
 
     fn change(worker: u16, backend: u32, state: BreakerState, unix_us: u64) -> Breaker {
         let stamp = Stamp { unix_us, generation: 1, worker };
         let reason = BreakerReason::Consecutive;
         Breaker { stamp, backend, state, reason, consecutive: 5, requests: 9, failures: 6 }
+    }
+
+    #[test]
+    fn only_counts_that_count_are_told() {
+        let of = |reason| why(&Breaker { reason, ..change(0, 3, BreakerState::Open, 1) });
+        assert_eq!(of(BreakerReason::Consecutive), "failures in a row (5)");
+        assert!(of(BreakerReason::Ratio).ends_with("(6 of the 9 requests of the window failed)"));
+        assert!(of(BreakerReason::Latency).ends_with("(on average, 3 answers of the window)"));
+        assert!(of(BreakerReason::TestFailed).ends_with("(5 failures in a row)"));
+        for reason in [BreakerReason::Elapsed, BreakerReason::TestSucceeded] {
+            assert_eq!(of(reason), reason.name());
+        }
     }
 
     #[test]
