@@ -2,6 +2,7 @@
 
 mod access;
 mod backends;
+mod location;
 mod mirror;
 mod words;
 
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use weir_http::cause::Cause;
 use weir_http::head::Request as Head;
 use weir_http::head::{Limits, Progress};
+use weir_http::routes::edit::Asked;
+use weir_http::routes::spec::Action;
 use weir_http::routes::{Question, RouteTable};
 use weir_http::target::normalise;
 use weir_l7::http::rules::HttpListener;
@@ -340,6 +343,13 @@ pub fn explain(model: &Model, known: &Known<'_>, request: &Request) -> Result<Ex
         Some(route) => {
             explanation.route = Some(route.name.to_string());
             explanation.action = action(route);
+            if let Action::Redirect(redirect) = &route.action {
+                let is_trusted = rules.tell.trusts(request.source);
+                let vip = model.vips.get(listener.vip).map_or(request.source, |vip| vip.address);
+                let asked = Asked::of(&parsed, bytes, path, vip, is_trusted);
+                let location = location::of(redirect, &route.path, &asked);
+                let _ = write!(explanation.action, ": Location: {location}");
+            }
             explanation.pools = found.pools.iter().filter_map(|(pool, part)| share(*pool, *part)).collect();
             if let Some(mirror) = route.mirror {
                 explanation.mirror = mirror::copies(model, rules, mirror, &parsed);

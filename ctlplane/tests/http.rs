@@ -304,6 +304,39 @@ fn many_routes_apply_quickly() {
 }
 
 #[test]
+fn the_location_of_a_redirect_is_the_one_that_clients_get() {
+    let route = |name: &str, rest: &str| {
+        format!(
+            "[[route]]\nname = \"{name}\"\nlistener = \"web\"\npath_prefix = \"/{name}\"\nredirect = {{ path_prefix = \"/new\"{rest} }}\n"
+        )
+    };
+    let text = format!(
+        "{HEAD}{}{}{}{}{}",
+        listener("web", 80, "pool = \"one\"\nhttp = { trusted = [\"198.18.0.0/15\"] }"),
+        pool("one", 1),
+        route("plain", ""),
+        route("relative", ", relative = true"),
+        route("https", ", scheme = \"https\""),
+    );
+    let model = model(&text);
+    for (path, is_trusted, location) in [
+        ("plain", false, "http://a.example/new/x?q"),
+        ("plain", true, "https://b.example:444/new/x?q"),
+        ("relative", true, "/new/x?q"),
+        ("https", false, "https://a.example/new/x?q"),
+    ] {
+        let found = ask(&model, &format!("http://a.example/{path}/x?q"), |request| {
+            request.source = if is_trusted { [198, 18, 0, 9] } else { [192, 0, 2, 1] }.into();
+            request.headers = vec![
+                ("X-Forwarded-Proto".to_owned(), "https".to_owned()),
+                ("X-Forwarded-Host".to_owned(), "b.example:444".to_owned()),
+            ];
+        });
+        assert!(found.action.ends_with(&format!(": Location: {location}")), "{}", found.action);
+    }
+}
+
+#[test]
 fn requests_are_explained() {
     let text = format!(
         "{HEAD}{}{}{}[[route]]\nname = \"api\"\nlistener = \"web\"\nhost = \"api.example\"\npath_prefix = \"/v1\"\n\

@@ -79,12 +79,18 @@ fn action() -> impl Strategy<Value = Action> {
     let split = (0u32..4, 1u32..=1_000_000).prop_map(|(pool, weight)| Split { pool, weight });
     let scheme = prop::option::of(prop_oneof![Just("http".into()), Just("https".into())]);
     let statuses = prop::sample::select(vec![301u16, 302, 303, 307, 308]);
-    let redirect =
-        (statuses, scheme, prop::option::of(text()), prop::option::of(1u16..), path_edit(), any::<bool>());
+    let redirect = (
+        statuses,
+        scheme,
+        prop::option::of(text()),
+        prop::option::of(1u16..),
+        path_edit(),
+        any::<(bool, bool)>(),
+    );
     prop_oneof![
         prop::collection::vec(split, 1..4).prop_map(Action::Pools),
-        redirect.prop_map(|(status, scheme, host, port, path, keeps_query)| {
-            Action::Redirect(Redirect { status, scheme, host, port, path, keeps_query })
+        redirect.prop_map(|(status, scheme, host, port, path, (keeps_query, relative))| {
+            Action::Redirect(Redirect { status, scheme, host, port, path, keeps_query, relative })
         }),
         (200u16..600, text(), prop::collection::vec(any::<u8>(), 0..50)).prop_map(
             |(status, content_type, body)| {

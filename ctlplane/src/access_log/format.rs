@@ -82,7 +82,7 @@ fields! {
     Attempts "attempts";
     /// Whether an idle connection to the backend was used.
     Reused "reused";
-    /// Microseconds from the request's first byte to the end of its head.
+    /// Microseconds from the moment at which the worker saw the first byte of the request's head to the end of it; 0 where it came as one.
     HeadUs "head_us";
     /// Microseconds in the queue.
     QueueUs "queue_us";

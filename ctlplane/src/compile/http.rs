@@ -181,6 +181,7 @@ impl Writer<'_> {
                     path_edit: path_edit as u8,
                     second,
                     keeps_query: redirect.keeps_query.into(),
+                    relative: redirect.relative.into(),
                     ..record
                 }
             }

@@ -215,7 +215,8 @@ pub(super) fn pool_share(
     let backends =
         (0u16..).zip(pool.backends.iter().zip(verdicts)).map(|(position, (backend, (usable, why)))| {
             let weight = u64::from(site.weight_of(position));
-            let share = (weight * 10_000).checked_div(parts).filter(|_| usable && chosen.is_none());
+            let share =
+                (weight * 10_000 + parts / 2).checked_div(parts).filter(|_| usable && chosen.is_none());
             let is_chosen = chosen.as_ref().is_some_and(|(chosen, _)| *chosen == position);
             BackendVerdict {
                 backend: backend.name.clone(),

@@ -153,7 +153,7 @@ fn what_depends_on_the_moment_is_told_as_shares() {
         let shares: Vec<_> = pool.backends.iter().map(|backend| backend.share.as_deref()).collect();
         assert_eq!(shares, [Some("60%"), Some("20%"), Some("20%"), None], "{algorithm}");
         assert!(pool.backend.is_none() && pool.picks.contains("moment"), "{}", pool.picks);
-        assert!(render(&found).contains("a 198.18.1.1:80 weight 300: can get it, as 60% do"));
+        assert!(render(&found).contains("a 198.18.1.1:80 weight 300: can get it: 60% of these do"));
     }
 }
 

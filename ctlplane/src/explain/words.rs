@@ -105,6 +105,9 @@ fn redirect_text(redirect: &Redirect) -> String {
         PathEdit::Replace(path) => parts.push(format!("path {path}")),
         PathEdit::ReplacePrefix(prefix) => parts.push(format!("prefix {prefix}")),
     }
+    if redirect.relative {
+        parts.push("the same scheme and host".to_owned());
+    }
     format!("redirected with {} to {}", redirect.status, parts.join(", "))
 }
 
@@ -164,7 +167,7 @@ fn render_backends(text: &mut String, pool: &PoolShare) {
         let is_chosen = pool.backend.as_ref() == Some(backend);
         let mut state = match (is_chosen, usable, share) {
             (true, ..) => format!("gets it, {}", pool.because),
-            (_, true, Some(share)) => format!("can get it, as {share} do"),
+            (_, true, Some(share)) => format!("can get it: {share} of these do"),
             (_, true, None) => "may take over".to_owned(),
             _ => "cannot".to_owned(),
         };

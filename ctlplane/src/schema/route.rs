@@ -302,6 +302,10 @@ impl Draft {
             let port = inner.integer("port", 1, u16::MAX.into(), "(a TCP port)");
             let path = self.path_edit(inner, "redirect.path");
             let query = inner.boolean("query");
+            let relative = inner.boolean("relative");
+            if let Some(relative) = &relative {
+                self.place("redirect.relative", relative.value.to_string(), relative.span);
+            }
             self.route.draft.action = Action::Redirect(Redirect {
                 status: status.unwrap_or(302),
                 scheme: scheme.map(|scheme| self.placed("redirect.scheme", scheme)),
@@ -309,6 +313,7 @@ impl Draft {
                 port: port.map(|port| port.value as u16),
                 path,
                 keeps_query: query.is_none_or(|query| query.value),
+                relative: relative.is_some_and(|relative| relative.value),
             });
         });
     }

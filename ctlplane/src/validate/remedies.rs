@@ -79,6 +79,9 @@ fn remedy(field: &str, value: &str, flaw: &Flaw) -> String {
                 .to_owned()
         }
         Flaw::Variable => "use one of these, or write text without %{".to_owned(),
+        Flaw::Relative => {
+            "write relative = true alone, or leave it out and name scheme, host or port".to_owned()
+        }
         Flaw::Scheme => "write \"http\" or \"https\"".to_owned(),
         Flaw::Empty => format!("give {field} a value, or leave it out"),
         Flaw::TooLong(most) => format!("shorten it to at most {most} bytes"),

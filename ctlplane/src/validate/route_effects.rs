@@ -249,7 +249,15 @@ mod tests {
     fn redirect(status: u16, scheme: &str, host: &str, port: u16, path: PathEdit) -> Redirect {
         let some = |text: &str| (!text.is_empty()).then(|| text.into());
         let port = Some(port).filter(|port| *port > 0);
-        Redirect { status, scheme: some(scheme), host: some(host), port, path, keeps_query: true }
+        Redirect {
+            status,
+            scheme: some(scheme),
+            host: some(host),
+            port,
+            path,
+            keeps_query: true,
+            relative: false,
+        }
     }
 
     fn route(host: Host, path: Path, conditions: Vec<Condition>) -> Route {

@@ -382,12 +382,14 @@ pub struct RouteRecord {
     pub path_edit: u8,
     /// 1: a redirection keeps the query.
     pub keeps_query: u8,
+    /// 1: a redirection names neither scheme nor host.
+    pub relative: u8,
     /// [`PathEditKind`].
     pub request_path_kind: u8,
     /// [`HostEditKind`].
     pub request_host_kind: u8,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
 }
 
 /// A condition of a route.

@@ -74,9 +74,9 @@ causes! {
     QueueFull = 21, "queue-full", 503;
     /// All backends stayed at their limits.
     QueueTimeout = 22, "queue-timeout", 503;
-    /// No connection to a backend: refused, or unreachable.
+    /// No connection to a backend: it refused.
     ConnectFailed = 23, "connect-failed", 502;
-    /// No connection to a backend in time.
+    /// No connection to a backend in time, or nobody has its address.
     ConnectTimeout = 24, "connect-timeout", 504;
     /// No source address and port is free towards the backend.
     SourceExhausted = 25, "source-exhausted", 503;

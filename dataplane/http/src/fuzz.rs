@@ -43,7 +43,7 @@ pub fn request(data: &[u8]) {
     }
     check_path(&read, head);
     let edits = [
-        FieldEdit::Set("X-Edit".into(), "%{client} %{path} %{host} %{backend}".into()),
+        FieldEdit::Set("X-Edit".into(), "%{client} %{path} %{host} %{backend_address}".into()),
         FieldEdit::Remove("cookie".into()),
         FieldEdit::Add("transfer-encoding".into(), "chunked".into()),
     ];
@@ -162,7 +162,7 @@ pub fn response(data: &[u8]) {
     let head = bytes.get(..read.len).unwrap_or_default();
     check_head(head, &read.fields);
     check_span(read.reason, head);
-    let edits = [FieldEdit::Set("Server".into(), "%{backend}".into())];
+    let edits = [FieldEdit::Set("Server".into(), "%{backend_address}".into())];
     let how = ResponseOut {
         edits: if bits(0) { &edits } else { &[] },
         variables: Variables { backend: bytes, ..Variables::default() },

@@ -15,7 +15,7 @@ mod response;
 use crate::cause::Cause;
 pub use connection::Connection;
 pub use fields::{Field, Fields, MAX_FIELDS};
-pub use request::{Forwards, Host, Request};
+pub use request::{Forwards, Host, RefusedLine, Request, host_and_port};
 pub use response::{Response, unfold};
 
 /// A part of a head.

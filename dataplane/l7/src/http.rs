@@ -13,6 +13,7 @@
 //!
 //! client, upstream ── records     slab ── their places and queues
 //! body ── what is to come of one  outbox, buffers ── what waits, and where it lies
+//! drain ── what is left of a body that nobody reads
 //! choose, breaker, budget ── which backend, and whether once more
 //! ```
 //!
@@ -31,6 +32,7 @@ pub mod buffers;
 pub mod choose;
 mod client;
 mod decide;
+mod drain;
 pub mod event;
 mod finish;
 pub mod footprint;

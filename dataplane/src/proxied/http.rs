@@ -184,6 +184,7 @@ impl Reader<'_> {
                 port: (route.port > 0).then_some(route.port),
                 path: self.path_edit(route.path_edit, route.second),
                 keeps_query: route.keeps_query != 0,
+                relative: route.relative != 0,
             }),
             Some(ActionKind::Respond) => Action::Respond(Respond {
                 status: route.status,

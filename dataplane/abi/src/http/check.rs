@@ -244,7 +244,7 @@ impl Proof<'_> {
                 self.empty("route.request_host", route.request_host)?;
             }
         }
-        ensure(route.reserved == [0; 2], self.what, "route.reserved", 1, "must be 0")?;
+        self.number("route.reserved", route.reserved.into(), 0..=0)?;
         self.action(route)
     }
 
@@ -255,9 +255,9 @@ impl Proof<'_> {
         self.number("route.pools", route.pools.count.into(), pools)?;
         self.inside("route.pools", &self.table.splits, route.pools)?;
         if action != ActionKind::Redirect {
-            let settings = [route.scheme, route.path_edit, route.keeps_query];
+            let settings = [route.scheme, route.path_edit, route.keeps_query, route.relative];
             ensure(
-                settings == [0; 3] && route.port == 0,
+                settings == [0; 4] && route.port == 0,
                 self.what,
                 "route.redirect",
                 1,
@@ -277,6 +277,7 @@ impl Proof<'_> {
                 ensure(statuses.contains(&status), self.what, "route.status", status, rule)?;
                 self.known("route.scheme", route.scheme, Scheme::from_u8(route.scheme))?;
                 self.number("route.keeps_query", route.keeps_query.into(), FLAG)?;
+                self.number("route.relative", route.relative.into(), FLAG)?;
                 self.value("route.first", route.first)?;
                 self.path_edit("route.second", route.path_edit, route.second)
             }

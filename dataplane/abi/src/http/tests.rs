@@ -203,7 +203,7 @@ fn fields_out_of_range_are_refused_by_name() {
         ("route.request_path", |t| t.routes[0].request_path_kind = 3),
         ("route.request_path", |t| t.routes[0].request_path_kind = 0),
         ("route.request_host_kind", |t| t.routes[0].request_host_kind = 3),
-        ("route.reserved", |t| t.routes[0].reserved[1] = 1),
+        ("route.reserved", |t| t.routes[0].reserved = 1),
         ("route.action", |t| t.routes[0].action = 3),
         ("route.pools", |t| t.routes[0].pools.count = 0),
         ("route.pools", |t| t.routes[0].pools.first = 1),

@@ -316,6 +316,50 @@ fn host(head: &[u8], authority: Span) -> Result<Host, Refusal> {
     Ok(Host { authority, name: Span::between(start, start + name_length - dots), port })
 }
 
+/// A host's name and port, where it is one as `Host` may have it.
+pub fn host_and_port(text: &[u8]) -> Option<(&[u8], Option<u16>)> {
+    let whole = Span { start: 0, len: u16::try_from(text.len()).ok()? };
+    let host = host(text, whole).ok()?;
+    Some((host.name.of(text), host.port))
+}
+
+/// What can be told of a request whose head was refused: its first line, as far as it is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RefusedLine {
+    /// Up to the first space.
+    pub method: Span,
+    /// What follows; up to the version where that is known, else all of it.
+    pub target: Span,
+    /// 1.0 or 1.1; `None`: another, or none.
+    pub version: Option<Version>,
+}
+
+impl RefusedLine {
+    /// Of bytes that are no head, or not yet; any bytes may stand in its parts.
+    pub fn of(bytes: &[u8]) -> Self {
+        let bytes = bytes.get(..usize::from(u16::MAX)).unwrap_or(bytes);
+        let is_end = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        let start = bytes.iter().take_while(|byte| is_end(byte)).count();
+        let line = bytes.get(start..).unwrap_or_default();
+        let line = line.get(..line.iter().position(is_end).unwrap_or(line.len())).unwrap_or_default();
+        let method_len = memchr::memchr(b' ', line).unwrap_or(line.len());
+        let from = (method_len + 1).min(line.len());
+        let rest = line.get(from..).unwrap_or_default();
+        let ended =
+            |version: &[u8]| rest.len().checked_sub(version.len()).filter(|_| rest.ends_with(version));
+        let (target_len, version) = match (ended(b" HTTP/1.1"), ended(b" HTTP/1.0")) {
+            (Some(len), _) => (len, Some(Version::Http11)),
+            (_, Some(len)) => (len, Some(Version::Http10)),
+            _ => (rest.len(), None),
+        };
+        Self {
+            method: Span::between(start, start + method_len),
+            target: Span::between(start + from, start + from + target_len),
+            version,
+        }
+    }
+}
+
 /// Bytes of an IPv6 address in brackets.
 fn bracketed(text: &[u8]) -> Result<usize, Refusal> {
     let end = memchr::memchr(b']', text).ok_or(Refusal::Host)?;
@@ -332,4 +376,51 @@ fn port(digits: &[u8]) -> Result<u16, Refusal> {
     }
     let number = digits.iter().fold(0_u32, |number, digit| number * 10 + u32::from(digit - b'0'));
     u16::try_from(number).map_err(|_| Refusal::Host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_refused_head_the_line_is_told() {
+        for (bytes, method, target, version) in [
+            ("GET /a HTTP/1.1\r\nHost", "GET", "/a", Some(Version::Http11)),
+            ("\r\n\r\nGET /a HTTP/1.0\n", "GET", "/a", Some(Version::Http10)),
+            ("GET /a b HTTP/1.1\r\n", "GET", "/a b", Some(Version::Http11)),
+            ("PRI * HTTP/2.0\r\n", "PRI", "* HTTP/2.0", None),
+            ("GET  /a", "GET", " /a", None),
+            ("GET HTTP/1.1\r\n", "GET", "HTTP/1.1", None),
+            ("\x16\x03\x01", "\x16\x03\x01", "", None),
+            ("G", "G", "", None),
+            ("\r\n", "", "", None),
+            ("", "", "", None),
+        ] {
+            let line = RefusedLine::of(bytes.as_bytes());
+            let text = |span: Span| String::from_utf8_lossy(span.of(bytes.as_bytes())).into_owned();
+            assert_eq!(
+                (text(line.method), text(line.target), line.version),
+                (method.to_owned(), target.to_owned(), version),
+                "{bytes:?}"
+            );
+        }
+        RefusedLine::of(&[b'a'; 70_000]);
+    }
+
+    #[test]
+    fn hosts_are_names_or_addresses_with_ports() {
+        for (text, expected) in [
+            ("a.example", Some(("a.example", None))),
+            ("a.example.:8080", Some(("a.example", Some(8_080)))),
+            ("[2001:db8::1]:1", Some(("[2001:db8::1]", Some(1)))),
+            ("", None),
+            ("a/b", None),
+            ("a b", None),
+            ("a:99999", None),
+            ("u@a", None),
+        ] {
+            let found = host_and_port(text.as_bytes());
+            assert_eq!(found, expected.map(|(name, port)| (name.as_bytes(), port)), "{text}");
+        }
+    }
 }

@@ -123,12 +123,15 @@ pub enum Flaw {
     /// Not a scheme.
     #[error("is neither `http` nor `https`")]
     Scheme,
+    /// A relative location with what it can't name.
+    #[error("names neither scheme nor host nor port; leave them out, or `relative`")]
+    Relative,
     /// A field that the proxy writes itself.
     #[error("is a field that the proxy itself writes")]
     OwnField,
     /// An unknown variable.
     #[error(
-        "names no variable; there are %{{client}}, %{{host}}, %{{path}}, %{{route}}, %{{backend}}, %{{request_id}}"
+        "names no variable; there are %{{client}}, %{{host}}, %{{path}}, %{{route}}, %{{backend_address}}, %{{request_id}}"
     )]
     Variable,
     /// Nothing was matched that could be replaced.
@@ -352,6 +355,9 @@ fn redirect(to: &Redirect, matched: &Path) -> Result<(), Refusal<'static>> {
     if let Some(port) = to.port {
         range("redirect.port", u64::from(port), 1, 65_535)?;
     }
+    if to.relative && (to.scheme.is_some() || to.host.is_some() || to.port.is_some()) {
+        return refuse("redirect.relative", "true", Flaw::Relative);
+    }
     path_edit("redirect.path", &to.path, matched)
 }
 
@@ -475,6 +481,7 @@ mod tests {
             port: None,
             path: PathEdit::Keep,
             keeps_query: true,
+            relative: false,
         };
         let respond = |status, body: usize| Respond {
             status,
@@ -544,6 +551,13 @@ mod tests {
                     Box::new(|r| r.action = Action::Redirect(redirect))
                 },
                 "redirect.port `0`",
+            ),
+            (
+                {
+                    let redirect = Redirect { port: Some(80), relative: true, ..redirect.clone() };
+                    Box::new(|r| r.action = Action::Redirect(redirect))
+                },
+                "redirect.relative `true` names neither scheme nor host",
             ),
             (
                 {

@@ -2,10 +2,16 @@
 //!
 //! Writers append to a buffer and never make it grow: what doesn't fit is [`NoRoom`], and the buffer is as it was.
 
+use core::fmt::Write as _;
+use core::net::IpAddr;
+
+use arrayvec::ArrayString;
 use thiserror::Error;
 
 use super::spec::{Mirror, Path, PathEdit, Redirect, Split};
 use super::table::trimmed;
+use crate::head::{Request, host_and_port};
+use crate::name::Known;
 
 /// The buffer's capacity is too small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -44,14 +50,39 @@ pub struct Asked<'a> {
     pub host: &'a [u8],
     /// The port that the request has named.
     pub port: Option<u16>,
+    /// The address that it has asked: the host where it names none and `Location` has to (HTTP/1.0 needs no `Host`).
+    pub address: IpAddr,
     /// The path as routes see it.
     pub path: &'a [u8],
     /// What follows the `?`; empty where there is none.
     pub query: &'a [u8],
 }
 
+impl<'a> Asked<'a> {
+    /// What a request says. Of a trusted client `X-Forwarded-Proto` and `X-Forwarded-Host` say what its own client has asked: the first
+    /// element of the first field counts, and what is neither a scheme nor a host doesn't.
+    pub fn of(request: &Request, head: &'a [u8], path: &'a [u8], address: IpAddr, is_trusted: bool) -> Self {
+        let told = |known: Known| {
+            let value = if is_trusted { request.fields.value(known, head) } else { &[] };
+            value.split(|byte| *byte == b',').next().unwrap_or_default().trim_ascii()
+        };
+        let own = (request.host.name.of(head), request.host.port);
+        let (host, port) = host_and_port(told(Known::XForwardedHost)).unwrap_or(own);
+        let is_tls = told(Known::XForwardedProto).eq_ignore_ascii_case(b"https");
+        Self {
+            scheme: if is_tls { "https" } else { "http" },
+            host,
+            port,
+            address,
+            path,
+            query: request.target.query.of(head),
+        }
+    }
+}
+
 /// Writes the `Location` of a redirect; `matched` is the route's path. It names scheme and host (RFC 9110 §10.2.2), so that a path
-/// that begins with two slashes leads nowhere else; without any host it is a path with one slash at its beginning.
+/// that begins with two slashes leads nowhere else; a relative one, and one without any host whose scheme and port stay, is a path with
+/// one slash at its beginning. Where scheme or port change and nobody has named a host, it is the address that was asked.
 pub fn write_location(
     redirect: &Redirect,
     matched: &Path,
@@ -60,11 +91,17 @@ pub fn write_location(
 ) -> Result<(), NoRoom> {
     whole(out, |out| {
         let host = redirect.host.as_ref().map_or(asked.host, |host| host.as_bytes());
-        if !host.is_empty() {
-            put(out, redirect.scheme.as_deref().unwrap_or(asked.scheme).as_bytes())?;
+        let scheme = redirect.scheme.as_deref().unwrap_or(asked.scheme);
+        let is_other_scheme = scheme != asked.scheme;
+        let is_relative = redirect.relative || host.is_empty() && !is_other_scheme && redirect.port.is_none();
+        if !is_relative {
+            put(out, scheme.as_bytes())?;
             put(out, b"://")?;
-            put(out, host)?;
-            let is_elsewhere = redirect.host.is_some() || redirect.scheme.is_some();
+            match host {
+                [] => put_address(asked.address, out)?,
+                host => put(out, host)?,
+            }
+            let is_elsewhere = redirect.host.is_some() || is_other_scheme;
             if let Some(port) = redirect.port.or(if is_elsewhere { None } else { asked.port }) {
                 let mut digits = [0; 5];
                 put(out, b":")?;
@@ -73,7 +110,7 @@ pub fn write_location(
         }
         let start = out.len();
         write_path(&redirect.path, matched, asked.path, out)?;
-        if host.is_empty() {
+        if is_relative {
             merge_slashes(out, start);
         }
         let query = if redirect.keeps_query { asked.query } else { b"" };
@@ -129,7 +166,7 @@ pub enum Variable {
     Path,
     /// `%{route}`: the route's name.
     Route,
-    /// `%{backend}`: the backend's address and port.
+    /// `%{backend_address}`: the backend's address and port. (`%{backend}` is its name, which only the access log knows.)
     Backend,
     /// `%{request_id}`: the request's id.
     RequestId,
@@ -143,7 +180,7 @@ impl Variable {
             "host" => Self::Host,
             "path" => Self::Path,
             "route" => Self::Route,
-            "backend" => Self::Backend,
+            "backend_address" => Self::Backend,
             "request_id" => Self::RequestId,
             _ => return None,
         })
@@ -206,6 +243,17 @@ fn merge_slashes(out: &mut Vec<u8>, start: usize) {
     if slashes > 1 {
         out.drain(start..start + slashes - 1);
     }
+}
+
+/// An address as a host; IPv6 in brackets (RFC 3986 §3.2.2).
+fn put_address(address: IpAddr, out: &mut Vec<u8>) -> Result<(), NoRoom> {
+    let mut text = ArrayString::<41>::new();
+    // the longest address has 39 characters
+    let _fits = match address {
+        IpAddr::V4(address) => write!(text, "{address}"),
+        IpAddr::V6(address) => write!(text, "[{address}]"),
+    };
+    put(out, text.as_bytes())
 }
 
 fn decimal(number: u16, digits: &mut [u8; 5]) -> &[u8] {
@@ -291,9 +339,16 @@ mod tests {
             port: None,
             path: PathEdit::Keep,
             keeps_query: true,
+            relative: false,
         };
-        let asked =
-            Asked { scheme: "http", host: b"a.example", port: Some(8080), path: b"/v1/x", query: b"q=1" };
+        let asked = Asked {
+            scheme: "http",
+            host: b"a.example",
+            port: Some(8080),
+            address: [192, 0, 2, 1].into(),
+            path: b"/v1/x",
+            query: b"q=1",
+        };
         let nowhere = Asked { host: b"", path: b"//evil.example/x", ..asked };
         let write = |redirect: &Redirect, asked: &Asked<'_>| {
             let mut out = room();
@@ -303,6 +358,18 @@ mod tests {
         assert_eq!(write(&plain, &asked), "http://a.example:8080/v1/x?q=1");
         let https = Redirect { scheme: Some("https".into()), ..plain.clone() };
         assert_eq!(write(&https, &asked), "https://a.example/v1/x?q=1");
+        // what is configured and no other than before changes nothing
+        let by_tls = Asked { scheme: "https", ..asked };
+        assert_eq!(write(&https, &by_tls), "https://a.example:8080/v1/x?q=1");
+        assert_eq!(write(&plain, &by_tls), "https://a.example:8080/v1/x?q=1");
+        // nobody has named a host
+        assert_eq!(write(&https, &nowhere), "https://192.0.2.1//evil.example/x?q=1");
+        let by_v6 = Asked { address: "2001:db8::1".parse().unwrap(), ..nowhere };
+        let elsewhere = Redirect { port: Some(8443), ..https.clone() };
+        assert_eq!(write(&elsewhere, &by_v6), "https://[2001:db8::1]:8443//evil.example/x?q=1");
+        let relative = Redirect { relative: true, ..plain.clone() };
+        assert_eq!(write(&relative, &asked), "/v1/x?q=1");
+        assert_eq!(write(&relative, &nowhere), "/evil.example/x?q=1");
         let port = Redirect { port: Some(443), keeps_query: false, ..https };
         assert_eq!(write(&port, &asked), "https://a.example:443/v1/x");
         let host = Redirect { host: Some("b.example".into()), ..plain.clone() };
@@ -314,6 +381,28 @@ mod tests {
             write(&Redirect { port: Some(65_535), ..plain }, &asked),
             "http://a.example:65535/v1/x?q=1"
         );
+    }
+
+    #[test]
+    fn trusted_clients_say_what_was_asked() {
+        let asked = |fields: &str, is_trusted: bool| {
+            let head = format!("GET /a?b HTTP/1.1\r\nHost: a.example:81\r\n{fields}\r\n");
+            let mut request = Request::default();
+            request.parse(head.as_bytes(), &crate::head::Limits::WIDEST).unwrap();
+            let asked = Asked::of(&request, head.as_bytes(), b"/a", [192, 0, 2, 1].into(), is_trusted);
+            let port = asked.port.map_or(String::new(), |port| format!(":{port}"));
+            format!("{}://{}{port}", asked.scheme, String::from_utf8_lossy(asked.host))
+        };
+        for (fields, expected) in [
+            ("", "http://a.example:81"),
+            ("X-Forwarded-Proto: https\r\n", "https://a.example:81"),
+            ("X-Forwarded-Proto: HTTPS, http\r\nX-Forwarded-Host: b.example\r\n", "https://b.example"),
+            ("X-Forwarded-Host: b.example:82 , c.example\r\n", "http://b.example:82"),
+            ("X-Forwarded-Host: b.example/evil\r\nX-Forwarded-Proto: ftp\r\n", "http://a.example:81"),
+        ] {
+            assert_eq!(asked(fields, true), expected, "{fields:?}");
+            assert_eq!(asked(fields, false), "http://a.example:81", "{fields:?}");
+        }
     }
 
     #[test]

@@ -37,7 +37,14 @@ pub fn fuzz_routes(data: &[u8]) {
         let mut out = Vec::with_capacity(path.len() + 64);
         let _ = edit::write_path(&route.request.path, &route.path, path, &mut out);
         if let Action::Redirect(redirect) = &route.action {
-            let asked = edit::Asked { scheme: "http", host, port: Some(80), path, query };
+            let asked = edit::Asked {
+                scheme: "http",
+                host,
+                port: Some(80),
+                address: [192, 0, 2, 1].into(),
+                path,
+                query,
+            };
             let mut out = Vec::with_capacity(request.len() + 64);
             let written = edit::write_location(redirect, &route.path, &asked, &mut out);
             assert!(written.is_ok(), "{} bytes for {}", out.capacity(), request.len());
@@ -74,6 +81,7 @@ fn route(place: usize, [host, path, more, last]: [u8; 4]) -> Route {
         port: None,
         path: if more & 0x40 == 0 { PathEdit::Keep } else { replaced.clone() },
         keeps_query: more & 0x20 == 0,
+        relative: more & 0x10 == 0,
     };
     Route {
         name: place.to_string().into(),

@@ -129,6 +129,8 @@ pub struct Redirect {
     pub path: PathEdit,
     /// Whether the query goes along.
     pub keeps_query: bool,
+    /// Whether `Location` names neither scheme nor host: they stay as they are, and none of the three above is there.
+    pub relative: bool,
 }
 
 /// A fixed response.
@@ -162,7 +164,7 @@ pub struct Edits {
     pub host: HostEdit,
 }
 
-/// A change to fields. Values may hold `%{client}`, `%{host}`, `%{path}`, `%{route}`, `%{backend}`, `%{request_id}`.
+/// A change to fields. Values may hold `%{client}`, `%{host}`, `%{path}`, `%{route}`, `%{backend_address}`, `%{request_id}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FieldEdit {
     /// Replaces all fields of the name by one.

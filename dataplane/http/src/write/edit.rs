@@ -19,7 +19,7 @@ pub struct Variables<'a> {
     pub path: &'a [u8],
     /// `%{route}`.
     pub route: &'a [u8],
-    /// `%{backend}`.
+    /// `%{backend_address}`.
     pub backend: &'a [u8],
     /// `%{request_id}`.
     pub request_id: &'a [u8],

@@ -54,10 +54,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             return self.cut(slot, cause);
         }
         client.exchange.cause = Some(cause);
-        // what is left of the request would be taken for the next
-        if !client.flags.has(Flags::REQUEST_DONE) {
-            client.flags.set(Flags::CLOSES | Flags::DISCARDS);
-        }
+        // nobody knows where such a body ends, or waits for its rest
+        let is_about_body =
+            matches!(cause, Cause::RequestChunk | Cause::RequestBodyTimeout | Cause::BodyTooLarge);
+        self.settle_body(slot, is_about_body);
         self.release_attempt(slot);
         let written = self.write_refusal(slot, cause, retry_after_s);
         self.answered(slot, cause.status(), written);
@@ -99,11 +99,9 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
 
     /// Answers a request of OPTIONS that must not go on (RFC 9110 §7.6.2, §9.3.7).
     pub(crate) fn answer_options(&mut self, slot: u32) {
+        self.settle_body(slot, false);
         let Proxy { http, .. } = &mut *self.proxy;
-        let Some(client) = http.clients.at_mut(slot) else { return };
-        if !client.flags.has(Flags::REQUEST_DONE) {
-            client.flags.set(Flags::CLOSES | Flags::DISCARDS);
-        }
+        let Some(client) = http.clients.at(slot) else { return };
         let own = Own {
             version: client.version(),
             keep_alive: !client.flags.has(Flags::CLOSES),
@@ -118,10 +116,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
 
     /// Answers as the exchange's route says.
     pub(crate) fn answer_route(&mut self, slot: u32) {
-        let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
-        if !client.flags.has(Flags::REQUEST_DONE) {
-            client.flags.set(Flags::CLOSES | Flags::DISCARDS);
-        }
+        self.settle_body(slot, false);
         let written = self.write_route_answer(slot);
         self.answered(slot, written.map_or(500, |(status, _)| status), written.map(|(_, body)| body));
     }
@@ -154,13 +149,10 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         };
         let own = match &route.action {
             Action::Redirect(redirect) => {
-                let asked = Asked {
-                    scheme: "http",
-                    host: request.host.name.of(head),
-                    port: request.host.port,
-                    path: normalise(request.target.path_or_root(head), &mut http.path).ok()?,
-                    query: request.target.query.of(head),
-                };
+                let path = normalise(request.target.path_or_root(head), &mut http.path).ok()?;
+                let address = address_of(client.destination.address);
+                let is_trusted = site.rules.tell.trusts(address_of(client.source.address));
+                let asked = Asked::of(request, head, path, address, is_trusted);
                 http.text.clear();
                 write_location(redirect, &route.path, &asked, &mut http.text).ok()?;
                 Own { status: redirect.status, location: &http.text, ..shared }

@@ -224,6 +224,7 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
                 }
             }
             Stage::Answer => self.answer_left(slot),
+            Stage::Drain => self.drain_on(slot),
             Stage::Linger => self.discard(slot),
             Stage::Tunnel => self.relay_tunnel(slot),
         }

@@ -27,7 +27,7 @@ pub(crate) const TRIED: usize = 4;
 /// ```text
 /// AwaitLease ─▶ AwaitProxy ─▶ Idle ─▶ Head ─▶ Collect ─▶ Queued ⇄ Connecting ─▶ Active ─▶ Idle
 ///                              └────────┴────────┴─────────┴──────────┴─────────────┴─▶ Answer ─▶ Idle
-/// Active ─▶ Tunnel ─▶ gone        Active, Answer ─▶ Linger ─▶ gone
+/// Active ─▶ Tunnel ─▶ gone        Active, Answer ─▶ Linger ─▶ gone        Answer ─▶ Drain ─▶ Idle
 /// ```
 /// Each may be skipped; from each a reset, a limit or a timeout leads out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,8 @@ pub(crate) enum Stage {
     Answer,
     /// Bytes pass both ways, whatever they mean.
     Tunnel,
+    /// The proxy's own answer has left; the rest of the request's body is read and let go of.
+    Drain,
     /// The last response leaves; what the client still sends is discarded.
     Linger,
 }
@@ -110,6 +112,10 @@ impl Flags {
     pub(crate) const DISCARDS: u32 = 1 << 20;
     /// It counts as a tunnel.
     pub(crate) const TUNNEL: u32 = 1 << 21;
+    /// The own answer leaves the rest of the request's body to be read and let go of; then the connection goes on.
+    pub(crate) const DRAINS: u32 = 1 << 22;
+    /// The head was refused before its version was known.
+    pub(crate) const NO_VERSION: u32 = 1 << 23;
 
     #[inline(always)]
     pub(crate) fn has(self, flags: u32) -> bool {

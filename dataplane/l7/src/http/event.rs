@@ -54,7 +54,7 @@ pub struct Exchange<'a> {
     pub attempts: u8,
     /// Whether an idle connection was used.
     pub is_reused: bool,
-    /// From the first byte of the request to the end of its head.
+    /// From the moment at which the first byte of the request was seen to the end of its head; 0 where it came as one.
     pub head_us: u32,
     /// In the queue.
     pub queue_us: u32,

@@ -85,18 +85,22 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
 
     /// After a response: the next request, or the end.
     pub(crate) fn next_or_close(&mut self, slot: u32) {
-        let Some(client) = self.proxy.http.clients.at_mut(slot) else { return };
+        let Some(client) = self.proxy.http.clients.at(slot) else { return };
         let discards = client.flags.has(Flags::DISCARDS);
         let closes = client.flags.has(Flags::CLOSES) || discards;
+        let waits = client.flags.has(Flags::DRAINS) && !closes && !self.drain(slot);
         self.finish_exchange(slot);
         if closes {
             return self.close_client(slot, discards);
+        }
+        if waits {
+            return self.await_body(slot);
         }
         self.rest(slot);
     }
 
     /// The client's connection waits for its next request.
-    fn rest(&mut self, slot: u32) {
+    pub(super) fn rest(&mut self, slot: u32) {
         let proxy = &mut *self.proxy;
         let Some(client) = proxy.http.clients.at_mut(slot) else { return };
         let Some(site) = proxy.rules.http_listener(client.listener) else {
@@ -296,7 +300,11 @@ fn told<'a, H>(
         user_agent: spans.user_agent.of(head),
         referer: spans.referer.of(head),
         request_id,
-        version: if client.flags.has(Flags::HTTP10) { 10 } else { 11 },
+        version: match () {
+            () if client.flags.has(Flags::NO_VERSION) => 0,
+            () if client.flags.has(Flags::HTTP10) => 10,
+            () => 11,
+        },
         status: exchange.status,
         cause: exchange.cause,
         bytes_in: exchange.bytes_in,

@@ -1,7 +1,7 @@
 //! What does the client ask? From the first byte of a head to the request that is decided on.
 
 use weir_http::cause::Cause;
-use weir_http::head::{Limits, Progress, Refusal, Request, Span, Version, head_end};
+use weir_http::head::{Limits, Method, Progress, Refusal, RefusedLine, Request, Span, Version, head_end};
 use weir_http::name::Known;
 use weir_l4::{Drain, address_of};
 use weir_tcp::Endpoint;
@@ -18,6 +18,8 @@ use crate::proxy::{Proxy, Run, tick};
 const AT_ONCE: usize = 32;
 /// What is there of a head is parsed while it is shorter than this, so that noise is not waited for.
 const BEGINNING: usize = 64;
+/// Bytes of a refused head in which its first line is looked for, so that it can be told: a little more than the log keeps of it.
+const REFUSED_LINE: usize = 4_608;
 
 /// What became of an attempt to read a head.
 enum Read {
@@ -203,18 +205,40 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         self.decide(slot);
     }
 
-    /// What was sent is no head: an exchange without a request, for the answer.
+    /// What was sent is no head: an exchange without a request, for the answer. Of what has come the log hears the first line.
     pub(crate) fn begin_refused(&mut self, slot: u32) {
         let http = &mut self.proxy.http;
         let Some(client) = http.clients.at_mut(slot) else { return };
         let began = if client.stage == Stage::Head { client.exchange.began } else { self.now };
-        let held = client.exchange.head.take();
+        let mut held = client.exchange.head.take();
+        let there = match &held {
+            Some(held) => http.store.bytes(held),
+            None => self.connections.peek(client.handle).unwrap_or_default(),
+        };
+        let there = there.get(..REFUSED_LINE.min(there.len())).unwrap_or_default();
+        let line = RefusedLine::of(there);
+        let method = Method::of(line.method.of(there));
+        // of what was refused where it lies only that much is kept
+        if held.is_none()
+            && !line.method.is_empty()
+            && let Some(piece) = self.connections.peek(client.handle)
+        {
+            let end = usize::from(line.target.start) + usize::from(line.target.len);
+            held = http.store.hold(piece.get(..end).unwrap_or_default());
+        }
         client.exchange = Exchange::new(began);
         client.exchange.head = held;
+        client.exchange.told = Told { method: line.method, target: line.target, ..Told::default() };
+        // an answer to HEAD has no body, whatever else is wrong with it
+        if method == Method::Head {
+            client.exchange.method = method;
+        }
         client.exchange.generation = http.generations.enter();
         client.exchange.number = http.generations.number();
         client.flags.forget_exchange();
         client.flags.set(Flags::EXCHANGE | Flags::CLOSES | Flags::DISCARDS);
+        client.flags.put(Flags::HTTP10, line.version == Some(Version::Http10));
+        client.flags.put(Flags::NO_VERSION, line.version.is_none());
         self.accounts.http_gauge(client.listener, HttpGauge::Exchanges, 1);
         self.count_idle(slot, false);
     }

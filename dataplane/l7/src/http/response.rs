@@ -1,6 +1,7 @@
 //! How does a response get to its client? Interim ones and the final one's head written anew, its body as it comes.
 
 use weir_http::cause::Cause;
+use weir_http::chunked::{Decoder, Trailers};
 use weir_http::head::{self, Limits, Method, Progress, Refusal, Version};
 use weir_http::name::Known;
 use weir_http::write::{self, ResponseOut, StickyCookie, Variables};
@@ -233,6 +234,11 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             self.attempt_failed(slot, cause);
             return Read::Gone;
         }
+        if self.proxy.http.response.body == head::Body::Chunked && self.is_body_bad(handle, len) {
+            self.give_back(gathered);
+            self.attempt_failed(slot, Cause::ResponseMalformed);
+            return Read::Gone;
+        }
         if self.wants_other(slot, status) {
             self.give_back(gathered);
             self.judge_response(slot);
@@ -259,6 +265,24 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
         if let Some(held) = held {
             self.proxy.http.store.give(held);
         }
+    }
+
+    /// Whether the chunks that came with their head are none: while the client has nothing of the response, it can still be told.
+    fn is_body_bad(&self, handle: C::Handle, head_len: usize) -> bool {
+        let (mut before, mut decoder) = (head_len, Decoder::new());
+        for piece in self.connections.waiting(handle) {
+            let mut rest = piece.get(before.min(piece.len())..).unwrap_or_default();
+            before -= before.min(piece.len());
+            while !rest.is_empty() && !decoder.is_done() {
+                let Ok(passed) = decoder.pass(rest, Trailers::Pass) else { return true };
+                rest = rest.get((passed.pass + passed.skip).max(1)..).unwrap_or_default();
+            }
+            // one that begins well may go bad later: that is what cutting it off is for
+            if before == 0 {
+                break;
+            }
+        }
+        false
     }
 
     /// Whether a status means something that nobody asked for.

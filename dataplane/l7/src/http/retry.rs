@@ -14,7 +14,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     pub(crate) fn connect_refused(&mut self, slot: u32, at: u32, handle: C::Handle) {
         let Some(upstream) = self.proxy.http.upstreams.at(at) else { return };
         let (count, cause) = match self.connections.ended(handle) {
-            Ended::TimedOut => (BackendCount::ConnectTimeouts, Cause::ConnectTimeout),
+            // nobody has answered: neither the backend nor, where a router tells so, its address
+            Ended::TimedOut | Ended::Unreachable => (BackendCount::ConnectTimeouts, Cause::ConnectTimeout),
             _ => (BackendCount::ConnectFailures, Cause::ConnectFailed),
         };
         self.accounts.backend(upstream.backend, count, 1);

@@ -113,6 +113,8 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
             Stage::Active => self.active_due(slot),
             Stage::Answer => self.cut(slot, Cause::ClientSlow),
             Stage::Tunnel => self.tunnel_due(slot),
+            // nothing of it is a request, and it has its answer
+            Stage::Drain => self.close_client(slot, false),
             Stage::Linger => self.end_client(slot, None),
         }
     }

@@ -14,6 +14,7 @@ mod bodies;
 mod drain;
 mod exchanges;
 mod heads;
+mod own;
 mod random;
 mod routes;
 mod trouble;

@@ -40,7 +40,7 @@ const ROUTES: [&str; 20] = [
     "name = \"secure\"\nhost = \"secure.test\"\nredirect = { status = 301, scheme = \"https\" }\n",
     "name = \"fixed\"\npath = \"/teapot\"\nrespond = { status = 418, body = \"short and stout\", content_type = \"text/x-tea\" }\n",
     "name = \"edits\"\npath_prefix = \"/cookies\"\npool = \"one\"\nrequest_headers = { remove = [\"X-Gone\"], set = { X-Set = \"new\" }, add = { X-Client = \"%{client}\" } }\n\
-     response_headers = { remove = [\"X-Secret\", \"Server\"], set = { X-Route = \"%{route}\" }, add = { X-From = \"%{backend}\" } }\n",
+     response_headers = { remove = [\"X-Secret\", \"Server\"], set = { X-Route = \"%{route}\" }, add = { X-From = \"%{backend_address}\" } }\n",
     "name = \"rewritten\"\npath_prefix = \"/from\"\npool = \"one\"\nrewrite = { path_prefix = \"/echo\", host = \"inner.test\" }\n",
     "name = \"to-backend\"\npath = \"/self\"\npool = \"one\"\nrewrite = { path = \"/echo\", host = \"backend\" }\n",
 ];

@@ -34,6 +34,7 @@ fn responses_without_a_date_get_one_and_others_keep_theirs() {
         port: None,
         path: PathEdit::Keep,
         keeps_query: true,
+        relative: false,
     };
     let mut world = World::new(with(|listener| {
         listener.default_pool = None;

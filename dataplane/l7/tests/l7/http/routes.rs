@@ -20,6 +20,7 @@ fn redirects_and_fixed_responses_are_answered_here() {
         port: None,
         path: PathEdit::ReplacePrefix("/new".into()),
         keeps_query: true,
+        relative: false,
     };
     let respond = Respond { status: 200, content_type: "text/html".into(), body: b"<p>".as_slice().into() };
     let mut world = World::new(with(|listener| {
@@ -52,7 +53,7 @@ fn requests_and_responses_are_edited() {
     ];
     edited.request.path = PathEdit::ReplacePrefix("/".into());
     edited.request.host = HostEdit::Backend;
-    edited.response.fields = vec![FieldEdit::Set("X-Served".into(), "%{backend}".into())];
+    edited.response.fields = vec![FieldEdit::Set("X-Served".into(), "%{backend_address}".into())];
     let mut world = World::new(Plan { backends: 1, ..with(|listener| listener.routes = [edited].into()) });
     let (client, upstream) =
         world.exchange("GET /v1/a?b HTTP/1.1\r\nHost: a.example\r\nX-Gone: 1\r\nX-From: me\r\n\r\n");
