@@ -7,6 +7,7 @@ pub mod down;
 pub mod http;
 
 use std::collections::{BTreeMap, HashMap};
+use std::num::NonZero;
 use std::sync::Arc;
 
 use weir_abi::http::HttpPoolRecord;
@@ -21,11 +22,16 @@ use weir_abi::text::{Name, Text};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, TableRef};
 use weir_l7::http::rules::HttpListener;
 
-use self::down::{Acting, Down, PoolHealth};
+use self::down::{Acting, Down};
 use crate::drain;
 use crate::model::{Model, Node, Pool};
 use crate::slots::{self, SlotsError};
 use crate::state::{Admin, Indices, Override, Overrides, Phase, PoolEntry};
+
+/// Most threads that make pools' tables.
+const MOST_BUILDERS: usize = 4;
+/// A Maglev table takes milliseconds, a thread a tenth of one.
+const POOLS_PER_BUILDER: usize = 4;
 
 /// The tables of a generation, in the root's order: node, listeners, pools by index, listeners of HTTP by index, access, its
 /// lists.
@@ -93,16 +99,33 @@ struct CachedPool {
     acting: Acting,
     revision: u64,
     image: Arc<TableImage>,
-    slots: Arc<SlotTable>,
+    slots: Arc<SlotsInput>,
 }
 
-/// A slot table and what it was made of.
-#[derive(Debug)]
-struct SlotTable {
+/// What a slot table was made of; it is at the end of its pool's image.
+#[derive(Debug, PartialEq, Eq)]
+struct SlotsInput {
     algorithm: Algorithm,
     slots: u32,
     weights: Vec<(String, u32)>,
-    table: Vec<u16>,
+}
+
+impl SlotsInput {
+    fn table(&self, pool: &str) -> Result<Vec<u16>, CompileError> {
+        if self.weights.is_empty() {
+            return Ok(vec![NO_POSITION]);
+        }
+        slots::build(self.algorithm, &self.weights, self.slots)
+            .map_err(|source| CompileError::Slots { pool: pool.to_owned(), source })
+    }
+}
+
+/// A pool's table as it was made.
+struct Built {
+    image: TableImage,
+    slots: Arc<SlotsInput>,
+    /// Not taken from the pool's earlier table.
+    has_new_slots: bool,
 }
 
 impl TableCache {
@@ -147,38 +170,59 @@ impl TableCache {
         Ok(image)
     }
 
-    fn pool(
-        &mut self,
-        name: &str,
-        model: Option<&Arc<Pool>>,
-        overrides: Option<&BTreeMap<String, Override>>,
-        health: Option<&PoolHealth>,
-        entry: &PoolEntry,
-    ) -> Result<Arc<TableImage>, CompileError> {
-        let acting = model.map_or_else(Acting::default, |pool| down::acting(pool, overrides, health));
-        let cached = self.pools.get(name);
-        if let Some(cached) = cached
-            && cached.revision == entry.revision
-            && cached.overrides.as_ref() == overrides
-            && cached.acting == acting
-            && same_pool(cached.model.as_ref(), model)
-        {
-            return Ok(cached.image.clone());
-        }
-        let old_slots = cached.map(|cached| cached.slots.clone());
-        let table = PoolInput { name, model, overrides, acting: &acting, entry };
-        let (image, slots) = table.build(old_slots, &mut self.slot_tables_built)?;
-        let image = Arc::new(image);
-        let cached = CachedPool {
-            model: model.cloned(),
-            overrides: overrides.cloned(),
-            acting,
-            revision: entry.revision,
-            image: image.clone(),
-            slots,
+    /// A pool's table, where what it would be made of is what it was made of.
+    fn pool(&self, input: &PoolInput<'_>) -> Option<Arc<TableImage>> {
+        let cached = self.pools.get(input.name)?;
+        let is_same = cached.revision == input.entry.revision
+            && cached.overrides.as_ref() == input.overrides
+            && cached.acting == input.acting
+            && same_pool(cached.model.as_ref(), input.model);
+        is_same.then(|| cached.image.clone())
+    }
+
+    /// Makes the tables of `inputs` anew, on all cores where there are many.
+    fn build(&mut self, inputs: Vec<PoolInput<'_>>) -> Result<(), CompileError> {
+        let builders = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let builders = builders.min(MOST_BUILDERS).min(inputs.len() / POOLS_PER_BUILDER).max(1);
+        let pools = &self.pools;
+        let build = |inputs: &[PoolInput<'_>]| -> Result<Vec<Built>, CompileError> {
+            inputs.iter().map(|input| input.build(pools.get(input.name))).collect()
         };
-        self.pools.insert(name.to_owned(), cached);
-        Ok(image)
+        let (here, there) = inputs.split_at(inputs.len().div_ceil(builders));
+        let built: Vec<Built> = std::thread::scope(|scope| {
+            let others: Vec<_> = there
+                .chunks(here.len().max(1))
+                .map(|inputs| {
+                    let started = std::thread::Builder::new().name("weir-tables".to_owned());
+                    // without another thread it takes longer
+                    started.spawn_scoped(scope, || build(inputs)).map_err(|_| inputs)
+                })
+                .collect();
+            let mut built = build(here)?;
+            for other in others {
+                built.extend(match other {
+                    Ok(thread) => match thread.join() {
+                        Ok(built) => built?,
+                        Err(panic) => std::panic::resume_unwind(panic),
+                    },
+                    Err(inputs) => build(inputs)?,
+                });
+            }
+            Ok(built)
+        })?;
+        for (input, built) in inputs.into_iter().zip(built) {
+            self.slot_tables_built += u64::from(built.has_new_slots);
+            let cached = CachedPool {
+                model: input.model.cloned(),
+                overrides: input.overrides.cloned(),
+                acting: input.acting,
+                revision: input.entry.revision,
+                image: Arc::new(built.image),
+                slots: built.slots,
+            };
+            self.pools.insert(input.name.to_owned(), cached);
+        }
+        Ok(())
     }
 }
 
@@ -226,10 +270,19 @@ pub fn compile(
     let mut entries: Vec<_> =
         indices.pools.iter().filter(|(_, entry)| !matches!(entry.phase, Phase::Quarantined(_))).collect();
     entries.sort_by_key(|(_, entry)| entry.index);
-    for (name, entry) in &entries {
-        let model = models.get(name.as_str()).copied();
-        tables.push(cache.pool(name, model, overrides.get(*name), down.of(name), entry)?);
-    }
+    let changed = entries
+        .iter()
+        .map(|(name, entry)| {
+            let (model, overrides) = (models.get(name.as_str()).copied(), overrides.get(*name));
+            let acting =
+                model.map_or_else(Acting::default, |pool| down::acting(pool, overrides, down.of(name)));
+            PoolInput { name, model, overrides, acting, entry }
+        })
+        .filter(|input| cache.pool(input).is_none())
+        .collect();
+    cache.build(changed)?;
+    let image = |name: &String| cache.pools.get(name).map(|cached| cached.image.clone());
+    tables.extend(entries.iter().filter_map(|(name, _)| image(name)));
     tables.extend(cache.https(model, indices)?);
     let listeners: Vec<u32> =
         listener_indices(model, indices)?.into_iter().map(|(listener, _)| listener).collect();
@@ -384,16 +437,12 @@ struct PoolInput<'a> {
     model: Option<&'a Arc<Pool>>,
     overrides: Option<&'a BTreeMap<String, Override>>,
     /// What health comes to.
-    acting: &'a Acting,
+    acting: Acting,
     entry: &'a PoolEntry,
 }
 
 impl PoolInput<'_> {
-    fn build(
-        &self,
-        old: Option<Arc<SlotTable>>,
-        built: &mut u64,
-    ) -> Result<(TableImage, Arc<SlotTable>), CompileError> {
+    fn build(&self, old: Option<&CachedPool>) -> Result<Built, CompileError> {
         let mut backends = Vec::new();
         let mut weights = Vec::new();
         let indices = self.entry.active_indices();
@@ -434,19 +483,15 @@ impl PoolInput<'_> {
         }
         let algorithm = self.model.map_or(Algorithm::Maglev, |pool| pool.algorithm);
         let slots = self.model.map_or(1, |pool| pool.slots);
-        let slots = match old {
-            Some(old) if old.algorithm == algorithm && old.slots == slots && old.weights == weights => old,
-            _ => {
-                *built += 1;
-                let table = if weights.is_empty() {
-                    Ok(vec![NO_POSITION])
-                } else {
-                    slots::build(algorithm, &weights, slots)
-                };
-                let table =
-                    table.map_err(|source| CompileError::Slots { pool: self.name.to_owned(), source })?;
-                Arc::new(SlotTable { algorithm, slots, weights, table })
-            }
+        let slots = SlotsInput { algorithm, slots, weights };
+        let (slots, kept) = match old.filter(|old| *old.slots == slots) {
+            Some(old) => (old.slots.clone(), PoolTable::parse(&old.image.reference, &old.image.bytes).ok()),
+            None => (Arc::new(slots), None),
+        };
+        let has_new_slots = kept.is_none();
+        let table = match kept {
+            Some(kept) => kept.slots,
+            None => slots.table(self.name)?,
         };
         let pool = PoolRecord {
             name: Name::new(self.name),
@@ -459,6 +504,6 @@ impl PoolInput<'_> {
             upstream: self.model.map_or(TcpRecord::POOL, |pool| pool.upstream),
             http: self.model.map_or(HttpPoolRecord::DEFAULT, |pool| http::pool(&pool.http)),
         };
-        Ok((PoolTable { pool, backends, slots: slots.table.clone() }.encode(), slots))
+        Ok(Built { image: PoolTable { pool, backends, slots: table }.encode(), slots, has_new_slots })
     }
 }

@@ -249,6 +249,8 @@ pub struct Engine {
     history: History,
     /// A backup is being taken over: that is a change whatever it changes.
     restored: bool,
+    /// A text was read since the last tick: that needed memory which is free now.
+    is_swollen: bool,
     /// Who asks for the next change.
     origin: Option<Origin>,
     /// Texts that were compared last, and how they differ: for the status.
@@ -315,6 +317,7 @@ impl Engine {
             repaired: 0,
             history,
             restored: false,
+            is_swollen: true,
             origin: None,
             compared: RefCell::new(None),
         };
@@ -418,6 +421,9 @@ impl Engine {
         }
         self.snapshots.beat();
         self.tidy();
+        if std::mem::take(&mut self.is_swollen) {
+            weir_os::heap::trim();
+        }
         self.expire(crate::changes::unix_ms())?;
         self.repair()?;
         if self.down.grow(now) {

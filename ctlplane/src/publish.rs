@@ -181,31 +181,15 @@ impl Snapshots {
         self.directory.publish(&root_name(generation), &root.encode())?;
         self.roots.insert(generation, root.tables);
         self.publisher.publish(generation);
-        self.retire()?;
+        self.forget()?;
         Ok(Published { generation, tables_written, tables: compiled.tables.len() })
     }
 
     /// Removes roots and tables that nobody can need: kept are the newest two, what the dataplane adopted, and everything from
-    /// the lowest acked generation on.
+    /// the lowest acked generation on. Files of earlier lives too: it looks through the directory.
     pub fn retire(&mut self) -> Result<usize, PublishError> {
-        let dataplane = self.publisher.dataplane();
-        let lowest = self.publisher.acked_by_all();
-        let newest: Vec<u64> = self.roots.keys().rev().take(2).copied().collect();
-        let keep = |generation: u64| {
-            newest.contains(&generation)
-                || generation == dataplane.adopted_generation
-                || dataplane.workers.iter().any(|worker| worker.acked_generation == generation)
-                || lowest.is_some_and(|lowest| generation >= lowest && lowest > 0)
-        };
-        let mut kept: HashSet<u64> = HashSet::new();
-        self.roots.retain(|generation, tables| {
-            let keep = keep(*generation);
-            if keep {
-                kept.extend(tables.iter().map(|table| table.id));
-            }
-            keep
-        });
-        let mut removed = 0;
+        let mut removed = self.forget()?;
+        let kept: HashSet<u64> = self.roots.values().flatten().map(|table| table.id).collect();
         for name in self.directory.list()? {
             let unneeded = match root_generation(&name) {
                 Some(generation) => !self.roots.contains_key(&generation),
@@ -219,6 +203,35 @@ impl Snapshots {
             }
         }
         self.verified.retain(|id, _| kept.contains(id));
+        Ok(removed)
+    }
+
+    /// As [`Self::retire`], of what this process knows: a change waits for no listing.
+    fn forget(&mut self) -> Result<usize, PublishError> {
+        let dataplane = self.publisher.dataplane();
+        let lowest = self.publisher.acked_by_all();
+        let newest: Vec<u64> = self.roots.keys().rev().take(2).copied().collect();
+        let keep = |generation: u64| {
+            newest.contains(&generation)
+                || generation == dataplane.adopted_generation
+                || dataplane.workers.iter().any(|worker| worker.acked_generation == generation)
+                || lowest.is_some_and(|lowest| generation >= lowest && lowest > 0)
+        };
+        let gone: BTreeMap<u64, Vec<TableRef>> =
+            self.roots.extract_if(.., |generation, _| !keep(*generation)).collect();
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        let mut unneeded: HashSet<u64> = gone.values().flatten().map(|table| table.id).collect();
+        for table in self.roots.values().flatten() {
+            unneeded.remove(&table.id);
+        }
+        let names = gone.into_keys().map(root_name).chain(unneeded.iter().copied().map(table_name));
+        let mut removed = 0;
+        for name in names {
+            removed += usize::from(self.directory.remove(&name)?);
+        }
+        self.verified.retain(|id, _| !unneeded.contains(id));
         Ok(removed)
     }
 }

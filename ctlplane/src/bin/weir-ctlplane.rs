@@ -43,6 +43,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    weir_os::heap::return_large_blocks();
     let arguments = Arguments::parse();
     let filter = match EnvFilter::try_new(&arguments.log) {
         Ok(filter) => filter,

@@ -190,6 +190,7 @@ impl Engine {
         }
         let published = self.put_in_force(state, model, &compiled)?;
         self.down = down;
+        self.is_swollen = true;
         Ok(Change { warnings, needs_restart, ..self.changed(published) })
     }
 

@@ -139,29 +139,97 @@ fn fill(mut claimants: Vec<Claimant>, slots: u32) -> Vec<u16> {
 /// At least `slots` turns in the order of their time, each with the claimant's place in its lower 16 bits.
 fn turns(claimants: &[Claimant], heaviest: u32, slots: u32) -> Vec<u64> {
     let total: u64 = claimants.iter().map(|claimant| u64::from(claimant.weight)).sum();
-    // Halves of turns, at most 2^24, times a weight below 2^32, leave six bits for fractions.
-    let time = |count: u64, weight: u32| (((2 * count + 1) * u64::from(heaviest)) << 6) / u64::from(weight);
     // By this time each claimant had its share and half a turn more, so that rounding down leaves enough for all slots.
     // It is below 2^32, as the heaviest weight is at most the total.
     let enough = u128::from(slots) + claimants.len() as u128;
-    let end = ((enough * u128::from(heaviest)) << 7) / u128::from(total) + 1;
+    let end = (((enough * u128::from(heaviest)) << 7) / u128::from(total) + 1) as u64;
     let mut turns = Vec::with_capacity(slots as usize + 2 * claimants.len());
     for (place, claimant) in (0u64..).zip(claimants) {
         let light = u64::from(claimant.weight) * u64::from(slots) < total;
         if light {
             turns.push(place);
         }
-        for count in u64::from(light).. {
-            let time = time(count, claimant.weight);
-            if u128::from(time) > end {
-                break;
-            }
-            turns.push(time << 16 | place);
+        let times = Times::of(claimant.weight, heaviest).skip(usize::from(light));
+        turns.extend(times.take_while(|time| *time <= end).map(|time| time << 16 | place));
+    }
+    in_order(&turns, end, slots)
+}
+
+/// When a claimant's turns come: ((2k + 1) · heaviest · 2^6) / weight, rounded down, without a division for each.
+///
+/// Halves of turns, at most 2^24, times a weight below 2^32, leave six bits for fractions.
+struct Times {
+    time: u64,
+    rest: u64,
+    step: u64,
+    step_rest: u64,
+    weight: u64,
+}
+
+impl Times {
+    fn of(weight: u32, heaviest: u32) -> Self {
+        let (half, weight) = (u64::from(heaviest) << 6, u64::from(weight));
+        let turn = 2 * half;
+        Self {
+            time: half / weight,
+            rest: half % weight,
+            step: turn / weight,
+            step_rest: turn % weight,
+            weight,
         }
     }
-    // One ascending run per claimant: the standard stable sort merges runs.
-    turns.sort();
-    turns
+}
+
+impl Iterator for Times {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let now = self.time;
+        self.time += self.step;
+        self.rest += self.step_rest;
+        if self.rest >= self.weight {
+            self.rest -= self.weight;
+            self.time += 1;
+        }
+        Some(now)
+    }
+}
+
+/// Sorts turns of times up to `end`: about one to a bucket, as times are spread evenly, and then within the buckets.
+fn in_order(turns: &[u64], end: u64, slots: u32) -> Vec<u64> {
+    let shift = (end / u64::from(slots)).checked_ilog2().unwrap_or(0);
+    let bucket = |turn: u64| (turn >> 16 >> shift) as usize;
+    let mut starts = vec![0u32; bucket(end << 16) + 2];
+    for turn in turns {
+        if let Some(count) = starts.get_mut(bucket(*turn) + 1) {
+            *count += 1;
+        }
+    }
+    let mut sum = 0;
+    for start in &mut starts {
+        sum += *start;
+        *start = sum;
+    }
+    let mut sorted = vec![0; turns.len()];
+    for turn in turns {
+        if let Some(next) = starts.get_mut(bucket(*turn)) {
+            if let Some(place) = sorted.get_mut(*next as usize) {
+                *place = *turn;
+            }
+            *next += 1;
+        }
+    }
+    // each start has moved to its bucket's end
+    let mut first = 0;
+    for last in starts {
+        if last - first > 1
+            && let Some(bucket) = sorted.get_mut(first as usize..last as usize)
+        {
+            bucket.sort_unstable();
+        }
+        first = last;
+    }
+    sorted
 }
 
 /// The table in the making.

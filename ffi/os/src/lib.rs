@@ -2,6 +2,7 @@
 //!
 //! - [`allocations`]: an allocator that counts
 //! - [`cpu`]: pin a thread, and ask where it may run
+//! - [`heap`]: what the C library does with memory that is free
 //! - [`interface`]: state, MTU and address of a network interface
 //! - [`namespace`]: move a thread into a named network namespace
 //! - [`netlink`]: addresses, routes and rules of the kernel
@@ -13,6 +14,7 @@
 
 pub mod allocations;
 pub mod cpu;
+pub mod heap;
 pub mod interface;
 pub mod namespace;
 pub mod netlink;
