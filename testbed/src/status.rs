@@ -132,6 +132,9 @@ pub(crate) struct Backend {
     pub(crate) name: String,
     /// Its weight.
     pub(crate) weight: u64,
+    /// ready, drain, maint or removed.
+    #[serde(default)]
+    pub(crate) state: String,
     /// Its counters.
     #[serde(default)]
     pub(crate) counters: Counters,

@@ -167,6 +167,11 @@ impl Process {
         self.signal(Signal::CONT)
     }
 
+    /// Asks it to end, and does not wait.
+    pub(crate) fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
     /// Kills it, as `kill -9` does, and waits for its end.
     pub(crate) fn kill(&mut self) -> Result<()> {
         self.signal(Signal::KILL)?;

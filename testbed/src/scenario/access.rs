@@ -1,7 +1,7 @@
 //! Who may begin flows: prefix lists, rates and limits per source, in L4 and where connections end in Weir.
 
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use socket2::{Domain, Protocol as Ip, Socket, Type};
@@ -53,7 +53,7 @@ fn rig(context: &Context, workers: u32, lines: &str, lists: &str) -> Result<Rig>
     );
     let rig = Rig::start_with(context, Io::AfXdp, services, |config| {
         config.dataplane = config.dataplane.replace("workers = 1", &format!("workers = {workers}"));
-        config.timeouts = "tcp_closing = \"1s\"\n".to_owned();
+        config.timeouts = "tcp_closing = \"300ms\"\n".to_owned();
         config.more = http;
     })?;
     let [v4, v6] = OTHER;
@@ -107,29 +107,39 @@ fn get(exchange: &mut Client) -> Result<()> {
     Ok(())
 }
 
-/// Sends datagrams from that address, each from a new port; how many were answered.
+/// Whether nobody answers any of those who connect, all at once; the first that was let in.
+fn unanswered(client: &Namespace, tries: &[(String, SocketAddr)]) -> Result<()> {
+    std::thread::scope(|scope| {
+        let tries: Vec<_> = tries
+            .iter()
+            .map(|(name, target)| (name, scope.spawn(|| connect(client, other(*target)?, *target))))
+            .collect();
+        for (name, thread) in tries {
+            let outcome = thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+            ensure!(outcome.is_none(), "{name}: the denied client was let in");
+        }
+        Ok(())
+    })
+}
+
+/// Sends datagrams from that address, each from a new port; how many were answered. Waits for all, or as long as an answer may take.
 fn datagrams(client: &Namespace, from: IpAddr, target: SocketAddr, count: usize) -> Result<usize> {
     client.run(|| -> Result<usize> {
-        let sockets = (0..count)
+        let mut sockets = (0..count)
             .map(|_| -> Result<std::net::UdpSocket> {
                 let socket = std::net::UdpSocket::bind((from, 0))?;
                 socket.connect(target)?;
+                socket.set_nonblocking(true)?;
                 socket.send(b"?")?;
                 Ok(socket)
             })
             .collect::<Result<Vec<_>>>()?;
-        std::thread::sleep(SILENCE);
-        let mut buffer = [0; 64];
-        let answered = |socket: &std::net::UdpSocket| {
-            socket.set_nonblocking(true).is_ok() && socket.recv(&mut buffer).is_ok()
-        };
-        Ok(sockets
-            .iter()
-            .filter({
-                let mut answered = answered;
-                move |socket| answered(socket)
-            })
-            .count())
+        let start = Instant::now();
+        while !sockets.is_empty() && start.elapsed() < SILENCE {
+            sockets.retain(|socket| socket.recv(&mut [0; 64]).is_err());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(count - sockets.len())
     })?
 }
 
@@ -145,8 +155,8 @@ fn lists(context: &Context, workers: u32) -> Result<()> {
     let denies = list(&format!("deny = [\"{v4}\", \"{v6}/128\"]\n"));
     let mut rig = rig(context, workers, "access = \"clients\"\n", &denies)?;
     let client = rig.client();
+    unanswered(&client, &streams(&rig))?;
     for (name, target) in streams(&rig) {
-        ensure!(connect(&client, other(target)?, target)?.is_none(), "{name}: the denied client was let in");
         served(&client, own(target), target).with_context(|| name.clone())?;
         ensure!(rig.weir.status()?.listener(&name, "access_denied") > 0, "{name}: no denial was counted");
     }
@@ -181,9 +191,7 @@ fn lists(context: &Context, workers: u32) -> Result<()> {
         Ok(kept)
     })?;
     tally.must_be_clean()?;
-    for (name, target) in &all {
-        ensure!(connect(&client, other(*target)?, *target)?.is_none(), "{name}: denied by file, and let in");
-    }
+    unanswered(&client, &all).context("denied by file")?;
     let explained = rig.weir.weir(&["explain", "access", "nat-tcp-ipv4", v4])?;
     ensure!(explained.contains("denied") && explained.contains(v4), "explained: {explained}");
     drop(kept);
@@ -252,10 +260,11 @@ fn connections(context: &Context, workers: u32) -> Result<()> {
         }
         drop(open);
         wait_for("ended connections to be given back", Duration::from_secs(15), || {
-            connect(&client, from, target)
+            let status = rig.weir.status()?;
+            let left = status.listener(&name, "flows_active") + status.proxy(&name, "connections_active");
+            Ok((left == 0).then_some(()))
         })
         .with_context(|| name.clone())?;
-        std::thread::sleep(Duration::from_secs(4));
         let again = all(MOST).with_context(|| format!("{name}: again"))?;
         drop(again);
     }

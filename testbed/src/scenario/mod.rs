@@ -7,7 +7,9 @@ mod access;
 mod capture;
 mod carry;
 mod change;
+mod changes;
 mod crash;
+mod drain;
 mod exception;
 mod flood;
 mod fuzzing;
@@ -100,7 +102,9 @@ fn all() -> Vec<Scenario> {
         reach::scenarios(),
         size::scenarios(),
         change::scenarios(),
+        changes::scenarios(),
         crash::scenarios(),
+        drain::scenarios(),
         exception::scenarios(),
         health::scenarios(),
         workers::scenarios(),

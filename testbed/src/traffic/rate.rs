@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::percentile;
 
+/// How long answers may take after the last request was due.
+const LATE: Duration = Duration::from_secs(2);
+
 /// What came of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Outcome {
@@ -40,6 +43,16 @@ struct Slot {
 
 /// Sends `rate` requests a second for `length`, over so many connections.
 pub(crate) fn run(target: SocketAddr, rate: u32, connections: usize, length: Duration) -> Result<Outcome> {
+    run_while(target, rate, connections, |_, passed| passed < length)
+}
+
+/// The same while `goes_on`, which is told how many were answered and for how long it has been asked. Any answer but 200 and any connection that ends is an error.
+pub(crate) fn run_while(
+    target: SocketAddr,
+    rate: u32,
+    connections: usize,
+    goes_on: impl Fn(u64, Duration) -> bool,
+) -> Result<Outcome> {
     let request = format!("GET / HTTP/1.1\r\nHost: {target}\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n");
     let events = epoll::create(CreateFlags::CLOEXEC)?;
     let mut slots = Vec::new();
@@ -52,15 +65,23 @@ pub(crate) fn run(target: SocketAddr, rate: u32, connections: usize, length: Dur
         slots.push(Slot { stream, due: None, came: 0, length: None, head: Vec::new() });
     }
     let mut free: VecDeque<usize> = (0..connections).collect();
-    let mut times = Vec::with_capacity((f64::from(rate) * length.as_secs_f64()) as usize + 1_024);
+    let mut times = Vec::with_capacity(rate as usize);
     let mut ready = Vec::with_capacity(256);
     let step = Duration::from_secs_f64(1.0 / f64::from(rate));
     let start = Instant::now();
-    let all = (length.as_secs_f64() * f64::from(rate)) as u32;
-    let (mut begun, end) = (0u32, start + length + Duration::from_secs(2));
-    while (times.len() as u32) < all && Instant::now() < end {
+    // how many are due in all, once it is over
+    let (mut begun, mut all, mut end) = (0u32, None, None);
+    while all.is_none_or(|all| begun < all || times.len() < begun as usize) {
         let now = Instant::now();
-        while begun < all && start + step * begun <= now {
+        let passed = now.duration_since(start);
+        if all.is_none() && !goes_on(times.len() as u64, passed) {
+            all = Some(((passed.as_secs_f64() * f64::from(rate)) as u32).max(begun));
+            end = Some(now + LATE);
+        }
+        if end.is_some_and(|end| now >= end) {
+            break;
+        }
+        while all.is_none_or(|all| begun < all) && start + step * begun <= now {
             let Some(number) = free.pop_front() else { break };
             let slot = &mut slots[number];
             slot.due = Some(start + step * begun);
@@ -69,7 +90,11 @@ pub(crate) fn run(target: SocketAddr, rate: u32, connections: usize, length: Dur
         }
         let next = (start + step * begun).saturating_duration_since(Instant::now());
         // who has no free connection waits for an answer
-        let wait = if free.is_empty() || begun == all { Duration::from_millis(20) } else { next };
+        let wait = if free.is_empty() || all.is_some_and(|all| begun >= all) {
+            Duration::from_millis(20)
+        } else {
+            next
+        };
         let wait = Timespec { tv_sec: 0, tv_nsec: wait.as_nanos().min(100_000_000) as i64 };
         ready.clear();
         match epoll::wait(&events, rustix::buffer::spare_capacity(&mut ready), Some(&wait)) {
@@ -90,7 +115,7 @@ pub(crate) fn run(target: SocketAddr, rate: u32, connections: usize, length: Dur
     ensure!(!times.is_empty(), "nothing was answered");
     Ok(Outcome {
         answered: times.len() as u64,
-        missing: u64::from(all) - times.len() as u64,
+        missing: u64::from(all.unwrap_or(begun)).saturating_sub(times.len() as u64),
         p50_us: percentile(&times, 0.5),
         p99_us: percentile(&times, 0.99),
         p999_us: percentile(&times, 0.999),

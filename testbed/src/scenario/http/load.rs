@@ -13,16 +13,16 @@ use crate::traffic::exchange::Client;
 use crate::traffic::http::Progress;
 
 /// What became of a load.
-pub(super) struct Outcome {
+pub(in crate::scenario) struct Outcome {
     /// Answers.
-    pub(super) answered: u64,
+    pub(in crate::scenario) answered: u64,
     /// The slowest.
-    pub(super) slowest: Duration,
+    pub(in crate::scenario) slowest: Duration,
 }
 
 /// Asks for `path` on `clients` connections, each a thread's, while `work` runs. Any answer but 200, and any connection that ends
 /// or says that it will, is an error.
-pub(super) fn beside<T>(
+pub(in crate::scenario) fn beside<T>(
     site: &mut Site,
     (port, path): (u16, &str),
     clients: usize,

@@ -4,7 +4,7 @@
 mod failures;
 mod killed;
 mod limits;
-mod load;
+pub(super) mod load;
 mod log;
 mod many;
 mod messages;
@@ -32,7 +32,7 @@ use crate::traffic::exchange::{Client, Response};
 use crate::traffic::servers::SERVER_PORT;
 
 /// What pools here say of idle connections.
-const IDLE: &str = "http = { idle = \"1s\" }\n";
+pub(super) const IDLE: &str = "http = { idle = \"1s\" }\n";
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     let groups = [
@@ -53,21 +53,21 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 
 /// Sections of a configuration, one after the other.
 #[derive(Clone, Debug)]
-struct Text(String);
+pub(super) struct Text(pub(super) String);
 
 impl Text {
     /// The vip that all listeners share.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::of(Family::Ipv4)
     }
 
     /// The same, of a family.
-    fn of(family: Family) -> Self {
+    pub(super) fn of(family: Family) -> Self {
         Self(format!("\n[[vip]]\nname = \"web\"\naddress = \"{}\"\n", vip(family, 1)))
     }
 
     /// A listener; its pool where `pool` is not empty.
-    fn listener(mut self, name: &str, port: u16, pool: &str, lines: &str) -> Self {
+    pub(super) fn listener(mut self, name: &str, port: u16, pool: &str, lines: &str) -> Self {
         let pool = if pool.is_empty() { String::new() } else { format!("pool = \"{pool}\"\n") };
         self.0 += &format!(
             "\n[[listener]]\nname = \"{name}\"\nvip = \"web\"\nprotocol = \"http\"\nport = {port}\nmode = \"proxy\"\n{pool}{lines}"
@@ -76,18 +76,18 @@ impl Text {
     }
 
     /// A route.
-    fn route(mut self, listener: &str, lines: &str) -> Self {
+    pub(super) fn route(mut self, listener: &str, lines: &str) -> Self {
         self.0 += &format!("\n[[route]]\nlistener = \"{listener}\"\n{lines}");
         self
     }
 
     /// A pool of backends at a port, by their numbers in the lab, each with more lines.
-    fn pool(self, name: &str, lines: &str, port: u16, backends: &[(usize, &str)]) -> Self {
+    pub(super) fn pool(self, name: &str, lines: &str, port: u16, backends: &[(usize, &str)]) -> Self {
         self.pool_of(Family::Ipv4, name, lines, port, backends)
     }
 
     /// The same, of backends of a family.
-    fn pool_of(
+    pub(super) fn pool_of(
         mut self,
         family: Family,
         name: &str,
@@ -105,35 +105,41 @@ impl Text {
     }
 
     /// A pool of all scripted backends.
-    fn scripted(self, name: &str, lines: &str) -> Self {
+    pub(super) fn scripted(self, name: &str, lines: &str) -> Self {
         self.pool(name, lines, SCRIPT_PORT, &[(1, ""), (2, ""), (3, "")])
     }
 
     /// A pool of all nginx.
-    fn nginx(self, name: &str, lines: &str) -> Self {
+    pub(super) fn nginx(self, name: &str, lines: &str) -> Self {
         self.pool(name, lines, SERVER_PORT, &[(1, ""), (2, ""), (3, "")])
     }
 }
 
 /// A rig with scripted backends beside its nginx.
-struct Site {
+pub(super) struct Site {
     /// Of the vip.
     family: Family,
-    backends: Backends,
-    rig: Rig,
+    /// Those that are scripted.
+    pub(super) backends: Backends,
+    /// Weir and the rest of the lab.
+    pub(super) rig: Rig,
 }
 
 impl Site {
-    fn start(context: &Context, text: Text) -> Result<Self> {
+    pub(super) fn start(context: &Context, text: Text) -> Result<Self> {
         Self::start_with(context, text, |_| {})
     }
 
-    fn start_with(context: &Context, text: Text, change: impl FnOnce(&mut Config)) -> Result<Self> {
+    pub(super) fn start_with(
+        context: &Context,
+        text: Text,
+        change: impl FnOnce(&mut Config),
+    ) -> Result<Self> {
         Self::start_as(context, Io::AfXdp, [Family::Ipv4; 2], text, change)
     }
 
     /// Through any driver; families of the vip and of the backends.
-    fn start_as(
+    pub(super) fn start_as(
         context: &Context,
         io: Io,
         [family, of_backends]: [Family; 2],
@@ -149,36 +155,41 @@ impl Site {
     }
 
     /// Where clients find a listener.
-    fn place(&self, port: u16) -> SocketAddr {
+    pub(super) fn place(&self, port: u16) -> SocketAddr {
         SocketAddr::new(vip(self.family, 1), port)
     }
 
     /// A client of the listener at that port.
-    fn client(&self, port: u16) -> Result<Client> {
+    pub(super) fn client(&self, port: u16) -> Result<Client> {
         Client::open(&self.rig.lab.client, self.place(port))
     }
 
     /// One request on a connection of its own.
-    fn ask(&self, port: u16, request: &str) -> Result<Response> {
+    pub(super) fn ask(&self, port: u16, request: &str) -> Result<Response> {
         self.client(port)?.ask(request)
     }
 
     /// A GET on a connection of its own.
-    fn get(&self, port: u16, path: &str) -> Result<Response> {
+    pub(super) fn get(&self, port: u16, path: &str) -> Result<Response> {
         self.client(port)?.get(path)
     }
 
-    fn status(&self) -> Result<Status> {
+    pub(super) fn status(&self) -> Result<Status> {
         self.rig.weir.status()
     }
 
     /// Waits until what the status says is right.
-    fn until(&self, what: &str, patience: Duration, right: impl Fn(&Status) -> bool) -> Result<Status> {
+    pub(super) fn until(
+        &self,
+        what: &str,
+        patience: Duration,
+        right: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
         wait_for(what, patience, || Ok(Some(self.status()?).filter(|status| right(status))))
     }
 
     /// The end of every scenario here.
-    fn finish(mut self) -> Result<()> {
+    pub(super) fn finish(mut self) -> Result<()> {
         self.rig.emptied()?;
         drop(self.backends);
         self.rig.finish()
@@ -186,10 +197,10 @@ impl Site {
 }
 
 /// A directory for files that a configuration names; it goes with this value.
-struct Scratch(PathBuf);
+pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Result<Self> {
+    pub(super) fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let name = format!("weir-http-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
@@ -199,7 +210,7 @@ impl Scratch {
     }
 
     /// The path of a file in it.
-    fn file(&self, name: &str) -> String {
+    pub(super) fn file(&self, name: &str) -> String {
         self.0.join(name).display().to_string()
     }
 }
