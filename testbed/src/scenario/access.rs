@@ -240,34 +240,44 @@ fn connections(context: &Context, workers: u32) -> Result<()> {
     const MOST: usize = 5;
     let mut rig = rig(context, workers, &format!("connections_per_source = {MOST}\n"), "")?;
     let client = rig.client();
-    for (name, target) in streams(&rig) {
-        let from = other(target)?;
-        let all =
-            |count: usize| (0..count).map(|_| served(&client, from, target)).collect::<Result<Vec<_>>>();
-        let mut open = all(MOST).with_context(|| name.clone())?;
-        ensure!(connect(&client, from, target)?.is_none(), "{name}: one too many was let in");
-        let counted = rig.weir.status()?.listener(&name, "access_connections");
-        ensure!(counted > 0, "{name}: no refusal was counted");
-        served(&client, own(target), target).with_context(|| format!("{name}: another source"))?;
-        if name != "http" {
-            rig.weir.kill_dataplane()?;
-            rig.weir.restart_dataplane(&rig.lab)?;
-            rig.weir.wait_until_serving(&rig.lab)?;
-            for exchange in &mut open {
-                get(exchange).with_context(|| format!("{name}: after the restart"))?;
-            }
-            ensure!(connect(&client, from, target)?.is_none(), "{name}: forgotten by the restart");
-        }
-        drop(open);
+    let (proxied, flows): (Vec<_>, Vec<_>) = streams(&rig).into_iter().partition(|(name, _)| name == "http");
+    let all = |(name, target): &(String, SocketAddr)| -> Result<Vec<Client>> {
+        let open = (0..MOST).map(|_| served(&client, other(*target)?, *target));
+        open.collect::<Result<Vec<_>>>().with_context(|| name.clone())
+    };
+    let given_back = |rig: &Rig, places: &[(String, SocketAddr)]| {
         wait_for("ended connections to be given back", Duration::from_secs(15), || {
             let status = rig.weir.status()?;
-            let left = status.listener(&name, "flows_active") + status.proxy(&name, "connections_active");
-            Ok((left == 0).then_some(()))
+            let left = places.iter().map(|(name, _)| {
+                status.listener(name, "flows_active") + status.proxy(name, "connections_active")
+            });
+            Ok((left.sum::<u64>() == 0).then_some(()))
         })
-        .with_context(|| name.clone())?;
-        let again = all(MOST).with_context(|| format!("{name}: again"))?;
-        drop(again);
+    };
+    let refused = |places: &[(String, SocketAddr)]| unanswered(&client, places);
+    let everywhere = [proxied.as_slice(), &flows].concat();
+    let open = everywhere.iter().map(all).collect::<Result<Vec<_>>>()?;
+    refused(&everywhere).context("one too many")?;
+    for (name, target) in &everywhere {
+        let counted = rig.weir.status()?.listener(name, "access_connections");
+        ensure!(counted > 0, "{name}: no refusal was counted");
+        served(&client, own(*target), *target).with_context(|| format!("{name}: another source"))?;
     }
+    drop(open);
+    given_back(&rig, &everywhere)?;
+    let again = everywhere.iter().map(all).collect::<Result<Vec<_>>>().context("again")?;
+    drop(again);
+    given_back(&rig, &everywhere)?;
+    // flows and their counts survive
+    let mut open = flows.iter().map(all).collect::<Result<Vec<_>>>()?;
+    rig.weir.kill_dataplane()?;
+    rig.weir.restart_dataplane(&rig.lab)?;
+    rig.weir.wait_until_serving(&rig.lab)?;
+    open.iter_mut().flatten().try_for_each(get).context("after the restart")?;
+    refused(&flows).context("forgotten by the restart")?;
+    drop(open);
+    given_back(&rig, &flows)?;
+    drop(flows.iter().map(all).collect::<Result<Vec<_>>>().context("again, after the restart")?);
     // a limit that comes later counts those that are there
     let place = rig.config.services.first().context("no listener")?.target();
     let from = other(place)?;

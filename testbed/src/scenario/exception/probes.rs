@@ -18,6 +18,8 @@ use crate::scenario::{Context, Scenario};
 use crate::topology::lab::{BACKENDS, Family, Io, backend_name};
 
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Shorter than the time to a SYN's first repetition: what waits so long was not answered.
+const SILENCE: Duration = Duration::from_millis(700);
 
 pub(super) fn scenarios() -> Vec<Scenario> {
     [Mode::Dsr, Mode::Ipip, Mode::Gue]
@@ -29,14 +31,14 @@ pub(super) fn scenarios() -> Vec<Scenario> {
 }
 
 /// Who answers at the vip's port, asked from that local port by the backends' network.
-fn ask(rig: &Rig, service: &Service, from: u16) -> Result<String> {
+fn ask(rig: &Rig, service: &Service, from: u16, patience: Duration) -> Result<String> {
     rig.lab.lb.run(|| -> Result<String> {
         let domain = if service.family == Family::Ipv4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         socket.bind_device(Some(b"weir-lan"))?;
         socket.bind(&SocketAddr::new(own_lan(service.family), from).into())?;
-        socket.connect_timeout(&service.target().into(), PATIENCE)?;
+        socket.connect_timeout(&service.target().into(), patience)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         let mut socket = std::net::TcpStream::from(socket);
         socket.write_all(b"GET / HTTP/1.1\r\nHost: probe\r\nConnection: close\r\n\r\n")?;
@@ -85,15 +87,15 @@ fn probe(context: &Context, mode: Mode) -> Result<()> {
                 port += 1;
                 let word = table.get(usize::from(port)).context("no word")?;
                 word.store(Probe { listener, backend }.word(), Ordering::Release);
-                let name =
-                    ask(&rig, service, port).with_context(|| of(&format!("round {round}, {number}")))?;
+                let name = ask(&rig, service, port, PATIENCE)
+                    .with_context(|| of(&format!("round {round}, {number}")))?;
                 ensure!(name == backend_name(number), "{}", of(&format!("{name} answered for {number}")));
                 word.store(0, Ordering::Release);
             }
         }
         // from a port that is not written down
         let refused = exception(&rig, "lan")?.count("kernel_refused");
-        if let Ok(name) = ask(&rig, service, port + 1_000) {
+        if let Ok(name) = ask(&rig, service, port + 1_000, SILENCE) {
             bail!("{}", of(&format!("{name} answered a stranger")));
         }
         let after = exception(&rig, "lan")?.count("kernel_refused");

@@ -149,7 +149,7 @@ fn queue(context: &Context, workers: u32) -> Result<()> {
     drop(served.pop());
     until(&rig, &service, "queued", SECOND, |now| now == queued - 1)?;
     ensure!(start.elapsed() < Duration::from_millis(1_300), "this machine is too slow for a queue of 1.5 s");
-    let ends = waiting.iter().map(|connection| (end_of(connection, 4 * SECOND), start.elapsed()));
+    let ends = waiting.iter().map(|connection| (end_of(connection, 2 * SECOND), start.elapsed()));
     let mut late = 0;
     let mut open = 0;
     for (end, after) in ends {
