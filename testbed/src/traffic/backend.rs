@@ -7,6 +7,7 @@
 //! /short /short-chunked /short-reset   less than announced                  /long          more than announced
 //! /early /early-close   an answer before the body is there                  /hint /storm/N 103, once or often
 //! /garbage/KIND /bad-chunk/KIND /fat   no HTTP, or too much of it           /gone /gone-reset  no answer at all
+//! /odd/KIND             not as it should be, but with one meaning               /fields       200 fields
 //! /race /parting        the next request, or none, finds the connection closed
 //! /flaky/KEY/N/WHAT     the first N attempts, whichever backend gets them, are WHAT; then the name
 //! CONNECT               200, then bytes come back as they are
@@ -43,6 +44,16 @@ pub(crate) const GARBAGE: [&str; 8] = [
     "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
     "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
 ];
+/// Responses that are not as they should be, but mean one thing: `hello`.
+pub(crate) const ODD: [&str; 5] = [
+    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello",
+    "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Folded: one\r\n two\r\n\r\nhello",
+    "HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello",
+    "HTTP/1.1 200 OK\r\ncontent-length:5\r\nX-Empty:\r\n\r\nhello",
+];
+/// Fields of `/fields`, as many as a response may have beside those that frame it.
+pub(crate) const FIELDS: usize = 200;
 /// Chunked bodies that are none.
 pub(crate) const BAD_CHUNKS: [&str; 5] = [
     "5\r\nhello\r\nxyz\r\n",
@@ -71,6 +82,11 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    /// Its place in the order in which all came.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The request's target.
     pub(crate) fn target(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
@@ -387,6 +403,14 @@ impl Talk {
                 )?;
                 while self.read()? {}
                 Ok(Next::End)
+            }
+            "odd" => {
+                self.write(ODD[number(0) as usize % ODD.len()].as_bytes())?;
+                Ok(Next::Request)
+            }
+            "fields" => {
+                let fields: String = (0..FIELDS).map(|at| format!("X-Field-{at}: {at}\r\n")).collect();
+                self.respond(request, "200 OK", &fields, b"hello")
             }
             "upgrade" => self.upgrade(request),
             "race" => {

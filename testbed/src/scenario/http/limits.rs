@@ -68,6 +68,7 @@ fn limits(context: &Context) -> Result<()> {
     checks.check("connections of a client", connections);
     checks.check("rates", rates);
     checks.check("collected bodies", collected);
+    checks.check("answers of Weir's own", own);
     checks.check("error pages", |site| {
         let answer = site.get(PAGES, "/x")?;
         ensure!(answer.status == 404 && answer.text() == PAGE && answer.cause().is_empty(), "{answer:?}");
@@ -76,6 +77,36 @@ fn limits(context: &Context) -> Result<()> {
     });
     checks.done()?;
     site.finish()
+}
+
+/// A refusal without a page says in words what its status means, to HEAD only in its fields; the connection goes on, and the next
+/// request is served.
+fn own(site: &mut Site) -> Result<()> {
+    let mut client = site.client(SIZES)?;
+    for method in ["GET", "HEAD"] {
+        let uri = format!("/{}", "x".repeat(1_100));
+        let answer = client.ask(&format!("{method} {uri} HTTP/1.1\r\nHost: weir.test\r\n\r\n"))?;
+        answer.must_be(414, "uri-too-long")?;
+        let words = "URI Too Long";
+        let body = if method == "HEAD" { "" } else { words };
+        ensure!(answer.text() == body, "{method}: {answer:?}");
+        ensure!(answer.field("content-length") == Some(&words.len().to_string()), "{method}: {answer:?}");
+        ensure!(
+            answer.field("content-type").is_some_and(|kind| kind.starts_with("text/plain")),
+            "{answer:?}"
+        );
+        ensure!(answer.field("date").is_some(), "no Date: {answer:?}");
+        if answer.field("connection") == Some("close") {
+            ensure!(client.ended(SECOND)? == End::Finished, "a RST after the answer");
+            client = site.client(SIZES)?;
+        }
+        client.get("/who")?.must_be(200, "").context("after a refusal")?;
+    }
+    // a page of one's own is as long for HEAD
+    let answer = site.ask(PAGES, "HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n")?;
+    ensure!(answer.status == 404 && answer.body.is_empty(), "{answer:?}");
+    ensure!(answer.field("content-length") == Some(&PAGE.len().to_string()), "{answer:?}");
+    Ok(())
 }
 
 /// Half a second, as this machine counts.
