@@ -52,7 +52,7 @@ pub(crate) const ODD: [&str; 5] = [
     "HTTP/1.1 200\r\nContent-Length: 5\r\n\r\nhello",
     "HTTP/1.1 200 OK\r\ncontent-length:5\r\nX-Empty:\r\n\r\nhello",
 ];
-/// Fields of `/fields`, as many as a response may have beside those that frame it.
+/// Fields of `/fields`.
 pub(crate) const FIELDS: usize = 200;
 /// Chunked bodies that are none.
 pub(crate) const BAD_CHUNKS: [&str; 5] = [
@@ -66,7 +66,8 @@ pub(crate) const BAD_CHUNKS: [&str; 5] = [
 /// A request that arrived.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    number: u64,
+    /// Its place in the order in which all came.
+    pub(crate) number: u64,
     /// Whose it was.
     pub(crate) backend: String,
     /// On which of its connections.
@@ -82,11 +83,6 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Its place in the order in which all came.
-    pub(crate) fn number(&self) -> u64 {
-        self.number
-    }
-
     /// The request's target.
     pub(crate) fn target(&self) -> &str {
         self.head.split(' ').nth(1).unwrap_or_default()
@@ -404,10 +400,7 @@ impl Talk {
                 while self.read()? {}
                 Ok(Next::End)
             }
-            "odd" => {
-                self.write(ODD[number(0) as usize % ODD.len()].as_bytes())?;
-                Ok(Next::Request)
-            }
+            "odd" => self.write(ODD[number(0) as usize % ODD.len()].as_bytes()).map(|()| Next::Request),
             "fields" => {
                 let fields: String = (0..FIELDS).map(|at| format!("X-Field-{at}: {at}\r\n")).collect();
                 self.respond(request, "200 OK", &fields, b"hello")

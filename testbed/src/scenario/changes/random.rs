@@ -202,8 +202,11 @@ impl Operator {
         if !self.model.routes.contains(&name) {
             // two of the same condition need another priority
             let priority = format!("priority={}", 1 + number);
-            let takes =
-                if number % 2 == 0 { "method=GET".to_owned() } else { format!("path_prefix=/{name}") };
+            let takes = if number.is_multiple_of(2) {
+                "method=GET".to_owned()
+            } else {
+                format!("path_prefix=/{name}")
+            };
             self.run(rig, "routes", &["route", "add", &name, "listener=web", &takes, &priority, &pool])?;
             self.model.routes.push(name);
         } else if self.random.below(2) == 0 {

@@ -113,7 +113,7 @@ fn odd(site: &mut Site) -> Result<()> {
     let both = site.backends.seen_of("/odd/1");
     let after = site.backends.seen();
     for seen in &both {
-        let later = after.iter().skip_while(|other| other.number() <= seen.number());
+        let later = after.iter().skip_while(|other| other.number <= seen.number);
         let again =
             later.filter(|other| (&other.backend, other.connection) == (&seen.backend, seen.connection));
         ensure!(again.count() == 0, "a connection that lied was used again");
