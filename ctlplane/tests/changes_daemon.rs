@@ -180,13 +180,16 @@ fn the_command_line_changes_looks_back_and_saves() {
     );
     good(&["pool", "set", "app", "algorithm=source-hash", "--confirm", "5m"], "unless you run: weir confirm");
     assert!(run(&daemon, &["status"]).1.contains("waiting: back to change 5 in "));
-    good(&["confirm"], "");
+    good(&["confirm"], "not taken back any more: generation");
     good(&["history"], "\"more of it\"");
     good(&["diff", "1", "3"], "backend app/three added: address 198.18.1.3:80, weight 6");
     good(&["diff"], "listener l2 added");
     good(&["backend", "remove", "app/three"], "");
     good(&["rollback", "3"], "");
-    good(&["save"], "");
+    good(&["save"], "the file says what is in force");
+    let history = daemon.send("GET", "/v1/history", "").1;
+    let first = history["changes"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!((first["number"].as_u64(), first["generation"].as_u64()), (Some(1), Some(1)));
     good(&["diff"], "no difference");
     let file = daemon.instance.directory.path().join("backup");
     good(&["backup", file.to_str().unwrap()], "");

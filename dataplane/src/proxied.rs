@@ -14,7 +14,7 @@ use weir_l7::{Counted, Key, ListenerRules, PoolRules, Rules};
 use weir_net::Prefix;
 use weir_tcp::{ConnectionConfig, KeepAlive};
 
-use crate::snapshot::Snapshot;
+use crate::snapshot::{LoadedPool, Snapshot};
 
 /// Profiles of the engine below this are those of listeners, by their index; a pool's is this and its index.
 const POOL_PROFILES: u32 = 16_384;
@@ -36,7 +36,7 @@ pub struct Proxied {
 
 impl Proxied {
     /// What a snapshot says; `pools` are those of the same generation's services.
-    pub fn of(snapshot: &Snapshot, pools: &[Arc<Pool>], mtu: u16) -> Self {
+    pub fn of(snapshot: &Snapshot, mtu: u16) -> Self {
         let node = &snapshot.node;
         let workers = node.node.worker_count.max(1);
         let (memory, http_memory) = (node.node.tcp_memory_bytes, node.node.http_memory_bytes);
@@ -60,7 +60,7 @@ impl Proxied {
         let mut rules = Vec::new();
         let mut http_pools = Vec::new();
         let mut limited = Vec::new();
-        for ((_, table), pool) in snapshot.pools.iter().zip(pools) {
+        for LoadedPool { table, pool, .. } in &snapshot.pools {
             let profile = u16::try_from(POOL_PROFILES + table.pool.index).ok();
             let Some(profile) = profile.filter(|_| used.contains(&table.pool.index)) else { continue };
             proxied.profiles.push((profile, connection_of(&table.pool.upstream, node, mtu)));

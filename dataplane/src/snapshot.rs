@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use hugepages::segment::{SegmentDir, SegmentError};
 use weir_abi::image::{MAX_ROOT_BYTES, MAX_TABLE_BYTES};
-use weir_abi::record::{Application, Drain, Mode, NO_INDEX};
+use weir_abi::record::{Algorithm, Application, Drain, Mode, NO_INDEX};
 use weir_abi::{
     HttpTable, ListenersTable, NodeTable, PoolTable, Root, SnapshotError, TableKind, TableRef,
     root_generation, root_name, table_name,
 };
+use weir_l4::{Pool, services};
 use weir_l7::http::site::Site;
 
 use crate::access::Access;
@@ -30,8 +31,8 @@ pub struct Snapshot {
     /// Vips and listeners.
     pub listeners: Arc<ListenersTable>,
     listeners_id: u64,
-    /// Pools with the id of their table.
-    pub pools: Vec<(u64, Arc<PoolTable>)>,
+    /// Pools, by their tables.
+    pub pools: Vec<LoadedPool>,
     /// Listeners of HTTP with the id of their table.
     pub sites: Vec<(u64, HttpSite)>,
     /// What listeners ask of new flows.
@@ -46,6 +47,36 @@ impl Snapshot {
         for record in proxies.filter(|record| record.drain == Drain::No as u8) {
             record.drain = Drain::Yes as u8;
         }
+    }
+}
+
+/// A pool as workers balance with it: made once for each table, as its slots may be many.
+#[derive(Clone, Debug)]
+pub struct LoadedPool {
+    /// Of the table.
+    pub id: u64,
+    /// The table, without its slots.
+    pub table: Arc<PoolTable>,
+    /// The slots and whom they name.
+    pub pool: Arc<Pool>,
+}
+
+impl LoadedPool {
+    fn of(id: u64, mut table: PoolTable) -> Self {
+        let pool = Pool {
+            index: table.pool.index,
+            algorithm: match Algorithm::from_u8(table.pool.algorithm) {
+                // the latter two are for proxied connections; their slots are a schedule too
+                Some(Algorithm::RoundRobin | Algorithm::LeastConn | Algorithm::RandomTwo) => {
+                    services::Algorithm::RoundRobin
+                }
+                Some(Algorithm::SourceHash) => services::Algorithm::SourceHash,
+                Some(Algorithm::Maglev) | None => services::Algorithm::Maglev,
+            },
+            slots: std::mem::take(&mut table.slots).into_boxed_slice(),
+            members: table.backends.iter().map(|backend| backend.index).collect(),
+        };
+        Self { id, table: Arc::new(table), pool: Arc::new(pool) }
     }
 }
 
@@ -120,8 +151,8 @@ impl Snapshot {
         let [node_ref, listeners_ref, ..] = root.tables.as_slice() else {
             return Err(LoadError::Reference { generation, problem: "too few tables:", value: 0 });
         };
-        let previous_pools: HashMap<u64, &Arc<PoolTable>> =
-            previous.iter().flat_map(|previous| &previous.pools).map(|(id, pool)| (*id, pool)).collect();
+        let previous_pools: HashMap<u64, &LoadedPool> =
+            previous.iter().flat_map(|previous| &previous.pools).map(|pool| (pool.id, pool)).collect();
         let node = match previous.filter(|previous| previous.node_id == node_ref.id) {
             Some(previous) => Arc::clone(&previous.node),
             None => Arc::new(NodeTable::parse(node_ref, &table(directory, node_ref)?)?),
@@ -133,10 +164,12 @@ impl Snapshot {
         let mut pools = Vec::new();
         for reference in root.of_kind(TableKind::Pool) {
             let pool = match previous_pools.get(&reference.id) {
-                Some(pool) => Arc::clone(pool),
-                None => Arc::new(PoolTable::parse(reference, &table(directory, reference)?)?),
+                Some(pool) => LoadedPool::clone(pool),
+                None => {
+                    LoadedPool::of(reference.id, PoolTable::parse(reference, &table(directory, reference)?)?)
+                }
             };
-            pools.push((reference.id, pool));
+            pools.push(pool);
         }
         let known: HashMap<u64, &HttpSite> =
             previous.iter().flat_map(|previous| &previous.sites).map(|(id, site)| (*id, site)).collect();
@@ -176,17 +209,18 @@ impl Snapshot {
         let error =
             |problem, value| Err(LoadError::Reference { generation: self.generation, problem, value });
         let mut pools = HashMap::new();
-        let mut backends = HashMap::new();
-        for (_, pool) in &self.pools {
+        let mut is_backend = vec![false; self.node.node.backend_capacity as usize];
+        for pool in self.pools.iter().map(|pool| &pool.table) {
             if pools.insert(pool.pool.index, ()).is_some() {
                 return error("two pools have index", u64::from(pool.pool.index));
             }
             for backend in &pool.backends {
-                if backends.insert(backend.index, ()).is_some() {
-                    return error("two backends have index", u64::from(backend.index));
-                }
-                if backend.index >= self.node.node.backend_capacity {
-                    return error("a backend's index is beyond backend_capacity:", u64::from(backend.index));
+                let index = u64::from(backend.index);
+                let Some(is_known) = is_backend.get_mut(backend.index as usize) else {
+                    return error("a backend's index is beyond backend_capacity:", index);
+                };
+                if std::mem::replace(is_known, true) {
+                    return error("two backends have index", index);
                 }
             }
         }
@@ -352,9 +386,9 @@ mod tests {
         assert_eq!((snapshot.generation, snapshot.node_id), (7, root.tables[0].id));
         assert_eq!(snapshot.node.ports[1].name.as_str(), "lan");
         assert_eq!(snapshot.listeners.listeners.len(), 2);
-        let pools: Vec<u64> = snapshot.pools.iter().map(|(id, _)| *id).collect();
+        let pools: Vec<u64> = snapshot.pools.iter().map(|pool| pool.id).collect();
         assert_eq!(pools, [root.tables[2].id, root.tables[3].id]);
-        assert_eq!(snapshot.pools[1].1.backends[0].index, 2);
+        assert_eq!(snapshot.pools[1].table.backends[0].index, 2);
     }
 
     #[test]
@@ -473,8 +507,9 @@ mod tests {
         }
         let second = Snapshot::load(&directory, 2, Some(&first)).unwrap();
         assert!(Arc::ptr_eq(&first.node, &second.node) && Arc::ptr_eq(&first.listeners, &second.listeners));
-        assert!(Arc::ptr_eq(&first.pools[0].1, &second.pools[0].1));
-        assert_eq!(second.pools[1].1.backends[0].weight, 5);
+        assert!(Arc::ptr_eq(&first.pools[0].table, &second.pools[0].table));
+        assert!(Arc::ptr_eq(&first.pools[0].pool, &second.pools[0].pool), "nor made again");
+        assert_eq!(second.pools[1].table.backends[0].weight, 5);
         assert!(Snapshot::load(&directory, 2, None).is_err(), "the files are gone");
     }
 

@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use weir_abi::record::{AddressUse, AdminState, Algorithm, Drain, ListenerRecord, Mode, OnDown, Timeout};
-use weir_abi::{NodeTable, PoolTable};
+use weir_abi::NodeTable;
+use weir_abi::record::{AddressUse, AdminState, Drain, ListenerRecord, Mode, OnDown, Timeout};
 use weir_l4::rate::TICKS_PER_SECOND;
 use weir_l4::services::{self, FoldState};
 use weir_l4::table::Lifetimes;
-use weir_l4::{Backend, Listener, Parts, Pool, Services, bits_of};
+use weir_l4::{Backend, Listener, Parts, Services, bits_of};
 use weir_net::Prefix;
 
 use crate::neighbour::{NeighbourId, Neighbours};
@@ -122,8 +122,8 @@ impl View {
             proxied: Proxied::default(),
         };
         let mut backends = Vec::new();
-        for table in &snapshot.pools {
-            for record in &table.1.backends {
+        for pool in &snapshot.pools {
+            for record in &pool.table.backends {
                 if let Some(backend) = view.backend(record, neighbours, now_ms) {
                     backends.push((record.index, backend));
                 }
@@ -149,7 +149,7 @@ impl View {
             listeners: listeners_of(snapshot, previous),
             policies,
             access,
-            pools: snapshot.pools.iter().map(|(_, table)| pool_of(table)).collect(),
+            pools: snapshot.pools.iter().map(|pool| Arc::clone(&pool.pool)).collect(),
             backends,
             vips: view.vips.iter().copied().collect(),
             own: addresses(AddressUse::Own).collect(),
@@ -165,7 +165,7 @@ impl View {
             smallest_mtu: view.ports.iter().map(|port| port.mtu).min().unwrap_or(1_500),
         };
         let mtu = parts.smallest_mtu;
-        view.proxied = Proxied::of(snapshot, &parts.pools, mtu);
+        view.proxied = Proxied::of(snapshot, mtu);
         view.services = Arc::new(Services::new(parts));
         view
     }
@@ -279,22 +279,6 @@ fn timeout_of(node: &NodeTable, timeout: Timeout) -> u32 {
     ticks(node.node.timeouts_ms.get(timeout as usize).copied().unwrap_or(0))
 }
 
-fn pool_of(table: &PoolTable) -> Arc<Pool> {
-    Arc::new(Pool {
-        index: table.pool.index,
-        algorithm: match Algorithm::from_u8(table.pool.algorithm) {
-            // the latter two are for proxied connections; their slots are a schedule too
-            Some(Algorithm::RoundRobin | Algorithm::LeastConn | Algorithm::RandomTwo) => {
-                services::Algorithm::RoundRobin
-            }
-            Some(Algorithm::SourceHash) => services::Algorithm::SourceHash,
-            Some(Algorithm::Maglev) | None => services::Algorithm::Maglev,
-        },
-        slots: table.slots.clone().into_boxed_slice(),
-        members: table.backends.iter().map(|backend| backend.index).collect(),
-    })
-}
-
 fn drains_of(snapshot: &Snapshot) -> Vec<(u16, services::Drain)> {
     let drain = |record: &ListenerRecord| {
         let drain = match Drain::from_u8(record.drain)? {
@@ -349,7 +333,7 @@ mod tests {
     use super::*;
     use crate::sample::{self, GATEWAY, Generation, LAN, SNAT, VIP, VIP_V6, WAN, ip};
     use hugepages::segment::SegmentDir;
-    use weir_abi::record::AdminState as Admin;
+    use weir_abi::record::{AdminState as Admin, Algorithm};
 
     struct Built {
         view: View,

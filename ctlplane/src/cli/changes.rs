@@ -132,6 +132,17 @@ pub(super) fn answered(answer: Result<Applied, ClientError>, json: bool) -> Exit
     }
 }
 
+/// As [`answered`]; what it did where no table had to change is told in its own words.
+pub(super) fn answered_as(answer: Result<Applied, ClientError>, json: bool, done: &str) -> Exit {
+    match answer {
+        Ok(applied) if !json && applied.outcome == Outcome::Unchanged => {
+            print(&format!("{done}: generation {} is in force\n", applied.generation));
+            Exit::Good
+        }
+        answer => answered(answer, json),
+    }
+}
+
 pub(super) fn apply(client: &Client, file: Option<&Path>, revision: Option<&str>, manner: &Manner) -> Exit {
     if let Some(revision) = revision {
         let path = format!("/v1/apply?revision={}&{}", percent_encode(revision), manner.query());

@@ -337,9 +337,13 @@ pub fn run(arguments: &Arguments) -> Exit {
         Command::Apply { file, revision, manner } => {
             changes::apply(&client, file.as_deref(), revision.as_deref(), manner)
         }
-        Command::Confirm { json } => changes::answered(client.post_text("/v1/confirm", ""), *json),
+        Command::Confirm { json } => {
+            let answer = client.post_text("/v1/confirm", "");
+            changes::answered_as(answer, *json, "confirmed, it is not taken back any more")
+        }
         Command::Save { force, json } => {
-            changes::answered(client.post_text(&format!("/v1/save?force={force}"), ""), *json)
+            let answer = client.post_text(&format!("/v1/save?force={force}"), "");
+            changes::answered_as(answer, *json, "saved, the file says what is in force")
         }
         Command::Discard { json } => changes::answered(client.post_text("/v1/discard", ""), *json),
         Command::History { json } => changes::history(&client, *json),

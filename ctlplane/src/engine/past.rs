@@ -34,7 +34,9 @@ impl Engine {
         let last = self.history.last();
         let number = self.state.number.max(last) + 1;
         let origin = Origin::daemon(&format!("{how} with {}", self.options.config.display()));
-        let mut entry = Entry::new(number, self.state.generation, unix_ms(), origin);
+        // the very first is about to be published
+        let generation = self.state.generation.max(self.snapshots.published()).max(1);
+        let mut entry = Entry::new(number, generation, unix_ms(), origin);
         entry.config = self.store.hash_of(&self.state.config);
         entry.config_bytes = self.state.config.len() as u64;
         // an error is met again, and told, where the state is saved
