@@ -403,7 +403,7 @@ fn take(engine: &mut Engine, step: &Step) -> Result<(), EngineError> {
         }
         Step::AddListener(port) => {
             let fields =
-                json!({ "vip": "web", "port": port, "protocol": "udp", "mode": "dsr", "pool": "other" });
+                json!({ "vip": "web", "port": port, "protocol": "udp", "mode": "nat", "pool": "other" });
             engine.edit(&[edit("add", "listener", "extra", fields)], &force)
         }
         Step::RemoveListener => engine.edit(&[edit("remove", "listener", "extra", json!({}))], &force),

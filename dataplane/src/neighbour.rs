@@ -4,9 +4,10 @@
 //! clients on the link are asked for when a worker wants them and forgotten after a while. Bounded: [`LIMIT`] dynamic
 //! entries, the oldest makes room. Workers hold copies that [`Neighbours::poll`] keeps current.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
+use weir_l4::services::FoldState;
 use weir_net::Mac;
 
 /// Most dynamic entries.
@@ -90,7 +91,7 @@ struct Entry {
 /// The cache.
 #[derive(Debug)]
 pub struct Neighbours {
-    by_id: HashMap<NeighbourId, Entry>,
+    by_id: HashMap<NeighbourId, Entry, FoldState>,
     by_address: HashMap<(u16, IpAddr), NeighbourId>,
     next_id: u32,
     /// Ids that the workers have been told to forget. They index by id, so ids must stay few, whatever addresses are asked for.
@@ -103,7 +104,7 @@ impl Neighbours {
     /// An empty cache whose answers are good for `reachable_ms`.
     pub fn new(reachable_ms: u64) -> Self {
         Self {
-            by_id: HashMap::new(),
+            by_id: HashMap::default(),
             by_address: HashMap::new(),
             next_id: 0,
             free_ids: Vec::new(),
@@ -127,7 +128,7 @@ impl Neighbours {
     }
 
     /// The configuration names only these any more; the others become dynamic.
-    pub fn retain_configured(&mut self, wanted: &std::collections::HashSet<NeighbourId>, now_ms: u64) {
+    pub fn retain_configured(&mut self, wanted: &HashSet<NeighbourId, FoldState>, now_ms: u64) {
         for entry in self.by_id.values_mut().filter(|entry| !wanted.contains(&entry.id)) {
             if entry.configured {
                 entry.configured = false;

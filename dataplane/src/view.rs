@@ -34,7 +34,7 @@ pub struct View {
     /// Packets that a worker may hand to the kernel, per second.
     pub exception_rate: u32,
     /// Next hops that this generation names.
-    pub next_hops: HashSet<NeighbourId>,
+    pub next_hops: HashSet<NeighbourId, FoldState>,
 }
 
 /// A port's addresses.
@@ -97,7 +97,7 @@ impl View {
     ) -> Self {
         let node = &snapshot.node;
         let ports = ports_of(node);
-        let mut next_hops = HashSet::new();
+        let mut next_hops = HashSet::default();
         let mut routes = Vec::new();
         for (index, port) in (0u16..).zip(&ports) {
             routes.extend(port.own.iter().map(|prefix| Route::new(prefix, index, None)));

@@ -103,6 +103,8 @@ impl Server {
         let listener = namespace.run(|| -> std::io::Result<TcpListener> {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
+            // a server of one address listens beside that of all
+            socket.set_reuse_port(true)?;
             socket.bind(&place.into())?;
             socket.listen(4_096)?;
             Ok(socket.into())

@@ -10,6 +10,7 @@
 )]
 #![expect(unreachable_pub, reason = "nothing is reachable from outside a test")]
 
+mod access;
 mod flows;
 mod fragments;
 mod full;
