@@ -20,6 +20,7 @@ use weir_abi::record::{
 };
 use weir_abi::text::{Name, Text};
 use weir_abi::{ListenersTable, NodeTable, PoolTable, TableRef};
+use weir_balance::maglev::Builder;
 use weir_l7::http::rules::HttpListener;
 
 use self::down::{Acting, Down};
@@ -75,6 +76,17 @@ pub struct TableCache {
     https: HashMap<u32, CachedHttp>,
     lists: access::ListCache,
     slot_tables_built: u64,
+    scratch: Scratch,
+}
+
+/// What a table takes to be made; a clone of the cache makes its own.
+#[derive(Debug, Default)]
+struct Scratch(Builder);
+
+impl Clone for Scratch {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -85,11 +97,38 @@ struct CachedHttp {
     image: Arc<TableImage>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct ListenersInput {
+    /// In the state that the operator wants now.
     listeners: Vec<crate::model::Listener>,
     vips: Vec<crate::model::Vip>,
     indices: Vec<(u32, u32)>,
+}
+
+impl ListenersInput {
+    fn of(model: &Model, overrides: &Overrides, indices: &[(u32, u32)]) -> Self {
+        let mut listeners = model.listeners.clone();
+        for listener in &mut listeners {
+            listener.state = drain::effective(listener, overrides);
+        }
+        Self { listeners, vips: model.vips.clone(), indices: indices.to_vec() }
+    }
+
+    /// Whether it is [`Self::of`] these.
+    fn is_of(&self, model: &Model, overrides: &Overrides, indices: &[(u32, u32)]) -> bool {
+        let is_same = |(mine, listener): (&crate::model::Listener, &crate::model::Listener)| {
+            let state = drain::effective(listener, overrides);
+            if state == listener.state {
+                mine == listener
+            } else {
+                *mine == crate::model::Listener { state, ..listener.clone() }
+            }
+        };
+        self.indices == indices
+            && self.vips == model.vips
+            && self.listeners.len() == model.listeners.len()
+            && self.listeners.iter().zip(&model.listeners).all(is_same)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -111,11 +150,11 @@ struct SlotsInput {
 }
 
 impl SlotsInput {
-    fn table(&self, pool: &str) -> Result<Vec<u16>, CompileError> {
+    fn table(&self, pool: &str, scratch: &mut Builder) -> Result<Vec<u16>, CompileError> {
         if self.weights.is_empty() {
             return Ok(vec![NO_POSITION]);
         }
-        slots::build(self.algorithm, &self.weights, self.slots)
+        slots::build(scratch, self.algorithm, &self.weights, self.slots)
             .map_err(|source| CompileError::Slots { pool: pool.to_owned(), source })
     }
 }
@@ -145,29 +184,16 @@ impl TableCache {
         image
     }
 
-    fn listeners(
-        &mut self,
-        model: &Model,
-        overrides: &Overrides,
-        indices: &Indices,
-    ) -> Result<Arc<TableImage>, CompileError> {
-        let mut listeners = model.listeners.clone();
-        for listener in &mut listeners {
-            listener.state = drain::effective(listener, overrides);
-        }
-        let input = ListenersInput {
-            listeners,
-            vips: model.vips.clone(),
-            indices: listener_indices(model, indices)?,
-        };
-        if let Some((cached, image)) = &self.listeners
-            && *cached == input
+    fn listeners(&mut self, model: &Model, overrides: &Overrides, indices: &[(u32, u32)]) -> Arc<TableImage> {
+        if let Some((input, image)) = &self.listeners
+            && input.is_of(model, overrides, indices)
         {
-            return Ok(image.clone());
+            return image.clone();
         }
+        let input = ListenersInput::of(model, overrides, indices);
         let image = Arc::new(listeners_table(&input).encode());
         self.listeners = Some((input, image.clone()));
-        Ok(image)
+        image
     }
 
     /// A pool's table, where what it would be made of is what it was made of.
@@ -184,9 +210,9 @@ impl TableCache {
     fn build(&mut self, inputs: Vec<PoolInput<'_>>) -> Result<(), CompileError> {
         let builders = std::thread::available_parallelism().map_or(1, NonZero::get);
         let builders = builders.min(MOST_BUILDERS).min(inputs.len() / POOLS_PER_BUILDER).max(1);
-        let pools = &self.pools;
-        let build = |inputs: &[PoolInput<'_>]| -> Result<Vec<Built>, CompileError> {
-            inputs.iter().map(|input| input.build(pools.get(input.name))).collect()
+        let (pools, scratch) = (&self.pools, &mut self.scratch.0);
+        let build = |inputs: &[PoolInput<'_>], scratch: &mut Builder| -> Result<Vec<Built>, CompileError> {
+            inputs.iter().map(|input| input.build(pools.get(input.name), scratch)).collect()
         };
         let (here, there) = inputs.split_at(inputs.len().div_ceil(builders));
         let built: Vec<Built> = std::thread::scope(|scope| {
@@ -195,17 +221,17 @@ impl TableCache {
                 .map(|inputs| {
                     let started = std::thread::Builder::new().name("weir-tables".to_owned());
                     // without another thread it takes longer
-                    started.spawn_scoped(scope, || build(inputs)).map_err(|_| inputs)
+                    started.spawn_scoped(scope, || build(inputs, &mut Builder::default())).map_err(|_| inputs)
                 })
                 .collect();
-            let mut built = build(here)?;
+            let mut built = build(here, scratch)?;
             for other in others {
                 built.extend(match other {
                     Ok(thread) => match thread.join() {
                         Ok(built) => built?,
                         Err(panic) => std::panic::resume_unwind(panic),
                     },
-                    Err(inputs) => build(inputs)?,
+                    Err(inputs) => build(inputs, scratch)?,
                 });
             }
             Ok(built)
@@ -228,24 +254,24 @@ impl TableCache {
 
 impl TableCache {
     /// The tables of all listeners of HTTP, by index.
-    fn https(&mut self, model: &Model, indices: &Indices) -> Result<Vec<Arc<TableImage>>, CompileError> {
+    fn https(&mut self, model: &Model, indices: &Indices, listeners: &[(u32, u32)]) -> Vec<Arc<TableImage>> {
         let pools = |pool: &Arc<Pool>| indices.pools.get(&pool.name).map_or(NO_INDEX, |entry| entry.index);
         let pools: Arc<[u32]> = model.pools.iter().map(pools).collect();
         let mut tables = BTreeMap::new();
-        for (listener, (index, _)) in model.listeners.iter().zip(listener_indices(model, indices)?) {
+        for (listener, (index, _)) in model.listeners.iter().zip(listeners) {
             let Some(rules) = &listener.http else { continue };
-            let cached = self.https.get(&index).filter(|cached| {
+            let cached = self.https.get(index).filter(|cached| {
                 cached.pools == pools && (Arc::ptr_eq(&cached.rules, rules) || cached.rules == *rules)
             });
             let image = match cached {
                 Some(cached) => cached.image.clone(),
-                None => Arc::new(http::table(index, rules, &pools).encode()),
+                None => Arc::new(http::table(*index, rules, &pools).encode()),
             };
-            tables.insert(index, CachedHttp { rules: rules.clone(), pools: pools.clone(), image });
+            tables.insert(*index, CachedHttp { rules: rules.clone(), pools: pools.clone(), image });
         }
         let images = tables.values().map(|cached| cached.image.clone()).collect();
         self.https = tables.into_iter().collect();
-        Ok(images)
+        images
     }
 }
 
@@ -265,7 +291,8 @@ pub fn compile(
     indices: &Indices,
     cache: &mut TableCache,
 ) -> Result<Compiled, CompileError> {
-    let mut tables = vec![cache.node(&model.node), cache.listeners(model, overrides, indices)?];
+    let listeners = listener_indices(model, indices)?;
+    let mut tables = vec![cache.node(&model.node), cache.listeners(model, overrides, &listeners)];
     let models: HashMap<&str, &Arc<Pool>> = model.pools.iter().map(|p| (p.name.as_str(), p)).collect();
     let mut entries: Vec<_> =
         indices.pools.iter().filter(|(_, entry)| !matches!(entry.phase, Phase::Quarantined(_))).collect();
@@ -283,9 +310,8 @@ pub fn compile(
     cache.build(changed)?;
     let image = |name: &String| cache.pools.get(name).map(|cached| cached.image.clone());
     tables.extend(entries.iter().filter_map(|(name, _)| image(name)));
-    tables.extend(cache.https(model, indices)?);
-    let listeners: Vec<u32> =
-        listener_indices(model, indices)?.into_iter().map(|(listener, _)| listener).collect();
+    tables.extend(cache.https(model, indices, &listeners));
+    let listeners: Vec<u32> = listeners.into_iter().map(|(listener, _)| listener).collect();
     tables.extend(cache.lists.tables(model, &listeners));
     cache.pools.retain(|name, _| indices.pools.contains_key(name));
     Ok(Compiled { tables })
@@ -442,7 +468,7 @@ struct PoolInput<'a> {
 }
 
 impl PoolInput<'_> {
-    fn build(&self, old: Option<&CachedPool>) -> Result<Built, CompileError> {
+    fn build(&self, old: Option<&CachedPool>, scratch: &mut Builder) -> Result<Built, CompileError> {
         let mut backends = Vec::new();
         let mut weights = Vec::new();
         let indices = self.entry.active_indices();
@@ -491,7 +517,7 @@ impl PoolInput<'_> {
         let has_new_slots = kept.is_none();
         let table = match kept {
             Some(kept) => kept.slots,
-            None => slots.table(self.name)?,
+            None => slots.table(self.name, scratch)?,
         };
         let pool = PoolRecord {
             name: Name::new(self.name),

@@ -238,7 +238,7 @@ pub struct Engine {
     options: Options,
     store: Store,
     state: State,
-    model: Model,
+    model: Arc<Model>,
     cache: TableCache,
     /// What health found since this process began.
     down: Down,
@@ -262,11 +262,13 @@ fn check(
     name: &str,
     machine: &Machine,
     files: &mut Files,
-) -> Result<(Model, Vec<Report>), EngineError> {
+) -> Result<(Arc<Model>, Vec<Report>), EngineError> {
     let source = Source { name, text };
     let (model, diagnostics) = validate::load_with(source, machine, files);
     let reports = source.reports(&diagnostics);
-    model.map(|model| (model, reports.clone())).ok_or(EngineError::Config { name: name.to_owned(), reports })
+    model
+        .map(|model| (model.into(), reports.clone()))
+        .ok_or(EngineError::Config { name: name.to_owned(), reports })
 }
 
 impl Engine {
@@ -349,7 +351,7 @@ impl Engine {
     fn commit(
         &mut self,
         mut state: State,
-        model: Model,
+        model: Arc<Model>,
         compiled: &Compiled,
     ) -> Result<Published, EngineError> {
         state.generation = self.state.generation.max(self.snapshots.published()) + 1;
@@ -375,7 +377,7 @@ impl Engine {
     fn put_in_force(
         &mut self,
         mut state: State,
-        model: Model,
+        model: Arc<Model>,
         compiled: &Compiled,
     ) -> Result<Option<Published>, EngineError> {
         if !self.snapshots.needs_nothing(compiled) {
@@ -404,7 +406,7 @@ impl Engine {
         }
     }
 
-    fn adopt(&mut self, state: State, model: Model) {
+    fn adopt(&mut self, state: State, model: Arc<Model>) {
         self.state = state;
         self.model = model;
         for entry in &self.state.pending {
@@ -485,7 +487,7 @@ impl Engine {
     }
 
     /// The configuration in force.
-    pub fn model(&self) -> &Model {
+    pub fn model(&self) -> &Arc<Model> {
         &self.model
     }
 

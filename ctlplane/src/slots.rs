@@ -1,7 +1,7 @@
 //! Which backend does each slot of a pool's table name?
 
 use weir_abi::record::{Algorithm, NO_POSITION};
-use weir_balance::maglev::{BuildError, Table};
+use weir_balance::maglev::{BuildError, Builder};
 use weir_balance::{NONE, round_robin};
 
 // What the tables carry is what the builders make.
@@ -14,7 +14,12 @@ pub type SlotsError = BuildError;
 ///
 /// The order of the file does not matter to Maglev tables: they are built in order of identity, so that two nodes whose
 /// files list the same backends differently agree.
-pub fn build(algorithm: Algorithm, weights: &[(String, u32)], slots: u32) -> Result<Vec<u16>, SlotsError> {
+pub fn build(
+    builder: &mut Builder,
+    algorithm: Algorithm,
+    weights: &[(String, u32)],
+    slots: u32,
+) -> Result<Vec<u16>, SlotsError> {
     match algorithm {
         Algorithm::RoundRobin | Algorithm::LeastConn | Algorithm::RandomTwo => {
             let numbers: Vec<u32> = weights.iter().map(|(_, weight)| *weight).collect();
@@ -26,7 +31,7 @@ pub fn build(algorithm: Algorithm, weights: &[(String, u32)], slots: u32) -> Res
                 weights.iter().map(|(key, weight)| (key.as_str(), *weight)).enumerate().collect();
             order.sort_unstable_by_key(|(_, (key, _))| *key);
             let keyed: Vec<(&str, u32)> = order.iter().map(|(_, backend)| *backend).collect();
-            let mut table = Table::build(&keyed, slots)?;
+            let mut table = builder.build(&keyed, slots)?;
             for slot in &mut table {
                 *slot = order.get(usize::from(*slot)).map_or(NO_POSITION, |(position, _)| *position as u16);
             }
@@ -48,7 +53,7 @@ mod tests {
         let one = weights(&[("a", 1), ("b", 2), ("c", 3)]);
         let other = weights(&[("c", 3), ("a", 1), ("b", 2)]);
         let named = |weights: &[(String, u32)]| -> Vec<String> {
-            let table = build(Algorithm::Maglev, weights, 251).unwrap();
+            let table = build(&mut Builder::default(), Algorithm::Maglev, weights, 251).unwrap();
             table.iter().map(|slot| weights[usize::from(*slot)].0.clone()).collect()
         };
         assert_eq!(named(&one), named(&other));
@@ -57,15 +62,16 @@ mod tests {
     #[test]
     fn nobody_to_take_flows_is_a_table_of_none() {
         for algorithm in [Algorithm::Maglev, Algorithm::RoundRobin, Algorithm::SourceHash] {
-            let table = build(algorithm, &weights(&[("a", 0), ("b", 0)]), 251).unwrap();
+            let table =
+                build(&mut Builder::default(), algorithm, &weights(&[("a", 0), ("b", 0)]), 251).unwrap();
             assert!(!table.is_empty() && table.iter().all(|slot| *slot == NO_POSITION));
         }
     }
 
     #[test]
     fn round_robin_interleaves() {
-        let table =
-            build(Algorithm::RoundRobin, &weights(&[("a", 100), ("b", 0), ("c", 100)]), 16_384).unwrap();
+        let weights = weights(&[("a", 100), ("b", 0), ("c", 100)]);
+        let table = build(&mut Builder::default(), Algorithm::RoundRobin, &weights, 16_384).unwrap();
         assert_eq!(table, vec![0, 2]);
     }
 }

@@ -27,6 +27,7 @@ pub mod output;
 pub mod packet;
 pub mod proxied;
 pub mod punt;
+pub mod reach;
 #[cfg(test)]
 mod sample;
 pub mod snapshot;

@@ -217,9 +217,10 @@ impl Management<'_> {
         }
         let now = now_ms();
         self.neighbours.set_reachable_ms(u64::from(timeout_ms(&snapshot, Timeout::Neighbour)));
-        let previous = Arc::clone(&self.view.services);
-        let view = Arc::new(View::build(&snapshot, Some(&previous), &mut self.neighbours, now));
-        self.neighbours.retain_configured(&view.next_hops, now);
+        let view = Arc::new(View::build(&snapshot, Some(&self.view), &mut self.neighbours, now));
+        if !Arc::ptr_eq(&view.reach.next_hops, &self.view.reach.next_hops) {
+            self.neighbours.retain_configured(&view.reach.next_hops, now);
+        }
         let terminates = view.services.has_proxy() && !self.view.services.has_proxy() && !self.terminates;
         for (index, worker) in (0u16..).zip(&mut self.running.workers) {
             if terminates {

@@ -70,7 +70,7 @@ enum State {
     Doubt,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     id: NeighbourId,
     port: u16,
@@ -89,7 +89,7 @@ struct Entry {
 }
 
 /// The cache.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Neighbours {
     by_id: HashMap<NeighbourId, Entry, FoldState>,
     by_address: HashMap<(u16, IpAddr), NeighbourId>,

@@ -14,6 +14,7 @@ use weir_net::Prefix;
 
 use crate::neighbour::{NeighbourId, Neighbours};
 use crate::proxied::Proxied;
+use crate::reach::Reach;
 use crate::snapshot::Snapshot;
 
 /// One generation for the workers.
@@ -33,8 +34,8 @@ pub struct View {
     pub proxied: Proxied,
     /// Packets that a worker may hand to the kernel, per second.
     pub exception_rate: u32,
-    /// Next hops that this generation names.
-    pub next_hops: HashSet<NeighbourId, FoldState>,
+    /// The ways to its backends.
+    pub reach: Reach,
 }
 
 /// A port's addresses.
@@ -78,26 +79,21 @@ impl View {
     /// The way to an address.
     #[inline]
     pub fn route(&self, address: u128) -> Option<Hop> {
-        // IPv4 addresses are IPv4-mapped here, which `::/0` would match too
-        let is_v4 = address >> 32 == 0xffff;
-        let fits = |route: &&Route| address & route.mask == route.network && route.is_v4 == is_v4;
-        let route = self.routes.iter().find(fits)?;
-        Some(match route.gateway {
-            Some((id, address)) => Hop::Gateway(route.port, id, address),
-            None => Hop::OnLink(route.port),
-        })
+        Ways { routes: &self.routes, ports: &self.ports }.route(address)
     }
 
-    /// Makes a generation runnable. `retired` are listeners of the running one, so that flows of removed ones go on.
+    /// Makes a generation runnable. What it has in common with the running one is shared, and flows of listeners that are gone
+    /// go on.
     pub fn build(
         snapshot: &Snapshot,
-        previous: Option<&Services>,
+        previous: Option<&Self>,
         neighbours: &mut Neighbours,
         now_ms: u64,
     ) -> Self {
+        let services = previous.map(|previous| &*previous.services);
         let node = &snapshot.node;
         let ports = ports_of(node);
-        let mut next_hops = HashSet::default();
+        let mut gateways = Vec::new();
         let mut routes = Vec::new();
         for (index, port) in (0u16..).zip(&ports) {
             routes.extend(port.own.iter().map(|prefix| Route::new(prefix, index, None)));
@@ -106,29 +102,25 @@ impl View {
             let (Some(prefix), Some(gateway)) = (record.prefix.ip(), record.gateway.ip()) else { continue };
             let Ok(prefix) = Prefix::new(prefix, record.prefix.prefix_length) else { continue };
             let id = neighbours.configured(record.port, gateway, now_ms);
-            next_hops.insert(id);
+            gateways.push(id);
             routes.push(Route::new(&prefix, record.port, Some((id, gateway))));
         }
         routes.sort_by_key(|route| std::cmp::Reverse(route.length));
 
+        let ways = Ways { routes: &routes, ports: &ports };
+        let reach = Reach::of(snapshot, previous.map(|previous| &previous.reach), &gateways, |record| {
+            ways.backend(record, neighbours, now_ms)
+        });
         let mut view = Self {
             generation: snapshot.generation,
             services: Arc::new(Services::new(Parts::default())),
             vips: snapshot.listeners.vips.iter().filter_map(|vip| vip.address.ip().map(bits_of)).collect(),
             routes,
             ports,
-            next_hops,
+            reach,
             exception_rate: node.node.exception_rate,
             proxied: Proxied::default(),
         };
-        let mut backends = Vec::new();
-        for pool in &snapshot.pools {
-            for record in &pool.table.backends {
-                if let Some(backend) = view.backend(record, neighbours, now_ms) {
-                    backends.push((record.index, backend));
-                }
-            }
-        }
         let addresses = |usage| {
             let wanted =
                 move |record: &&weir_abi::record::InterfaceAddressRecord| record.usage == usage as u8;
@@ -143,14 +135,14 @@ impl View {
         let named: HashSet<u32> =
             snapshot.listeners.listeners.iter().map(|listener| listener.index).collect();
         let (policies, access) =
-            snapshot.access.policies(previous, flows, |index| named.contains(&index.into()));
+            snapshot.access.policies(services, flows, |index| named.contains(&index.into()));
         let parts = Parts {
             generation: snapshot.generation,
-            listeners: listeners_of(snapshot, previous),
+            listeners: listeners_of(snapshot, services),
             policies,
             access,
             pools: snapshot.pools.iter().map(|pool| Arc::clone(&pool.pool)).collect(),
-            backends,
+            backends: Vec::new(),
             vips: view.vips.iter().copied().collect(),
             own: addresses(AddressUse::Own).collect(),
             kernel: view.kernel_addresses().map(bits_of).collect(),
@@ -166,7 +158,7 @@ impl View {
         };
         let mtu = parts.smallest_mtu;
         view.proxied = Proxied::of(snapshot, mtu);
-        view.services = Arc::new(Services::new(parts));
+        view.services = Arc::new(Services::with_backends(parts, view.reach.backends.clone()));
         view
     }
 
@@ -181,9 +173,31 @@ impl View {
         let is_own = |port: &PortView| port.own.iter().any(|prefix| bits_of(prefix.addr) == address);
         (0u16..).zip(&self.ports).find(|(_, port)| is_own(port)).map(|(index, _)| index)
     }
+}
+
+/// Routes and the ports that they lead to.
+#[derive(Clone, Copy)]
+struct Ways<'a> {
+    /// Longest prefix first.
+    routes: &'a [Route],
+    ports: &'a [PortView],
+}
+
+impl Ways<'_> {
+    #[inline]
+    fn route(&self, address: u128) -> Option<Hop> {
+        // IPv4 addresses are IPv4-mapped here, which `::/0` would match too
+        let is_v4 = address >> 32 == 0xffff;
+        let fits = |route: &&Route| address & route.mask == route.network && route.is_v4 == is_v4;
+        let route = self.routes.iter().find(fits)?;
+        Some(match route.gateway {
+            Some((id, address)) => Hop::Gateway(route.port, id, address),
+            None => Hop::OnLink(route.port),
+        })
+    }
 
     fn backend(
-        &mut self,
+        &self,
         record: &weir_abi::record::BackendRecord,
         neighbours: &mut Neighbours,
         now_ms: u64,
@@ -195,7 +209,6 @@ impl View {
             // the control plane refuses such a backend; a packet for it is dropped as unroutable
             None => (0, NeighbourId(u32::MAX)),
         };
-        self.next_hops.insert(id);
         let port = self.ports.get(usize::from(egress))?;
         let same_family = |prefix: &&Prefix| prefix.addr.is_ipv4() == address.is_ipv4();
         let near = port.own.iter().find(|prefix| prefix.contains(address));
@@ -336,20 +349,23 @@ mod tests {
     use weir_abi::record::{AdminState as Admin, Algorithm};
 
     struct Built {
+        snapshot: Snapshot,
         view: View,
         neighbours: Neighbours,
     }
 
-    fn build(change: impl FnOnce(&mut Generation), previous: Option<&Services>) -> Built {
+    /// What follows on `previous`, or begins.
+    fn build(change: impl FnOnce(&mut Generation), previous: Option<&Built>) -> Built {
         let parent = tempfile::tempdir().unwrap();
         let directory = SegmentDir::open(parent.path().join("weir-test")).unwrap();
         let mut generation = Generation::new("null:", "null:");
         change(&mut generation);
         generation.write(&directory, 4);
         let snapshot = Snapshot::load(&directory, 4, None).unwrap();
-        let mut neighbours = Neighbours::new(1_000);
-        let view = View::build(&snapshot, previous, &mut neighbours, 0);
-        Built { view, neighbours }
+        let mut neighbours =
+            previous.map_or_else(|| Neighbours::new(1_000), |previous| previous.neighbours.clone());
+        let view = View::build(&snapshot, previous.map(|previous| &previous.view), &mut neighbours, 0);
+        Built { snapshot, view, neighbours }
     }
 
     /// The port of an address's way and the gateway on it.
@@ -421,7 +437,7 @@ mod tests {
     #[test]
     fn backends_are_reached_on_the_link_or_through_a_gateway() {
         let far = ["203.0.113.5", "203.0.113.6"];
-        let Built { view, mut neighbours } = build(
+        let Built { view, mut neighbours, .. } = build(
             |generation| {
                 let record = |index, address: &str| sample::backend(index, address, 8_080);
                 generation.pools[0].backends = vec![
@@ -455,7 +471,7 @@ mod tests {
         assert_eq!(backend(6).next_hop, u32::MAX);
         assert!(!neighbours.is_resolved(NeighbourId(backend(6).next_hop)));
         for next_hop in [near.next_hop, backend(1).next_hop, backend(5).next_hop] {
-            assert!(view.next_hops.contains(&NeighbourId(next_hop)));
+            assert!(view.reach.next_hops.contains(&NeighbourId(next_hop)));
         }
         assert_eq!(view.services.smallest_mtu, 1_400);
     }
@@ -503,25 +519,69 @@ mod tests {
     #[test]
     fn removed_listeners_stay_for_their_flows_and_come_back() {
         let vip = bits_of(ip(VIP));
-        let first = build(|_| (), None).view;
-        let finds = |view: &View| view.services.listener_for(vip, 17, 53).map(|listener| listener.index);
-        assert_eq!((first.generation, finds(&first)), (4, Some(1)));
+        let first = build(|_| (), None);
+        let finds =
+            |built: &Built| built.view.services.listener_for(vip, 17, 53).map(|listener| listener.index);
+        assert_eq!((first.view.generation, finds(&first)), (4, Some(1)));
         let without = |generation: &mut Generation| generation.listeners.listeners.truncate(1);
-        let second = build(without, Some(&first.services)).view;
+        let second = build(without, Some(&first));
         assert_eq!(finds(&second), None, "new flows find none");
-        let kept = second.services.listener(1).unwrap();
-        let original = first.services.listener(1).unwrap();
+        let kept = second.view.services.listener(1).unwrap();
+        let original = first.view.services.listener(1).unwrap();
         assert_eq!(*kept, Listener { retired: true, ..original.clone() });
         // and through further generations
-        let third = build(without, Some(&second.services)).view;
-        assert!(third.services.listener(1).is_some_and(|listener| listener.retired));
-        let fourth = build(|_| (), Some(&third.services)).view;
+        let third = build(without, Some(&second));
+        assert!(third.view.services.listener(1).is_some_and(|listener| listener.retired));
+        let fourth = build(|_| (), Some(&third));
         assert_eq!(finds(&fourth), Some(1));
-        assert_eq!(fourth.services.listener(1), Some(original));
+        assert_eq!(fourth.view.services.listener(1), Some(original));
         // an index that means something else now is not carried over
         let reuse = |generation: &mut Generation| generation.listeners.listeners[1].port_first = 50;
-        let fifth = build(reuse, Some(&fourth.services)).view;
-        assert_eq!(fifth.services.listener(1).unwrap().port_first, 50);
+        let fifth = build(reuse, Some(&fourth));
+        assert_eq!(fifth.view.services.listener(1).unwrap().port_first, 50);
+    }
+
+    #[test]
+    fn what_two_generations_have_in_common_is_shared() {
+        let first = build(|_| (), None);
+        let shares = |one: &Built, other: &Built| {
+            let (one, other) = (&one.view.reach, &other.view.reach);
+            (one.backends.is_same(&other.backends), Arc::ptr_eq(&one.next_hops, &other.next_hops))
+        };
+        let heavier = build(|g| g.pools[0].backends[0].weight = 7, Some(&first));
+        assert_eq!(shares(&first, &heavier), (true, true), "a weight is no way");
+        let down = build(|g| g.pools[0].backends[0].down = 1, Some(&heavier));
+        assert_eq!(shares(&heavier, &down), (false, true));
+        let index = down.view.services.backends().next().unwrap().0;
+        assert!(down.view.services.backend(index).unwrap().down);
+        assert!(!heavier.view.services.backend(index).unwrap().down);
+        let elsewhere = |g: &mut Generation| {
+            g.pools[0].backends[0].address = weir_abi::record::Address::host(ip("198.18.1.77"));
+        };
+        let moved = build(elsewhere, Some(&first));
+        assert_eq!(shares(&first, &moved), (false, false));
+        let [old, new] = [&first, &moved].map(|built| built.view.services.backend(index).unwrap().address);
+        assert!(moved.view.services.is_backend(new) && !moved.view.services.is_backend(old));
+        // over another gateway: no table of a pool is new, and yet each way is
+        let gateway = |g: &mut Generation| {
+            g.node.routes.iter_mut().for_each(|route| {
+                if route.gateway.ip() == Some(ip(GATEWAY)) {
+                    route.gateway = weir_abi::record::Address::host(ip("198.18.0.77"));
+                }
+            });
+        };
+        let rerouted = build(gateway, Some(&first));
+        assert_eq!(shares(&first, &rerouted), (false, false));
+        assert_ne!(way(&first.view, "198.51.100.1"), way(&rerouted.view, "198.51.100.1"));
+        // a view that shares is the one that would be made alone
+        for built in [&heavier, &down, &moved, &rerouted] {
+            let alone = View::build(&built.snapshot, None, &mut built.neighbours.clone(), 0);
+            let list = |view: &View| -> Vec<_> {
+                view.services.backends().map(|(index, backend)| (index, backend.clone())).collect()
+            };
+            assert_eq!(list(&built.view), list(&alone));
+            assert_eq!(built.view.reach.next_hops, alone.reach.next_hops);
+        }
     }
 
     #[test]

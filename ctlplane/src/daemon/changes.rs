@@ -1,5 +1,6 @@
 //! Requests that change something, and what becomes of them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::StatusCode;
@@ -23,8 +24,12 @@ async fn change(
 ) -> Result<Change, Refused> {
     let mut engine = daemon.engine.lock().await;
     engine.attribute(origin);
+    let (model, indices) = (Arc::clone(engine.model()), Arc::clone(&engine.state().indices));
     let change = with(&mut engine)?;
-    daemon.set_log(&engine);
+    // a weight, a state: what else runs by the configuration goes on
+    if !Arc::ptr_eq(&model, engine.model()) || !Arc::ptr_eq(&indices, &engine.state().indices) {
+        daemon.set_log(&engine);
+    }
     Ok(change)
 }
 

@@ -35,7 +35,7 @@ pub struct Manner {
 /// What would be in force.
 pub(super) struct Candidate {
     pub(super) state: State,
-    pub(super) model: Model,
+    pub(super) model: Arc<Model>,
     pub(super) warnings: Vec<Report>,
 }
 
@@ -124,7 +124,7 @@ impl Engine {
         text: &str,
         edits: &[Edit],
         files: &mut Files,
-    ) -> Result<(Model, Vec<Report>), EngineError> {
+    ) -> Result<(Arc<Model>, Vec<Report>), EngineError> {
         let name = "the running configuration with this change".to_owned();
         let source = Source { name: &name, text };
         let (model, diagnostics) = validate::load_with(source, &self.options.machine, files);
@@ -138,7 +138,7 @@ impl Engine {
                 sorted.iter().filter(|d| here(d.span.start)).map(|d| d.message.as_str()).collect();
             let warnings =
                 reports.into_iter().filter(|report| messages.contains(report.message.as_str())).collect();
-            return Ok((model, warnings));
+            return Ok((model.into(), warnings));
         }
         let places = edit::places(text, edits);
         for diagnostic in diagnostics.sorted() {

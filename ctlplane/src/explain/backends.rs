@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use weir_abi::record::{AdminState, Algorithm, NO_POSITION};
+use weir_balance::maglev::Builder;
 use weir_http::cookie;
 use weir_http::head::Request as Head;
 use weir_l4::{bits_of, services};
@@ -110,8 +111,11 @@ impl<'a> Site<'a> {
             (format_backend_address(backend.address, backend.port), weight)
         };
         let weights: Vec<(String, u32)> = pool.backends.iter().zip(&backends).map(weight).collect();
-        let built =
-            if weights.is_empty() { None } else { slots::build(pool.algorithm, &weights, pool.slots).ok() };
+        let built = if weights.is_empty() {
+            None
+        } else {
+            slots::build(&mut Builder::default(), pool.algorithm, &weights, pool.slots).ok()
+        };
         let (algorithm, counted) = match pool.algorithm {
             Algorithm::Maglev => (services::Algorithm::Maglev, None),
             Algorithm::SourceHash => (services::Algorithm::SourceHash, None),

@@ -63,15 +63,31 @@ pub enum BuildError {
     TooManyBackends(usize),
 }
 
-/// Builder of Maglev tables.
+/// One Maglev table.
 #[derive(Debug)]
 pub struct Table;
 
 impl Table {
+    /// As [`Builder::build`], for who makes no other.
+    pub fn build<K: Key>(backends: &[(K, u32)], slots: u32) -> Result<Vec<u16>, BuildError> {
+        Builder::default().build(backends, slots)
+    }
+}
+
+/// Builder of Maglev tables.
+///
+/// Keeps the memory that a table takes to be made, for the next one: a mebibyte for [`DEFAULT_SLOTS`].
+#[derive(Debug, Default)]
+pub struct Builder {
+    turns: Turns,
+    claims: Claims,
+}
+
+impl Builder {
     /// Gives each of `slots` slots to a backend, in proportion to the weights; a slot holds the backend's position in
     /// `backends`. Equal weights differ by at most one slot. A weight of zero gets none; without any weight all slots
     /// are [`NONE`]. `slots` must be prime.
-    pub fn build<K: Key>(backends: &[(K, u32)], slots: u32) -> Result<Vec<u16>, BuildError> {
+    pub fn build<K: Key>(&mut self, backends: &[(K, u32)], slots: u32) -> Result<Vec<u16>, BuildError> {
         if !(2..=MAX_SLOTS).contains(&slots) {
             return Err(BuildError::Slots(slots));
         }
@@ -88,13 +104,37 @@ impl Table {
                 let bytes = identity.to_le_bytes();
                 let offset = xxh3_64_with_seed(&bytes, OFFSET_SEED) % u64::from(slots);
                 let skip = xxh3_64_with_seed(&bytes, SKIP_SEED) % u64::from(slots - 1) + 1;
-                let claimant = Claimant { index, weight: *weight, next: offset as u32, skip: skip as u32 };
-                claimants.push((identity, claimant));
+                claimants.push((identity, Claimant::new(index, *weight, offset as u32, skip as u32)));
             }
         }
         // The turn within a round must not depend on the order in the configuration.
         claimants.sort_by_key(|(identity, claimant)| (*identity, claimant.index));
-        Ok(fill(claimants.into_iter().map(|(_, claimant)| claimant).collect(), slots))
+        Ok(self.fill(claimants.into_iter().map(|(_, claimant)| claimant).collect(), slots))
+    }
+
+    /// Lets claimants take turns until every slot is taken.
+    ///
+    /// A claimant's turn number k (from 0) comes at time (k + ½) · w_max / w: for equal weights this is the paper's
+    /// algorithm, for others it apportions slots as Sainte-Laguë apportions seats, without favour for light or heavy ones. A
+    /// weight too small for a slot takes its first turn at once: only a weight of zero means none.
+    fn fill(&mut self, mut claimants: Vec<Claimant>, slots: u32) -> Vec<u16> {
+        let mut owners = vec![NONE; slots as usize];
+        let Some(heaviest) = claimants.iter().map(|claimant| claimant.weight).max() else { return owners };
+        self.claims.start(slots);
+        if claimants.iter().all(|claimant| claimant.weight == heaviest) {
+            while self.claims.left > 0 {
+                for claimant in claimants.iter_mut().take(self.claims.left as usize) {
+                    self.claims.claim(claimant, &mut owners);
+                }
+            }
+            return owners;
+        }
+        for turn in self.turns.of(&claimants, heaviest, slots).iter().take(slots as usize) {
+            if let Some(claimant) = claimants.get_mut((turn & u64::from(u16::MAX)) as usize) {
+                self.claims.claim(claimant, &mut owners);
+            }
+        }
+        owners
     }
 }
 
@@ -107,52 +147,80 @@ struct Claimant {
     next: u32,
     /// How far its permutation goes from one slot to the following.
     skip: u32,
+    /// What `skip` times this is 1 modulo the number of slots; 0 until it is needed.
+    inverse: u32,
 }
 
-/// Lets claimants take turns until every slot is taken.
-///
-/// A claimant's turn number k (from 0) comes at time (k + ½) · w_max / w: for equal weights this is the paper's
-/// algorithm, for others it apportions slots as Sainte-Laguë apportions seats, without favour for light or heavy ones. A
-/// weight too small for a slot takes its first turn at once: only a weight of zero means none.
-fn fill(mut claimants: Vec<Claimant>, slots: u32) -> Vec<u16> {
-    let mut table =
-        Claims { owners: vec![NONE; slots as usize], taken: vec![0; slots.div_ceil(64) as usize], slots };
-    let Some(heaviest) = claimants.iter().map(|claimant| claimant.weight).max() else { return table.owners };
-    let mut left = slots;
-    if claimants.iter().all(|claimant| claimant.weight == heaviest) {
-        while left > 0 {
-            for claimant in claimants.iter_mut().take(left as usize) {
-                table.claim(claimant);
-                left -= 1;
+impl Claimant {
+    fn new(index: u16, weight: u32, next: u32, skip: u32) -> Self {
+        Self { index, weight, next, skip, inverse: 0 }
+    }
+}
+
+/// Turns in the order of their time.
+#[derive(Debug, Default)]
+struct Turns {
+    starts: Vec<u32>,
+    sorted: Vec<u64>,
+}
+
+impl Turns {
+    /// At least `slots` turns, each with the claimant's place in its lower 16 bits.
+    fn of(&mut self, claimants: &[Claimant], heaviest: u32, slots: u32) -> &[u64] {
+        let total: u64 = claimants.iter().map(|claimant| u64::from(claimant.weight)).sum();
+        // By this time each claimant had its share and half a turn more, so that rounding down leaves enough for all slots.
+        // It is below 2^32, as the heaviest weight is at most the total.
+        let enough = u128::from(slots) + claimants.len() as u128;
+        let end = (((enough * u128::from(heaviest)) << 7) / u128::from(total) + 1) as u64;
+        let turns = || {
+            (0u64..).zip(claimants).flat_map(move |(place, claimant)| {
+                let light = u64::from(claimant.weight) * u64::from(slots) < total;
+                let times = Times::of(claimant.weight, heaviest).skip(usize::from(light));
+                let times = times.take_while(move |time| *time <= end);
+                light.then_some(0).into_iter().chain(times).map(move |time| time << 16 | place)
+            })
+        };
+        self.sort(turns, end, slots);
+        &self.sorted
+    }
+
+    /// Sorts turns of times up to `end`: about one to a bucket, as times are spread evenly, and then within the buckets.
+    fn sort<T: Iterator<Item = u64>>(&mut self, turns: impl Fn() -> T, end: u64, slots: u32) {
+        let shift = (end / u64::from(slots)).checked_ilog2().unwrap_or(0);
+        let bucket = |turn: u64| (turn >> 16 >> shift) as usize;
+        self.starts.clear();
+        self.starts.resize(bucket(end << 16) + 2, 0);
+        turns().for_each(|turn| {
+            if let Some(count) = self.starts.get_mut(bucket(turn) + 1) {
+                *count += 1;
             }
+        });
+        let mut sum = 0;
+        for start in &mut self.starts {
+            sum += *start;
+            *start = sum;
         }
-        return table.owners;
-    }
-    for turn in turns(&claimants, heaviest, slots).iter().take(slots as usize) {
-        if let Some(claimant) = claimants.get_mut((turn & u64::from(u16::MAX)) as usize) {
-            table.claim(claimant);
+        // what an earlier table left there is all written over
+        self.sorted.resize(sum as usize, 0);
+        turns().for_each(|turn| {
+            if let Some(next) = self.starts.get_mut(bucket(turn)) {
+                if let Some(place) = self.sorted.get_mut(*next as usize) {
+                    *place = turn;
+                }
+                *next += 1;
+            }
+        });
+        // each start has moved to its bucket's end
+        let mut first = 0;
+        for last in &self.starts {
+            if last - first > 1
+                && let Some(bucket) = self.sorted.get_mut(first as usize..*last as usize)
+            {
+                bucket.sort_unstable();
+            }
+            first = *last;
         }
     }
-    table.owners
-}
-
-/// At least `slots` turns in the order of their time, each with the claimant's place in its lower 16 bits.
-fn turns(claimants: &[Claimant], heaviest: u32, slots: u32) -> Vec<u64> {
-    let total: u64 = claimants.iter().map(|claimant| u64::from(claimant.weight)).sum();
-    // By this time each claimant had its share and half a turn more, so that rounding down leaves enough for all slots.
-    // It is below 2^32, as the heaviest weight is at most the total.
-    let enough = u128::from(slots) + claimants.len() as u128;
-    let end = (((enough * u128::from(heaviest)) << 7) / u128::from(total) + 1) as u64;
-    let mut turns = Vec::with_capacity(slots as usize + 2 * claimants.len());
-    for (place, claimant) in (0u64..).zip(claimants) {
-        let light = u64::from(claimant.weight) * u64::from(slots) < total;
-        if light {
-            turns.push(place);
-        }
-        let times = Times::of(claimant.weight, heaviest).skip(usize::from(light));
-        turns.extend(times.take_while(|time| *time <= end).map(|time| time << 16 | place));
-    }
-    in_order(&turns, end, slots)
 }
 
 /// When a claimant's turns come: ((2k + 1) · heaviest · 2^6) / weight, rounded down, without a division for each.
@@ -195,71 +263,119 @@ impl Iterator for Times {
     }
 }
 
-/// Sorts turns of times up to `end`: about one to a bucket, as times are spread evenly, and then within the buckets.
-fn in_order(turns: &[u64], end: u64, slots: u32) -> Vec<u64> {
-    let shift = (end / u64::from(slots)).checked_ilog2().unwrap_or(0);
-    let bucket = |turn: u64| (turn >> 16 >> shift) as usize;
-    let mut starts = vec![0u32; bucket(end << 16) + 2];
-    for turn in turns {
-        if let Some(count) = starts.get_mut(bucket(*turn) + 1) {
-            *count += 1;
-        }
-    }
-    let mut sum = 0;
-    for start in &mut starts {
-        sum += *start;
-        *start = sum;
-    }
-    let mut sorted = vec![0; turns.len()];
-    for turn in turns {
-        if let Some(next) = starts.get_mut(bucket(*turn)) {
-            if let Some(place) = sorted.get_mut(*next as usize) {
-                *place = *turn;
-            }
-            *next += 1;
-        }
-    }
-    // each start has moved to its bucket's end
-    let mut first = 0;
-    for last in starts {
-        if last - first > 1
-            && let Some(bucket) = sorted.get_mut(first as usize..last as usize)
-        {
-            bucket.sort_unstable();
-        }
-        first = last;
-    }
-    sorted
-}
-
-/// The table in the making.
+/// Which slots are taken in the making of a table.
+#[derive(Debug, Default)]
 struct Claims {
-    owners: Vec<u16>,
     /// One bit per slot, so that probing stays within the first-level cache.
     taken: Vec<u64>,
     slots: u32,
+    /// How many are free.
+    left: u32,
+    /// From so many on it is cheaper to look at each free slot than to probe for one.
+    few: u32,
+    /// Those few.
+    free: Vec<u32>,
 }
 
 impl Claims {
+    fn start(&mut self, slots: u32) {
+        self.taken.clear();
+        self.taken.resize(slots.div_ceil(64) as usize, 0);
+        self.free.clear();
+        // probing takes slots / left steps, looking left ones
+        (self.slots, self.left, self.few) = (slots, slots, slots.isqrt());
+    }
+
     /// Gives the claimant the next slot of its permutation that is free. There must be a free one.
     #[inline]
-    fn claim(&mut self, claimant: &mut Claimant) {
+    fn claim(&mut self, claimant: &mut Claimant, owners: &mut [u16]) {
+        if self.left <= self.few {
+            return self.claim_of_few(claimant, owners);
+        }
         // A permutation modulo a prime visits every slot once in `slots` steps.
         for _ in 0..self.slots {
             let slot = claimant.next;
-            let next = slot + claimant.skip;
-            claimant.next = if next >= self.slots { next - self.slots } else { next };
+            claimant.next = self.sum(slot, claimant.skip);
             let bit = 1 << (slot % 64);
             if let Some(word) = self.taken.get_mut(slot as usize / 64)
                 && *word & bit == 0
             {
                 *word |= bit;
-                if let Some(owner) = self.owners.get_mut(slot as usize) {
+                self.left -= 1;
+                if let Some(owner) = owners.get_mut(slot as usize) {
                     *owner = claimant.index;
                 }
                 return;
             }
         }
+    }
+
+    /// As [`Self::claim`], by how far away in the claimant's permutation each free slot is.
+    fn claim_of_few(&mut self, claimant: &mut Claimant, owners: &mut [u16]) {
+        if self.free.is_empty() {
+            let is_free = |slot: &u32| {
+                self.taken.get(*slot as usize / 64).is_some_and(|word| word >> (slot % 64) & 1 == 0)
+            };
+            self.free = (0..self.slots).filter(is_free).collect();
+        }
+        if claimant.inverse == 0 {
+            claimant.inverse = inverse(claimant.skip, self.slots);
+        }
+        let modulo = Modulo::new(self.slots);
+        let away = |slot: u32| {
+            let over = self.sum(slot, self.slots - claimant.next);
+            modulo.of(u64::from(over) * u64::from(claimant.inverse))
+        };
+        let nearest = self.free.iter().enumerate().min_by_key(|(_, slot)| away(**slot));
+        let Some(place) = nearest.map(|(place, _)| place) else { return };
+        let slot = self.free.swap_remove(place);
+        claimant.next = self.sum(slot, claimant.skip);
+        self.left -= 1;
+        if let Some(owner) = owners.get_mut(slot as usize) {
+            *owner = claimant.index;
+        }
+    }
+
+    /// Modulo the number of slots, of a number below it and one of at most it.
+    #[inline]
+    fn sum(&self, one: u32, other: u32) -> u32 {
+        let sum = one + other;
+        if sum >= self.slots { sum - self.slots } else { sum }
+    }
+}
+
+/// What `number` times this is 1 modulo `prime`, by Fermat's little theorem.
+fn inverse(number: u32, prime: u32) -> u32 {
+    let modulo = Modulo::new(prime);
+    let (mut power, mut base, mut exponent) = (1, u64::from(number), prime - 2);
+    while exponent > 0 {
+        if exponent % 2 == 1 {
+            power = modulo.of(power * base);
+        }
+        base = modulo.of(base * base);
+        exponent /= 2;
+    }
+    power as u32
+}
+
+/// Remainders of one divisor, without a division for each (Barrett).
+struct Modulo {
+    divisor: u64,
+    /// 2^64 / divisor, rounded down.
+    reciprocal: u64,
+}
+
+impl Modulo {
+    fn new(divisor: u32) -> Self {
+        Self { divisor: divisor.into(), reciprocal: u64::MAX / u64::from(divisor) }
+    }
+
+    #[inline]
+    fn of(&self, number: u64) -> u64 {
+        // the quotient is too small by one at most
+        let quotient = (u128::from(number) * u128::from(self.reciprocal) >> 64) as u64;
+        let rest = number - quotient * self.divisor;
+        if rest >= self.divisor { rest - self.divisor } else { rest }
     }
 }
 
@@ -311,13 +427,73 @@ mod tests {
         weights.into_iter().enumerate().map(|(index, weight)| (format!("app-{index}"), weight)).collect()
     }
 
+    /// How the paper does it: probing for every slot, turn after turn.
+    fn by_probing(backends: &[(String, u32)], slots: u32) -> Vec<u16> {
+        let mut owners = vec![NONE; slots as usize];
+        let mut order: Vec<(u64, u16)> =
+            (0..).zip(backends).map(|(index, (key, _))| (key.identity(), index)).collect();
+        order.sort_unstable();
+        let permutation = |identity: u64| {
+            let hash = |seed| xxh3_64_with_seed(&identity.to_le_bytes(), seed);
+            let (offset, skip) =
+                (hash(OFFSET_SEED) % u64::from(slots), hash(SKIP_SEED) % u64::from(slots - 1) + 1);
+            (0..u64::from(slots)).map(move |step| ((offset + step * skip) % u64::from(slots)) as usize)
+        };
+        let mut turns: Vec<_> =
+            order.iter().map(|(identity, index)| (*index, permutation(*identity))).collect();
+        let mut left = slots;
+        while left > 0 {
+            for (index, permutation) in turns.iter_mut().take(left as usize) {
+                let free = permutation.find(|slot| owners[*slot] == NONE).unwrap();
+                owners[free] = *index;
+                left -= 1;
+            }
+        }
+        owners
+    }
+
+    #[test]
+    fn looking_for_the_last_slots_finds_what_probing_finds() {
+        // one builder for all: nothing of an earlier table is left in a later one
+        let mut builder = Builder::default();
+        for (backends, slots) in
+            [(1, 2), (3, 2), (2, 3), (7, 251), (100, DEFAULT_SLOTS), (5, 13), (300, 251), (40, 4_099)]
+        {
+            let equal = named(vec![3; backends]);
+            assert_eq!(
+                builder.build(&equal, slots).unwrap(),
+                by_probing(&equal, slots),
+                "{backends} {slots}"
+            );
+            let weights = named((1..=backends as u32).map(|weight| weight % 11 * 7));
+            let fresh = Table::build(&weights, slots).unwrap();
+            assert_eq!(builder.build(&weights, slots).unwrap(), fresh, "{backends} {slots}");
+        }
+    }
+
+    #[test]
+    fn remainders_and_inverses() {
+        for prime in [2, 3, 13, DEFAULT_SLOTS, MAX_SLOTS] {
+            let modulo = Modulo::new(prime);
+            let most = u64::from(prime - 1);
+            for number in [0, 1, most, most + 1, most * most, most * most - 1, most * (most / 2)] {
+                assert_eq!(modulo.of(number), number % u64::from(prime), "{number} modulo {prime}");
+            }
+            for number in [1, prime / 2, prime - 1].into_iter().filter(|number| *number > 0) {
+                let product = u64::from(number) * u64::from(inverse(number, prime));
+                assert_eq!(product % u64::from(prime), 1, "{number} modulo {prime}");
+            }
+        }
+    }
+
     /// Table 1 and 2 of the paper: B0 (offset 3, skip 4), B1 (0, 2), B2 (3, 1) over seven slots; then B1 is removed.
     #[test]
     fn the_example_of_the_paper() {
-        let claimant = |index, next, skip| Claimant { index, weight: 1, next, skip };
+        let claimant = |index, next, skip| Claimant::new(index, 1, next, skip);
         let all = vec![claimant(0, 3, 4), claimant(1, 0, 2), claimant(2, 3, 1)];
-        assert_eq!(fill(all.clone(), 7), [1, 0, 1, 0, 2, 2, 0]);
-        assert_eq!(fill(vec![all[0].clone(), all[2].clone()], 7), [0, 0, 0, 0, 2, 2, 2]);
+        let fill = |claimants| Builder::default().fill(claimants, 7);
+        assert_eq!(fill(all.clone()), [1, 0, 1, 0, 2, 2, 0]);
+        assert_eq!(fill(vec![all[0].clone(), all[2].clone()]), [0, 0, 0, 0, 2, 2, 2]);
     }
 
     #[test]

@@ -195,7 +195,7 @@ pub struct Parts {
     pub listeners: Vec<Listener>,
     /// All pools.
     pub pools: Vec<Arc<Pool>>,
-    /// Backends with their index.
+    /// Backends with their index; those of [`Services::with_backends`] are in their place.
     pub backends: Vec<(u32, Backend)>,
     /// Vips, also those without listeners: they answer echo.
     pub vips: Vec<u128>,
@@ -227,6 +227,43 @@ pub struct Parts {
     pub access: Option<Arc<Shared>>,
 }
 
+/// All backends, as generations that have the same ones share them.
+#[derive(Clone, Debug)]
+pub struct Backends {
+    by_index: Arc<[Backend]>,
+    addresses: Arc<HashSet<u128, FoldState>>,
+}
+
+impl Backends {
+    /// From backends with their index.
+    pub fn new(list: &[(u32, Backend)]) -> Self {
+        let addresses = list.iter().filter(|(_, backend)| backend.family != 0);
+        let addresses = addresses.map(|(_, backend)| backend.address).collect();
+        Self { by_index: by_index(list), addresses: Arc::new(addresses) }
+    }
+
+    /// Whether these are the same ones, not only equal ones.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.by_index, &other.by_index)
+    }
+
+    /// As [`Self::new`], where the list has the addresses that these have.
+    pub fn at_same_addresses(&self, list: &[(u32, Backend)]) -> Self {
+        Self { by_index: by_index(list), addresses: Arc::clone(&self.addresses) }
+    }
+}
+
+fn by_index(list: &[(u32, Backend)]) -> Arc<[Backend]> {
+    let highest = list.iter().map(|(index, _)| *index as usize + 1).max().unwrap_or(0);
+    let mut backends = vec![Backend::NONE; highest];
+    for (index, backend) in list {
+        if let Some(place) = backends.get_mut(*index as usize) {
+            place.clone_from(backend);
+        }
+    }
+    backends.into()
+}
+
 /// One generation.
 #[derive(Debug)]
 pub struct Services {
@@ -237,8 +274,7 @@ pub struct Services {
     listeners: Vec<Option<Listener>>,
     ranges: HashMap<(u128, u8), Box<[PortRange]>, FoldState>,
     pools: Vec<Option<Arc<Pool>>>,
-    backends: Vec<Backend>,
-    backend_addresses: HashSet<u128, FoldState>,
+    backends: Backends,
     vips: HashSet<u128, FoldState>,
     own: HashSet<u128, FoldState>,
     kernel: HashSet<u128, FoldState>,
@@ -273,6 +309,12 @@ struct PortRange {
 impl Services {
     /// Indexes the parts.
     pub fn new(parts: Parts) -> Self {
+        let backends = Backends::new(&parts.backends);
+        Self::with_backends(parts, backends)
+    }
+
+    /// As [`Self::new`], where the backends are indexed already.
+    pub fn with_backends(parts: Parts, backends: Backends) -> Self {
         let mut listeners: Vec<Option<Listener>> = Vec::new();
         let mut ranges: HashMap<(u128, u8), Vec<PortRange>, FoldState> = HashMap::default();
         for listener in parts.listeners {
@@ -306,13 +348,6 @@ impl Services {
         for (listener, policy) in parts.policies {
             put(&mut policies, usize::from(listener), policy);
         }
-        let highest = parts.backends.iter().map(|(index, _)| *index as usize + 1).max().unwrap_or(0);
-        let mut backends = vec![Backend::NONE; highest];
-        for (index, backend) in parts.backends {
-            if let Some(place) = backends.get_mut(index as usize) {
-                *place = backend;
-            }
-        }
         Self {
             generation: parts.generation,
             has_fullnat: listeners.iter().flatten().any(|listener| listener.mode == Mode::Fullnat),
@@ -321,7 +356,6 @@ impl Services {
             listeners,
             ranges: ranges.into_iter().map(|(key, ranges)| (key, sorted(ranges))).collect(),
             pools,
-            backend_addresses: backends.iter().filter(|b| b.family != 0).map(|b| b.address).collect(),
             backends,
             vips: parts.vips.into_iter().collect(),
             own: parts.own.into_iter().collect(),
@@ -441,12 +475,12 @@ impl Services {
     /// The backend of an index.
     #[inline]
     pub fn backend(&self, index: u32) -> Option<&Backend> {
-        self.backends.get(index as usize).filter(|backend| backend.family != 0)
+        self.backends.by_index.get(index as usize).filter(|backend| backend.family != 0)
     }
 
     /// All backends with their index.
     pub fn backends(&self) -> impl Iterator<Item = (u32, &Backend)> {
-        (0u32..).zip(&self.backends).filter(|(_, backend)| backend.family != 0)
+        (0u32..).zip(&*self.backends.by_index).filter(|(_, backend)| backend.family != 0)
     }
 
     /// Whether Weir answers for this address as a vip.
@@ -470,7 +504,7 @@ impl Services {
     /// Whether some backend has this address.
     #[inline]
     pub fn is_backend(&self, address: u128) -> bool {
-        self.backend_addresses.contains(&address)
+        self.backends.addresses.contains(&address)
     }
 }
 
