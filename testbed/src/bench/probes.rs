@@ -200,6 +200,22 @@ fn known(weir: &mut Instance) -> Result<Listing> {
     }
 }
 
+/// Waits until all backends are up and nothing changes: what two CPUs do at the start makes probes late.
+fn all_up(weir: &mut Instance, control: &ControlPage) -> Result<()> {
+    let began = Instant::now();
+    let (mut last, mut since) = (control.published(), Instant::now());
+    while since.elapsed() < Duration::from_secs(1) {
+        interrupt::check()?;
+        let is_up = listing(&weir.socket())?.backends.iter().all(|row| row.state == "up");
+        if !is_up || control.published() != last {
+            (last, since) = (control.published(), Instant::now());
+        }
+        ensure!(began.elapsed() < PATIENCE, "some backends are not up after {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
 /// CPU time of the probing thread of a process.
 fn cpu_time(process: u32) -> Result<Duration> {
     for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
@@ -300,6 +316,7 @@ fn verdicts(context: &Context) -> Result<Vec<Figure>> {
     known(&mut weir)?;
     let directory = SegmentDir::open_existing(Path::new(SHM).join(format!("weir-{}", run.name())))?;
     let control = ControlPage::open_read_only(&directory)?;
+    all_up(&mut weir, &control)?;
     let mut times = Vec::new();
     for _ in 0..context.changes / 4 {
         interrupt::check()?;
