@@ -192,7 +192,7 @@ fn the_command_line_changes_looks_back_and_saves() {
     assert_eq!((first["number"].as_u64(), first["generation"].as_u64()), (Some(1), Some(1)));
     good(&["diff"], "no difference");
     let file = daemon.instance.directory.path().join("backup");
-    good(&["backup", file.to_str().unwrap()], "");
+    good(&["backup", file.to_str().unwrap()], "/backup has a backup of test at generation ");
     good(&["backend", "weight", "app/one", "1"], "");
     good(&["discard"], "");
     good(&["restore", file.to_str().unwrap()], "");

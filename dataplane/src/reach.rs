@@ -14,13 +14,16 @@ use crate::snapshot::Snapshot;
 /// Next hops that a generation names.
 pub type NextHops = Arc<HashSet<NeighbourId, FoldState>>;
 
+/// Backends with their index.
+type Told = Arc<[(u32, Backend)]>;
+
 /// The ways to all backends of a generation.
 #[derive(Clone, Debug)]
 pub struct Reach {
     /// Of the table with the ports and routes that lead there.
     node_id: u64,
     /// By the id of their pool's table.
-    pools: Vec<(u64, Arc<[(u32, Backend)]>)>,
+    pools: Vec<(u64, Told)>,
     /// All of them.
     pub backends: Backends,
     /// Theirs and the gateways'.
@@ -36,13 +39,13 @@ impl Reach {
         mut resolve: impl FnMut(&BackendRecord) -> Option<Backend>,
     ) -> Self {
         let previous = previous.filter(|previous| previous.node_id == snapshot.node_id);
-        let known: HashMap<u64, &Arc<[(u32, Backend)]>> =
+        let known: HashMap<u64, &Told> =
             previous.iter().flat_map(|previous| &previous.pools).map(|(id, pool)| (*id, pool)).collect();
         let mut told = |pool: &crate::snapshot::LoadedPool| {
             let records = pool.table.backends.iter();
             records.filter_map(|record| Some((record.index, resolve(record)?))).collect()
         };
-        let pools: Vec<(u64, Arc<[(u32, Backend)]>)> = snapshot
+        let pools: Vec<(u64, Told)> = snapshot
             .pools
             .iter()
             .map(|pool| (pool.id, known.get(&pool.id).map_or_else(|| told(pool), |known| Arc::clone(known))))
@@ -74,7 +77,7 @@ enum Same {
 }
 
 impl Same {
-    fn between(before: &[(u64, Arc<[(u32, Backend)]>)], after: &[(u64, Arc<[(u32, Backend)]>)]) -> Self {
+    fn between(before: &[(u64, Told)], after: &[(u64, Told)]) -> Self {
         if before.len() != after.len() {
             return Self::Nothing;
         }

@@ -98,7 +98,7 @@ impl Difference {
         };
         for (at, field) in self.fields.iter().enumerate() {
             let comma = if at > 0 { "," } else { "" };
-            let none = "(none)";
+            let none = "(not set)";
             let (old, new) = (field.old.as_deref().unwrap_or(none), field.new.as_deref().unwrap_or(none));
             let _ = match self.change {
                 Fate::Added if at == 0 => write!(line, ": {} {new}", field.field),
@@ -298,7 +298,10 @@ mod tests {
     fn differences_are_told_in_the_words_of_the_file() {
         assert!(lines(OLD, OLD).is_empty());
         let new = OLD.replace("port = 80", "port = \"80-89\"").replace("mss = 1400, ", "");
-        assert_eq!(lines(OLD, &new), ["listener web: port 80 \u{2192} 80-89, tcp.mss 1400 \u{2192} (none)"]);
+        assert_eq!(
+            lines(OLD, &new),
+            ["listener web: port 80 \u{2192} 80-89, tcp.mss 1400 \u{2192} (not set)"]
+        );
         let new =
             OLD.replace("name = \"two\"\naddress = \"b\"", "name = \"three\"\naddress = \"c\"\nweight = 3");
         assert_eq!(
@@ -330,7 +333,7 @@ mod tests {
         let entry = Override { weight: Some(7), state: Some(Admin::Drain) };
         overrides.entry("app".to_owned()).or_default().insert("one".to_owned(), entry);
         let told = between(&table(OLD, &Overrides::new()), &table(OLD, &overrides)).lines();
-        assert_eq!(told, ["backend app/one: state (none) \u{2192} drain, weight (none) \u{2192} 7"]);
+        assert_eq!(told, ["backend app/one: state (not set) \u{2192} drain, weight (not set) \u{2192} 7"]);
     }
 
     #[test]

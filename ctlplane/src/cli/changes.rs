@@ -228,7 +228,12 @@ pub(super) fn backup(client: &Client, file: &Path) -> Exit {
         std::fs::rename(&temporary, file)
     };
     match write() {
-        Ok(()) => Exit::Good,
+        Ok(()) => {
+            if file != Path::new("-") {
+                print(&format!("{} has a backup of {}\n", file.display(), backup.summary()));
+            }
+            Exit::Good
+        }
         Err(error) => {
             if file != Path::new("-") {
                 let _gone = std::fs::remove_file(&temporary);

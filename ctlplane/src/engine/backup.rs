@@ -55,6 +55,18 @@ pub struct BackupBody {
     contents: BTreeMap<String, String>,
 }
 
+impl Backup {
+    /// What is in it, in a few words.
+    pub fn summary(&self) -> String {
+        let changes = self.body.history.len();
+        let plural = if changes == 1 { "" } else { "s" };
+        format!(
+            "{} at generation {}, {changes} change{plural} of history",
+            self.instance, self.body.generation
+        )
+    }
+}
+
 fn checksum(body: &BackupBody) -> Result<String, EngineError> {
     let json = serde_json::to_vec(body).map_err(|error| EngineError::Backup(error.to_string()))?;
     Ok(format!("{:016x}", xxh3_64(&json)))

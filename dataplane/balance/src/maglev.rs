@@ -177,7 +177,7 @@ impl Turns {
                 let light = u64::from(claimant.weight) * u64::from(slots) < total;
                 let times = Times::of(claimant.weight, heaviest).skip(usize::from(light));
                 let times = times.take_while(move |time| *time <= end);
-                light.then_some(0).into_iter().chain(times).map(move |time| time << 16 | place)
+                light.then_some(0).into_iter().chain(times).map(move |time| (time << 16) | place)
             })
         };
         self.sort(turns, end, slots);
@@ -314,7 +314,7 @@ impl Claims {
     fn claim_of_few(&mut self, claimant: &mut Claimant, owners: &mut [u16]) {
         if self.free.is_empty() {
             let is_free = |slot: &u32| {
-                self.taken.get(*slot as usize / 64).is_some_and(|word| word >> (slot % 64) & 1 == 0)
+                self.taken.get(*slot as usize / 64).is_some_and(|word| (word >> (slot % 64)) & 1 == 0)
             };
             self.free = (0..self.slots).filter(is_free).collect();
         }
@@ -373,7 +373,7 @@ impl Modulo {
     #[inline]
     fn of(&self, number: u64) -> u64 {
         // the quotient is too small by one at most
-        let quotient = (u128::from(number) * u128::from(self.reciprocal) >> 64) as u64;
+        let quotient = ((u128::from(number) * u128::from(self.reciprocal)) >> 64) as u64;
         let rest = number - quotient * self.divisor;
         if rest >= self.divisor { rest - self.divisor } else { rest }
     }
