@@ -102,16 +102,17 @@ fn lossy(context: &Context) -> Result<()> {
 /// Sends a body each way through each service.
 fn carry(rig: &Rig, services: &[Service], body: u64) -> Result<()> {
     let work = move |connection: std::net::TcpStream| {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let _ = stream::send(&connection, body, &AtomicU64::new(0));
-                let _ = connection.shutdown(Shutdown::Write);
-            });
-            // what came wrong is not confirmed by a FIN
-            if !stream::receive(&connection, u64::MAX).is_ok_and(|bytes| bytes == body) {
-                let _ = connection.shutdown(Shutdown::Both);
-            }
+        let is_whole = std::thread::scope(|scope| {
+            let sender = scope.spawn(|| stream::send(&connection, body, &AtomicU64::new(0)).is_ok());
+            let received = stream::receive(&connection, u64::MAX).is_ok_and(|bytes| bytes == body);
+            sender.join().is_ok_and(|sent| sent) && received
         });
+        // the FIN says that all came; a reset says that it did not
+        if is_whole {
+            let _ = connection.shutdown(Shutdown::Write);
+        } else {
+            let _ = stream::reset(connection);
+        }
     };
     let servers =
         Family::BOTH.into_iter().map(|family| serve(rig, family, 1, work)).collect::<Result<Vec<_>>>()?;
