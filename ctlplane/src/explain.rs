@@ -165,7 +165,7 @@ pub enum ExplainError {
         near: Option<String>,
     },
     /// None that fits the URL.
-    #[error("no listener of protocol http has port {port}; name one with --listener")]
+    #[error("no listener of protocol http has this host and port {port}; name one with --listener")]
     NoneFits {
         /// The URL's port.
         port: u16,

@@ -313,7 +313,9 @@ fn describe(applied: &Applied) -> String {
     let plural = |count: usize| if count == 1 { "" } else { "s" };
     match &applied.outcome {
         Outcome::DryRun => "the file is good; nothing was changed".to_owned(),
-        Outcome::Unchanged => format!("nothing to change: generation {generation} is in force"),
+        Outcome::Unchanged => {
+            format!("nothing to change for the workers: generation {generation} is in force")
+        }
         Outcome::Acked { workers, microseconds } => {
             let milliseconds = *microseconds as f64 / 1_000.0;
             format!(

@@ -240,7 +240,22 @@ impl Rules<'_> {
                     .help("remove [access_log], or set protocol = \"http\" in a listener"),
             );
         }
-        Some(access_log::Settings { target: Target::parse(&log.path.as_ref()?.value), format: format? })
+        let path = log.path.as_ref()?;
+        let target = Target::parse(&path.value);
+        if let Target::File(file) = &target
+            && let Some(directory) = file.parent().filter(|directory| !directory.is_dir())
+            && !directory.as_os_str().is_empty()
+        {
+            let directory = directory.display();
+            self.push(
+                Diagnostic::warning(
+                    path.span,
+                    format!("nothing can be logged here: there is no directory {directory}"),
+                )
+                .help("make it, so that weir-ctlplane may write in it"),
+            );
+        }
+        Some(access_log::Settings { target, format: format? })
     }
 
     /// What pools say of HTTP, and whether a listener of HTTP uses them.

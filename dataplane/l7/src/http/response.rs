@@ -504,10 +504,25 @@ impl<C: Connections, S: Surroundings<C::Buffer>, A: Accounts> Run<'_, C, S, A> {
     pub(crate) fn response_cut(&mut self, slot: u32, cause: Cause) {
         let Some(client) = self.proxy.http.clients.at(slot) else { return };
         let backend = client.exchange.backend;
+        let is_seen = match client.exchange.response {
+            Body::Length(_) => true,
+            Body::Chunked(_) => !client.flags.has(Flags::PLAIN),
+            Body::None | Body::UntilClose => false,
+        };
+        let is_sent = client.outbox.is_empty() && cause == Cause::ResponseTruncated;
+        let lingers = !client.flags.has(Flags::REQUEST_DONE);
         self.accounts.backend_http(backend, BackendHttpCount::Failures, 1);
         if client.exchange.upstream != NOBODY {
             self.drop_http_upstream(client.exchange.upstream, true);
         }
-        self.cut(slot, cause);
+        if !is_seen || !is_sent {
+            return self.cut(slot, cause);
+        }
+        // the client gets what came, and its length says that something is missing (RFC 9112 §8)
+        if let Some(client) = self.proxy.http.clients.at_mut(slot) {
+            client.exchange.cause = Some(cause);
+        }
+        self.finish_exchange(slot);
+        self.close_client(slot, lingers);
     }
 }

@@ -74,7 +74,10 @@ fn a_malformed_chunk_ends_both() {
     let (client, upstream) = world.exchange(&get("/"));
     world.says(upstream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwx");
     world.says(upstream, "yzz");
-    assert!(world.is_reset(client), "a client must not take it for complete");
+    assert!(world.is_shut(client) && !world.is_reset(client));
+    let passed = world.got(client);
+    assert!(passed.starts_with("HTTP/1.1 200 OK\r\n") && passed.contains("4\r\nwx"), "{passed}");
+    assert!(!passed.ends_with("\r\n"), "a client must not take it for complete: {passed}");
     assert_eq!(world.last_cause(), Some(Cause::ResponseTruncated));
     world.ends();
 }
@@ -100,10 +103,20 @@ fn a_body_that_ends_early_is_not_taken_for_whole() {
         let (client, upstream) = world.exchange(&get("/"));
         world.says(upstream, &format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n4\r\nwx"));
         world.finishes(upstream);
-        assert!(world.is_reset(client));
+        assert!(world.is_shut(client) && !world.is_reset(client), "what came is the client's");
+        let passed = world.got(client);
+        assert!(passed.ends_with("\r\n\r\n4\r\nwx"), "{passed}");
         assert_eq!(world.last_cause(), Some(Cause::ResponseTruncated));
         world.ends();
     }
+    // to a client that is not told the length a FIN would say that all came
+    let mut world = World::new(plan());
+    let (client, upstream) = world.exchange("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    world.says(upstream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nwx");
+    world.finishes(upstream);
+    assert!(world.is_reset(client));
+    assert_eq!(world.last_cause(), Some(Cause::ResponseTruncated));
+    world.ends();
 }
 
 #[test]
